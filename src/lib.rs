@@ -1,0 +1,3 @@
+//! Which application on a Linux host uses how much network traffic.
+
+pub mod source;
