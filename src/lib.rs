@@ -1,6 +1,18 @@
 //! Which application on a Linux host uses how much network traffic.
 
+pub mod conntrack;
+pub mod figures;
+pub mod filter;
+pub mod flow;
+pub mod ledger;
+pub mod monitor;
+pub mod namespace;
+pub mod netlink;
+pub mod owner;
+pub mod pattern;
+pub mod process;
 pub mod report;
 pub mod run;
+pub mod sock_diag;
 pub mod source;
 pub mod usage;

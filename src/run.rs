@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -194,6 +195,17 @@ pub fn run(program: &mut dyn Program, mut signals: Signals) -> Result<()> {
             if closed(written.and_then(|()| output.note(screen.notes, false)))? || next == Next::End {
                 return Ok(());
             }
+        }
+    }
+}
+
+/// What main returns: success, or 1 after the error with all that led to it as one line on stderr.
+pub fn exit_code(program: &str, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{program}: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

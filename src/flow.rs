@@ -1,0 +1,180 @@
+//! A flow: the two tuples that conntrack knows a connection by, and the bytes that went each way.
+//!
+//! The original tuple is the connection as its first packet had it, the reply tuple is what answers look like. Without
+//! address translation one is the other turned round; with it they differ, and a socket may know the flow by either.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The transport protocols that have ports and sockets; conntrack's others are not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// IPPROTO_TCP, 6.
+    Tcp,
+    /// IPPROTO_UDP, 17.
+    Udp,
+}
+
+impl Protocol {
+    /// The protocol of an IP protocol number (RFC 790 and after); `None` for one without sockets of ours.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// An address and a port.
+///
+/// IPv4 addresses are kept in their IPv6-mapped form (RFC 4291, 2.5.5.2), so that 10.0.0.1 of a conntrack entry and
+/// ::ffff:10.0.0.1 of a dual-stack socket are one and the same from here on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    address: Ipv6Addr,
+    /// In host byte order.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The endpoint of an address as it was found, mapped or not.
+    pub fn new(address: impl Into<IpAddr>, port: u16) -> Self {
+        let address = match address.into() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        Self { address, port }
+    }
+
+    /// The address as one would write it: IPv4 without its IPv6 prefix.
+    pub fn address(self) -> IpAddr {
+        self.address.to_canonical()
+    }
+
+    /// The IPv4 address, if it is one.
+    pub fn ipv4(self) -> Option<Ipv4Addr> {
+        self.address.to_ipv4_mapped()
+    }
+
+    /// The IPv6 address, mapped for IPv4.
+    pub fn ipv6(self) -> Ipv6Addr {
+        self.address
+    }
+
+    /// Whether it is what `--ignore-local` means by local: 127.0.0.*, 0.0.0.0 and, for IPv6, ::1 and ::.
+    ///
+    /// The rest of 127.0.0.0/8 was not local to the original either.
+    pub fn is_local(self) -> bool {
+        match self.address() {
+            IpAddr::V4(v4) => v4.is_unspecified() || v4.octets()[..3] == [127, 0, 0],
+            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_loopback(),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::net::SocketAddr::new(self.address(), self.port).fmt(f)
+    }
+}
+
+/// One direction of a connection, as its packets' headers have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// Where the packets come from.
+    pub source: Endpoint,
+    /// Where they go.
+    pub destination: Endpoint,
+}
+
+impl Tuple {
+    /// The tuple of the answers, where no address is translated.
+    pub fn reversed(self) -> Self {
+        Self { protocol: self.protocol, source: self.destination, destination: self.source }
+    }
+}
+
+/// Bytes counted along a flow. In conntrack's case IP packets with their headers, in a socket's case TCP payload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes along the original tuple.
+    pub original: u64,
+    /// Bytes along the reply tuple.
+    pub reply: u64,
+}
+
+impl Counters {
+    /// What was added since `earlier`; `None` where a counter went down, so that these count another flow.
+    pub fn since(self, earlier: Self) -> Option<Self> {
+        Some(Self {
+            original: self.original.checked_sub(earlier.original)?,
+            reply: self.reply.checked_sub(earlier.reply)?,
+        })
+    }
+}
+
+/// One row of a table that counts: a conntrack entry, or a socket with counters of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The tuple of its first packet.
+    pub original: Tuple,
+    /// The tuple of the answers.
+    pub reply: Tuple,
+    /// The conntrack zone: equal tuples in two zones are two flows. For a socket
+    /// its network namespace. 0 where there are none.
+    pub zone: u32,
+    /// What tells this flow from another that has the same tuple later: conntrack's id, a socket's cookie; 0 where the
+    /// source gives none.
+    pub id: u64,
+    /// The bytes so far; `None` where the kernel did not count (nf_conntrack_acct was 0 when the flow began).
+    pub counters: Option<Counters>,
+    /// Whether the connection is still open; false once it is being closed (TIME_WAIT and its like).
+    pub open: bool,
+    /// The socket's inode, where the row is a socket. Only the original tuple's source is then an end of this flow: the
+    /// other end, if it is on this host, is a row of its own.
+    pub socket: Option<u64>,
+}
+
+impl Flow {
+    /// Whether both ends are local in the sense of [`Endpoint::is_local`].
+    pub fn is_local(&self) -> bool {
+        self.original.source.is_local() && self.original.destination.is_local()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address() {
+        let mapped: Ipv6Addr = "::ffff:10.0.0.1".parse().unwrap();
+        assert_eq!(Endpoint::new(mapped, 80), Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 80));
+        assert_eq!(format!("{:?}", Endpoint::new(mapped, 80)), "10.0.0.1:80");
+    }
+
+    #[test]
+    fn local_is_what_the_original_called_local() {
+        let local = |text: &str| Endpoint::new(text.parse::<IpAddr>().unwrap(), 1).is_local();
+        assert!(local("127.0.0.1") && local("127.0.0.55") && local("0.0.0.0") && local("::1"));
+        assert!(!local("127.0.1.1") && !local("10.0.0.1") && !local("fe80::1"));
+    }
+
+    #[test]
+    fn a_counter_that_went_down_counts_another_flow() {
+        let earlier = Counters { original: 5, reply: 5 };
+        assert_eq!(Counters { original: 7, reply: 5 }.since(earlier), Some(Counters { original: 2, reply: 0 }));
+        assert_eq!(Counters { original: 700, reply: 4 }.since(earlier), None);
+    }
+}

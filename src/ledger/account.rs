@@ -1,0 +1,112 @@
+//! What each command line has moved, and how long that is remembered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::filter::Filter;
+use crate::process::Identity;
+use crate::source::Reading;
+
+/// How long a command line is remembered that has neither open flows nor sockets.
+const MEMORY: Duration = Duration::from_secs(60);
+/// Of so many processes with one command line it is remembered that they may hold a socket.
+const HOLDERS: usize = 16;
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// The command lines.
+    pub filter: Filter,
+    /// Whether connections with two [local](crate::flow::Endpoint::is_local) ends are left out.
+    pub ignore_local: bool,
+}
+
+#[derive(Debug)]
+struct Account {
+    bytes_in: u64,
+    bytes_out: u64,
+    /// Whether it counts at all, and whether connections with two local ends count too.
+    counts: bool,
+    counts_local: bool,
+    /// When it last had traffic or an open flow.
+    alive: Instant,
+    /// The processes that were last alive, the latest last.
+    holders: Vec<(u32, u64)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Accounts {
+    selections: Vec<Selection>,
+    accounts: HashMap<Arc<[u8]>, Account>,
+}
+
+impl Accounts {
+    pub fn new(selections: Vec<Selection>) -> Self {
+        Self { selections, accounts: HashMap::new() }
+    }
+
+    /// Adds what `process` moved.
+    pub fn credit(&mut self, process: &Identity, (bytes_in, bytes_out): (u64, u64), local: bool, now: Instant) {
+        let account = self.account(process, now);
+        if if local { account.counts_local } else { account.counts } {
+            account.bytes_in += bytes_in;
+            account.bytes_out += bytes_out;
+        }
+    }
+
+    /// Notes that `process` has an open flow.
+    pub fn keep(&mut self, process: &Identity, now: Instant) {
+        self.account(process, now);
+    }
+
+    /// The account of a process that is alive at `now`.
+    fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
+        let account = self.accounts.entry(Arc::clone(&process.name)).or_insert_with(|| {
+            let selected = || self.selections.iter().filter(|selection| selection.filter.admits(&process.name));
+            Account {
+                bytes_in: 0,
+                bytes_out: 0,
+                counts: selected().next().is_some(),
+                counts_local: selected().any(|selection| !selection.ignore_local),
+                alive: now,
+                holders: Vec::new(),
+            }
+        });
+        account.alive = now;
+        let holder = (process.pid, process.start_time);
+        if account.holders.last() != Some(&holder) {
+            account.holders.retain(|known| *known != holder);
+            if account.holders.len() == HOLDERS {
+                account.holders.remove(0);
+            }
+            account.holders.push(holder);
+        }
+        account
+    }
+
+    /// Forgets the command lines that were silent for a minute and whose processes hold no socket any more.
+    ///
+    /// `holds_a_socket` is asked of a pid and its process' start time.
+    pub fn forget(&mut self, now: Instant, mut holds_a_socket: impl FnMut(u32, u64) -> bool) {
+        self.accounts.retain(|_, account| {
+            if now.saturating_duration_since(account.alive) <= MEMORY {
+                return true;
+            }
+            // As long as it listens or has an idle connection it stays; the next look is in another minute.
+            account.alive = now;
+            account.holders.iter().any(|&(pid, start_time)| holds_a_socket(pid, start_time))
+        });
+    }
+
+    /// Every command line that counts.
+    pub fn readings(&self) -> Vec<Reading> {
+        let counted = self.accounts.iter().filter(|(_, account)| account.counts);
+        let reading = |(name, account): (&Arc<[u8]>, &Account)| Reading {
+            name: Arc::clone(name),
+            bytes_in: account.bytes_in,
+            bytes_out: account.bytes_out,
+        };
+        counted.map(reading).collect()
+    }
+}

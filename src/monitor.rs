@@ -1,0 +1,231 @@
+//! Traffic per process: the kernel's counters, joined with who owns the connections.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+
+use crate::conntrack::Table;
+use crate::conntrack::probe::{Tracking, probe};
+use crate::flow::Flow;
+use crate::ledger::{Asked, Ledger, Selection};
+use crate::owner::{Owners, Question};
+use crate::source::{Reading, Source};
+
+/// What turns full counting on, on a host that has nftables.
+pub const TURN_ON: &str = "nft 'add table inet bwmon; \
+    add chain inet bwmon track { type filter hook input priority 0; }; \
+    add rule inet bwmon track ct state invalid counter' && sysctl -w net.netfilter.nf_conntrack_acct=1";
+
+/// What the sockets' own counters cannot tell, for the user.
+const PAYLOAD_ONLY: &str = "counting TCP payload per socket, without UDP and without packet headers";
+
+/// The shortest time between two looks for network namespaces because of a flow that is at home nowhere known: one
+/// costs a readlink(2) per process.
+const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
+/// The time after which namespaces are looked for anyway, to let go of those that ended.
+const SCAN_ANYWAY: Duration = Duration::from_secs(10);
+
+/// Where the counters come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum CountersFrom {
+    /// Conntrack where it counts, the sockets where it does not.
+    #[default]
+    Auto,
+    /// Conntrack: all of TCP and UDP, packet headers included.
+    Conntrack,
+    /// The sockets themselves: TCP payload.
+    Sockets,
+}
+
+/// What to monitor.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// What is counted: all that any of these takes.
+    pub selections: Vec<Selection>,
+    /// Whether connections that are older than the monitor count from their own beginning.
+    pub lookback: bool,
+    /// Where the counters come from.
+    pub counters_from: CountersFrom,
+}
+
+/// A source that counts per command line.
+#[derive(Debug)]
+pub struct Monitor {
+    counters: Counting,
+    owners: Owners,
+    ledger: Ledger,
+    notes: Vec<String>,
+    said: Said,
+}
+
+/// What is read each tick.
+#[derive(Debug)]
+enum Counting {
+    Conntrack(Table),
+    Sockets,
+}
+
+/// What the user was told once.
+#[derive(Debug, Default)]
+struct Said {
+    unreadable: bool,
+    mangled: bool,
+    lost: bool,
+}
+
+impl Monitor {
+    /// A monitor of this host.
+    ///
+    /// # Errors
+    /// Where what [`Settings::counters_from`] asks for cannot be had.
+    pub fn of_this_host(settings: Settings) -> Result<Self> {
+        let mut notes = Vec::new();
+        let mut ignored = None;
+        let counters = match settings.counters_from {
+            CountersFrom::Sockets => Counting::Sockets,
+            wanted => match Table::open(Path::new("/proc")) {
+                Ok(mut table) => {
+                    let (tracking, tuple) = probe(&mut table)?;
+                    ignored = tuple;
+                    let counts = tracking == Tracking::Counts;
+                    notes.extend(advice(tracking, wanted));
+                    if counts || wanted == CountersFrom::Conntrack {
+                        Counting::Conntrack(table)
+                    } else {
+                        Counting::Sockets
+                    }
+                }
+                Err(error) if wanted == CountersFrom::Conntrack => return Err(error),
+                Err(error) => {
+                    let how = if nix::unistd::geteuid().is_root() {
+                        format!("run: {TURN_ON}")
+                    } else {
+                        format!("run as root (sudo), where connections are not tracked yet after: {TURN_ON}")
+                    };
+                    notes.push(format!("{error:#}: {PAYLOAD_ONLY}; for full counting {how}"));
+                    Counting::Sockets
+                }
+            },
+        };
+        let mut owners = Owners::of_this_host();
+        if matches!(counters, Counting::Sockets)
+            && let Err(error) = owners.subscribe_to_endings()
+        {
+            return Err(error);
+        }
+        let mut ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
+        ledger.ignore(ignored);
+        Ok(Self { counters, owners, ledger, notes, said: Said::default() })
+    }
+
+    /// A monitor of the files below `proc_root` alone, with the conntrack table in `net/nf_conntrack`.
+    pub fn from_files(proc_root: &Path, settings: Settings) -> Self {
+        Self {
+            counters: Counting::Conntrack(Table::File(proc_root.join("net/nf_conntrack"))),
+            owners: Owners::from_files(proc_root),
+            ledger: Ledger::new(settings.selections, settings.lookback, Instant::now()),
+            notes: Vec::new(),
+            said: Said::default(),
+        }
+    }
+
+    /// Enters all rows of this tick.
+    fn read_rows(&mut self) -> Result<()> {
+        match &mut self.counters {
+            Counting::Conntrack(table) => {
+                let mangled = table.dump(&mut |flow| self.ledger.row(flow))?;
+                if mangled.lines > 0 && !std::mem::replace(&mut self.said.mangled, true) {
+                    self.notes.push(format!(
+                        "{} lines of the conntrack table could not be read and are left out, the first: {}",
+                        mangled.lines, mangled.first
+                    ));
+                }
+            }
+            Counting::Sockets => {
+                let Some(namespaces) = self.owners.namespaces() else { return Ok(()) };
+                for namespace in namespaces.iter_mut() {
+                    let zone = namespace.id;
+                    let ledger = &mut self.ledger;
+                    let mut enter = |flow: &Flow| ledger.row(&Flow { zone, ..*flow });
+                    // A namespace that ends while it is read has ended.
+                    let read = namespace.diag.dump_flows(&mut enter);
+                    if zone == 0 {
+                        read.context("cannot read the kernel's sockets (sock_diag)")?;
+                    }
+                    if namespace.diag.ended(enter) == Err(Errno::ENOBUFS)
+                        && !std::mem::replace(&mut self.said.lost, true)
+                    {
+                        self.notes
+                            .push("more sockets ended at once than could be read: their last bytes are lost".into());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what the ledger asks for.
+    fn find_owners(&mut self, now: Instant) {
+        let anyway = match self.counters {
+            Counting::Sockets => true,
+            Counting::Conntrack(_) => self.owners.namespaces().is_some_and(|namespaces| namespaces.has_others()),
+        };
+        if anyway {
+            self.owners.scan_namespaces(now, SCAN_ANYWAY);
+        }
+        let asked = self.ledger.questions(&mut |pid| self.owners.processes().identify(pid));
+        self.ask(&asked);
+        let strays = self.ledger.strays(&asked);
+        if !strays.is_empty() && self.owners.scan_namespaces(now, SCAN_ON_DEMAND) {
+            self.ask(&strays);
+        }
+    }
+
+    fn ask(&mut self, asked: &[Asked]) {
+        let questions: Vec<Question> = asked.iter().map(|asked| asked.question).collect();
+        let answers = self.owners.answer(&questions);
+        for (asked, answer) in asked.iter().zip(answers) {
+            self.ledger.answer(asked, answer, &mut |pid| self.owners.processes().identify(pid));
+        }
+    }
+}
+
+impl Source for Monitor {
+    fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
+        self.ledger.begin(now);
+        self.read_rows()?;
+        self.find_owners(now);
+        self.ledger.credit();
+        self.ledger.close(|pid, start_time| self.owners.processes().holds_a_socket(pid, start_time));
+        if self.owners.processes().some_unreadable() && !std::mem::replace(&mut self.said.unreadable, true) {
+            self.notes.push("only your own processes are shown: the others' sockets are for root (sudo) to see".into());
+        }
+        Ok(self.ledger.readings())
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+}
+
+/// What to tell a user whose conntrack does not count.
+fn advice(tracking: Tracking, wanted: CountersFrom) -> Option<String> {
+    let (state, turn_on) = match tracking {
+        Tracking::Counts => return None,
+        // The original's own words.
+        Tracking::WithoutCounters => (
+            "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable accounting.",
+            String::new(),
+        ),
+        Tracking::Off => (
+            "conntrack tracks no connections on this host: no firewall rule needs it;",
+            format!("; for full counting run: {TURN_ON}"),
+        ),
+    };
+    Some(match wanted {
+        CountersFrom::Conntrack => format!("{state} Until then nothing is counted{turn_on}"),
+        _ => format!("{state} Until then {PAYLOAD_ONLY}{turn_on}"),
+    })
+}

@@ -1,0 +1,251 @@
+//! Netlink messages: a header, a payload, attributes; and the socket that carries them (netlink(7)).
+//!
+//! ```text
+//! nlmsghdr { len: u32, type: u16, flags: u16, seq: u32, pid: u32 }   in host byte order, 16 bytes
+//! nlattr   { len: u16, type: u16 }                                   value behind it, padded to 4 bytes
+//! ```
+//! The kernel's side is net/netlink/af_netlink.c and include/uapi/linux/netlink.h.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
+    sockopt,
+};
+
+/// NLM_F_REQUEST: what every request carries.
+pub const REQUEST: u16 = 0x01;
+/// NLM_F_ROOT | NLM_F_MATCH: answer with the whole table.
+pub const DUMP: u16 = 0x300;
+
+const HEADER: usize = 16;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
+const TYPE_FLAGS: u16 = 0xc000;
+/// The kernel fills a dump's datagrams up to 32 KiB, whatever more there is room for.
+const BUFFER: usize = 32 * 1024;
+
+/// One message, its header taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The message's type.
+    pub kind: u16,
+    /// Its flags.
+    pub flags: u16,
+    /// The request it answers; 0 for an event.
+    pub sequence: u32,
+    /// What stands behind the header.
+    pub payload: &'a [u8],
+}
+
+/// The messages of a datagram. Stops at the first that does not fit.
+pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = u32_at(datagram, 0)? as usize;
+        let payload = datagram.get(HEADER..length)?;
+        let message = Message {
+            kind: u16_at(datagram, 4)?,
+            flags: u16_at(datagram, 6)?,
+            sequence: u32_at(datagram, 8)?,
+            payload,
+        };
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// The attributes of a payload: type without its flags, value. Stops at the first that does not fit.
+pub fn attributes(mut payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(payload, 0)?);
+        let value = payload.get(4..length)?;
+        let kind = u16_at(payload, 2)? & !TYPE_FLAGS;
+        payload = payload.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// The number in host byte order at `offset`.
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes.get(offset..offset + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+/// The number in host byte order at `offset`.
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..offset + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The number in host byte order at `offset`.
+pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..offset + 8)?.try_into().ok().map(u64::from_ne_bytes)
+}
+
+/// Appends an attribute and its padding to `message`.
+pub fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+/// A netlink socket to the kernel.
+#[derive(Debug)]
+pub struct Netlink {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a socket of the calling thread's network namespace, subscribed to the multicast groups of the mask
+    /// `groups`: bit 0 is group 1.
+    ///
+    /// # Errors
+    /// socket(2)'s and bind(2)'s: EPROTONOSUPPORT where the kernel lacks the protocol, EPERM where a group is not for
+    /// this user.
+    pub fn open(protocol: SockProtocol, groups: u32) -> nix::Result<Self> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self { fd, sequence: 0, buffer: Vec::new() })
+    }
+
+    /// Makes room for `bytes` of messages that wait to be read: beyond the host's limit for root, up to it for others.
+    pub fn set_receive_buffer(&self, bytes: usize) {
+        // Less room than asked for is no error: what does not fit is noticed when it is lost.
+        let _ = setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
+            .or_else(|_| setsockopt(&self.fd, sockopt::RcvBuf, &bytes));
+    }
+
+    /// Sends a request and calls `visit` with each message of its answer, until the answer is complete: after the one
+    /// message of a get, at the end mark of a dump.
+    ///
+    /// # Errors
+    /// The kernel's answer to the request (ENOENT: no such thing; EPERM), or what send(2) and recv(2) give.
+    pub fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+        mut visit: impl FnMut(Message<'_>),
+    ) -> nix::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER + payload.len()).map_err(|_| Errno::EMSGSIZE)?;
+        let mut request = Vec::with_capacity(HEADER + payload.len());
+        request.extend(length.to_ne_bytes());
+        request.extend(kind.to_ne_bytes());
+        request.extend((flags | REQUEST).to_ne_bytes());
+        request.extend(self.sequence.to_ne_bytes());
+        request.extend(0u32.to_ne_bytes());
+        request.extend(payload);
+        sendto(self.fd.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        self.buffer.resize(BUFFER, 0);
+        loop {
+            let length = self.receive(MsgFlags::empty())?;
+            let datagram = self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
+            for message in messages(datagram) {
+                // The rest of an answer that an error cut short, or an event.
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                match message.kind {
+                    DONE => return Ok(()),
+                    ERROR => {
+                        return match u32_at(message.payload, 0).map(u32::cast_signed) {
+                            Some(0) => Ok(()),
+                            Some(code) => Err(Errno::from_raw(code.wrapping_neg())),
+                            None => Err(Errno::EPROTO),
+                        };
+                    }
+                    _ => visit(message),
+                }
+                if flags & DUMP == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Calls `visit` with each event that waits to be read, without waiting for more.
+    ///
+    /// # Errors
+    /// ENOBUFS: the socket's buffer was full and events were lost; reading goes on with the next call.
+    pub fn events(&mut self, mut visit: impl FnMut(Message<'_>)) -> nix::Result<()> {
+        self.buffer.resize(BUFFER, 0);
+        loop {
+            let length = match self.receive(MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => return Ok(()),
+                received => received?,
+            };
+            messages(self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?).for_each(&mut visit);
+        }
+    }
+
+    fn receive(&mut self, flags: MsgFlags) -> nix::Result<usize> {
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, flags | MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR) => {}
+                received => return received,
+            }
+        }
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(kind: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend((HEADER as u32 + payload.len() as u32).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(2u16.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn messages_and_attributes_are_taken_apart() {
+        let mut payload = Vec::new();
+        push_attribute(&mut payload, 7, b"abc");
+        push_attribute(&mut payload, 0x8003, b"");
+        let mut datagram = message(20, 5, &payload);
+        datagram.extend(message(3, 5, &[]));
+        let found: Vec<_> = messages(&datagram).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].kind, found[0].flags, found[0].sequence), (20, 2, 5));
+        let attributes: Vec<_> = attributes(found[0].payload).collect();
+        assert_eq!(attributes, [(7, &b"abc"[..]), (3, &b""[..])]);
+    }
+
+    #[test]
+    fn a_length_beyond_the_datagram_or_below_the_header_ends_it() {
+        let mut long = message(20, 5, b"1234");
+        long[0] = 200;
+        assert_eq!(messages(&long).count(), 0);
+        let mut short = message(20, 5, b"1234");
+        short[0] = 15;
+        assert_eq!(messages(&short).count(), 0);
+        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parsers_panic_or_hang(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(messages(&bytes).count() <= bytes.len() / HEADER);
+            prop_assert!(attributes(&bytes).count() <= bytes.len() / 4);
+        }
+    }
+}
