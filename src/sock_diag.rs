@@ -50,7 +50,9 @@ impl Socket {
 /// A socket for questions about sockets, of the network namespace it was opened in.
 #[derive(Debug)]
 pub struct SockDiag {
-    socket: Netlink,
+    questions: Netlink,
+    /// Apart from the questions, whose answers would mix with what comes unasked.
+    endings: Option<Netlink>,
 }
 
 impl SockDiag {
@@ -59,7 +61,7 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Self::subscribed_to(0)
+        Ok(Self { questions: Netlink::open(SockProtocol::NetlinkSockDiag, 0)?, endings: None })
     }
 
     /// Opens one that also hears of every TCP socket's end, with its last figures; see [`SockDiag::ended`].
@@ -67,14 +69,10 @@ impl SockDiag {
     /// # Errors
     /// As [`SockDiag::open`].
     pub fn with_endings() -> nix::Result<Self> {
-        let diag = Self::subscribed_to(TCP_DESTROY_GROUPS)?;
+        let endings = Netlink::open(SockProtocol::NetlinkSockDiag, TCP_DESTROY_GROUPS)?;
         // A message has some 400 bytes: room for tens of thousands that close within one tick.
-        diag.socket.set_receive_buffer(16 << 20);
-        Ok(diag)
-    }
-
-    fn subscribed_to(groups: u32) -> nix::Result<Self> {
-        Ok(Self { socket: Netlink::open(SockProtocol::NetlinkSockDiag, groups)? })
+        endings.set_receive_buffer(16 << 20);
+        Ok(Self { endings: Some(endings), ..Self::open()? })
     }
 
     /// The socket that a packet from `remote` to `local` would be given to: the connected one, else a listener or an
@@ -91,7 +89,7 @@ impl SockDiag {
         };
         let mut found = None;
         let request = request(protocol, Some((source, destination)), u32::MAX, 0);
-        match self.socket.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
+        match self.questions.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
             Ok(()) => Ok(found.map(|row| row.socket)),
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -119,7 +117,8 @@ impl SockDiag {
     /// # Errors
     /// ENOBUFS: some were lost.
     pub fn ended(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.socket.events(|message| {
+        let Some(endings) = &mut self.endings else { return Ok(()) };
+        endings.events(|message| {
             if message.kind == BY_FAMILY
                 && let Some(row) = parse(Protocol::Tcp, message.payload)
             {
@@ -132,7 +131,7 @@ impl SockDiag {
         for family in [AF_INET, AF_INET6] {
             let mut request = request(protocol, None, CARRYING, extensions);
             request[0] = family as u8;
-            self.socket.request(BY_FAMILY, netlink::DUMP, &request, |message| {
+            self.questions.request(BY_FAMILY, netlink::DUMP, &request, |message| {
                 if message.kind == BY_FAMILY
                     && let Some(row) = parse(protocol, message.payload)
                 {

@@ -161,6 +161,8 @@ impl Entry {
     /// How to find out who is at an end. A socket's row has only the one of the socket.
     pub fn question(&self, key: &Key, side: Side) -> Option<Question> {
         match (side, &self.reply) {
+            // A socket that was closed before it was first seen may have been accepted from one that still listens.
+            (Side::Original, Reply::Socket(0)) => Some(Question::Tuple(key.original)),
             (Side::Original, Reply::Socket(inode)) => Some(Question::Inode(*inode)),
             (Side::Reply, Reply::Socket(_)) => None,
             (Side::Original, _) => Some(Question::Tuple(key.original)),
