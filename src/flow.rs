@@ -88,7 +88,7 @@ impl fmt::Debug for Endpoint {
 }
 
 /// One direction of a connection, as its packets' headers have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// The transport protocol.
     pub protocol: Protocol,
@@ -143,7 +143,7 @@ pub struct Flow {
     pub open: bool,
     /// The socket's inode, where the row is a socket. Only the original tuple's source is then an end of this flow: the
     /// other end, if it is on this host, is a row of its own.
-    pub socket: Option<u64>,
+    pub socket: Option<u32>,
 }
 
 impl Flow {

@@ -1,14 +1,15 @@
 //! The books: which flow has carried how much, who owns its ends, and what each command line has moved.
 //!
-//! A tick goes through them in one order: it [begins](Ledger::begin), rows are entered ([`Ledger::row`]), whoever is not
-//! known yet is asked for ([`Ledger::questions`], [`Ledger::answer`]), what moved is [credited](Ledger::credit), what is
-//! over is [closed](Ledger::close). Nothing here reads the kernel or a clock.
+//! A tick goes through them in one order: it [begins](Ledger::begin), flows that came and went are entered
+//! ([`Ledger::opened`], [`Ledger::ended`]), then the rows of the table ([`Ledger::row`]); whoever is not known yet is
+//! asked for ([`Ledger::questions`], [`Ledger::answer`]), what moved is [credited](Ledger::credit), what is over is
+//! [closed](Ledger::close). Nothing here reads the kernel or a clock.
 
 mod account;
 mod entry;
 mod registry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use indexmap::IndexMap;
@@ -20,22 +21,34 @@ use registry::Registry;
 
 use crate::flow::{Counters, Flow, Tuple};
 use crate::owner::{Answer, Question, Reason};
-use crate::process::Identity;
+use crate::process::{Handle, Identity};
 use crate::source::Reading;
 
 /// How often a flow without owner is asked about again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
-/// For so many ticks a flow may be missing from the table and go on when it is back: the kernel shows what it moves
-/// from one hash chain to another in neither now and then.
+/// For so many ticks a flow may be missing from the table and go on when it is back: what the kernel moves from one hash
+/// chain to another while it is read may show in neither.
 const GRACE: u32 = 1;
+/// So many sockets with traffic are looked at in a tick, whether their process still holds them: 2 µs each.
+const VERIFIED_PER_TICK: usize = 256;
 
-/// A question, and the end of a flow that its answer is about: for [`Ledger::answer`].
+/// An end of a flow that is asked about. Good for the tick it was asked in.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    /// What to find out.
-    pub question: Question,
-    key: Key,
+    flow: u32,
     side: Side,
+}
+
+/// What processes are like at the moment.
+pub trait Processes {
+    /// What runs under `pid`; `None` where nothing does.
+    fn identify(&mut self, pid: u32) -> Option<Identity>;
+
+    /// Whether `pid` still has the socket where it was found.
+    fn holds(&mut self, pid: u32, handle: Handle) -> bool;
+
+    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
+    fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool;
 }
 
 /// A flow to ask about, and when.
@@ -56,7 +69,7 @@ pub struct Ledger {
     now: Instant,
     flows: IndexMap<Key, Entry>,
     /// The flows whose counters changed in this tick, by their index, and the new counters.
-    moved: Vec<(usize, Counters)>,
+    moved: Vec<(u32, Counters)>,
     inquiries: Vec<Inquiry>,
     processes: Registry,
     accounts: Accounts,
@@ -92,154 +105,218 @@ impl Ledger {
         self.now = now;
     }
 
+    /// Enters a flow that began since the last tick, with what was found at its original's and its reply's source, where
+    /// it was looked for.
+    pub fn opened(&mut self, flow: &Flow, found: [Option<Sighting>; 2]) {
+        if Some(flow.original) == self.ignored {
+            return;
+        }
+        let index = self.enter(flow, Counters::default());
+        for (side, sighting) in Side::BOTH.into_iter().zip(found) {
+            if let Some(Sighting { answer, identity }) = sighting
+                && self.flows[index as usize].is_unclear(side)
+            {
+                self.answer(Asked { flow: index, side }, answer, &mut |_| identity.clone());
+            }
+        }
+    }
+
+    /// Enters a flow that ended since the last tick, with its last figures.
+    pub fn ended(&mut self, flow: &Flow) {
+        let Some(counters) = flow.counters else { return };
+        if Some(flow.original) == self.ignored {
+            return;
+        }
+        let index = self.enter(flow, self.base(counters));
+        let entry = &mut self.flows[index as usize];
+        entry.over = true;
+        // At once, since the next flow with the same tuple may come in the same tick.
+        if let Some(moved) = entry.count(counters) {
+            credit_owners(entry, moved, &self.processes, &mut self.accounts, self.now);
+        }
+    }
+
     /// Enters one row of the table. The same row twice in a tick counts once.
     pub fn row(&mut self, flow: &Flow) {
         let Some(counters) = flow.counters else { return };
         if Some(flow.original) == self.ignored {
             return;
         }
-        let key = Key { original: flow.original, zone: flow.zone };
+        let index = self.enter(flow, self.base(counters));
+        let entry = &mut self.flows[index as usize];
+        match entry.has_moved(counters) {
+            Some(false) => {}
+            Some(true) => self.moved.push((index, counters)),
+            // Counters that went down count another flow, which a source without ids cannot tell from the one before.
+            None => {
+                settle(&mut self.unowned, entry);
+                *entry = Entry::new(flow, Counters::default(), self.tick);
+                self.moved.push((index, counters));
+                self.inquire(Key::of(flow));
+            }
+        }
+    }
+
+    /// The counters from which on a flow counts that is met now with these.
+    fn base(&self, counters: Counters) -> Counters {
+        if self.tick == 1 && !self.lookback { counters } else { Counters::default() }
+    }
+
+    /// The index of a flow, which is entered and asked about if it is new.
+    fn enter(&mut self, flow: &Flow, base: Counters) -> u32 {
+        let key = Key::of(flow);
         let (index, ask) = match self.flows.get_full_mut(&key) {
-            Some((index, _, entry)) if entry.is(flow, counters) => (index, entry.renew(flow, self.tick)),
-            // Another flow with the same tuple: another id, or counters that went down.
-            Some((index, _, entry)) => {
+            // The same tuple again, in the place in the kernel's memory that the id is made from.
+            Some((index, _, entry)) if entry.over => {
                 settle(&mut self.unowned, entry);
                 *entry = Entry::new(flow, Counters::default(), self.tick);
                 (index, true)
             }
-            None => {
-                let base = if self.tick == 1 && !self.lookback { counters } else { Counters::default() };
-                (self.flows.insert_full(key, Entry::new(flow, base, self.tick)).0, true)
-            }
+            Some((index, _, entry)) => (index, entry.renew(flow, self.tick)),
+            None => (self.flows.insert_full(key, Entry::new(flow, base, self.tick)).0, true),
         };
         if ask {
-            self.inquiries.push(Inquiry { key, due: self.tick, tries: 0 });
+            self.inquire(key);
         }
-        if self.flows[index].has_moved(counters) {
-            self.moved.push((index, counters));
-        }
+        // 4 billion flows do not fit into any memory.
+        u32::try_from(index).unwrap_or(u32::MAX)
+    }
+
+    fn inquire(&mut self, key: Key) {
+        self.inquiries.push(Inquiry { key, due: self.tick, tries: 0 });
     }
 
     /// What is to be found out in this tick: who is at the ends of new flows, again at those of flows that nobody owned
-    /// so far, and at those that have traffic though their process is gone.
-    ///
-    /// `identify` says what runs under a pid now; it is asked once for each process that has traffic.
-    pub fn questions(&mut self, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> Vec<Asked> {
+    /// so far, and at those that have traffic though their process is gone or has the socket no more.
+    pub fn questions(&mut self, processes: &mut dyn Processes) -> Vec<Asked> {
         let tick = self.tick;
         let mut asked = Vec::new();
         let mut later = Vec::new();
         for inquiry in self.inquiries.extract_if(.., |inquiry| inquiry.due <= tick) {
-            let key = inquiry.key;
-            let Some(entry) = self.flows.get(&key) else { continue };
+            let Some((index, _, entry)) = self.flows.get_full(&inquiry.key) else { continue };
             let known = asked.len();
-            for side in Side::BOTH {
-                if entry.is_unclear(entry.end(side))
-                    && let Some(question) = entry.question(&key, side)
-                {
-                    asked.push(Asked { question, key, side });
-                }
-            }
+            let unclear = Side::BOTH.into_iter().filter(|&side| entry.is_unclear(side));
+            asked.extend(unclear.map(|side| Asked { flow: index as u32, side }));
             if asked.len() > known && inquiry.tries < TRIES {
-                later.push(Inquiry { due: tick + (1 << inquiry.tries), tries: inquiry.tries + 1, key });
+                later.push(Inquiry { due: tick + (1 << inquiry.tries), tries: inquiry.tries + 1, ..inquiry });
             }
         }
         self.inquiries.append(&mut later);
-        for &(index, _) in &self.moved {
-            let Some((&key, entry)) = self.flows.get_index(index) else { continue };
+        let mut verified = 0;
+        for &(flow, _) in &self.moved {
+            let entry = &self.flows[flow as usize];
             for side in Side::BOTH {
-                if let End::Owned { at, .. } = entry.end(side)
-                    && self.processes.is_gone(at, tick, identify)
-                    && let Some(question) = entry.question(&key, side)
-                {
-                    asked.push(Asked { question, key, side });
+                let End::Owned { process, handle, .. } = entry.end(side) else { continue };
+                let left = self.processes.is_gone(process, tick, processes) || {
+                    // One that is closing has no socket any more, and stays with who had it.
+                    verified += usize::from(entry.open);
+                    let pid = self.processes.get(process).map_or(0, |process| process.identity.pid);
+                    entry.open && verified <= VERIFIED_PER_TICK && !processes.holds(pid, handle)
+                };
+                if left {
+                    asked.push(Asked { flow, side });
                 }
             }
         }
         asked
     }
 
+    /// How to find out what was asked.
+    pub fn question(&self, asked: Asked) -> Question {
+        match self.flows.get_index(asked.flow as usize) {
+            Some((key, entry)) => entry.question(key, asked.side),
+            None => Question::Inode(0),
+        }
+    }
+
     /// Enters what was found out. `identify` says what runs under a pid now.
-    pub fn answer(&mut self, asked: &Asked, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
+    pub fn answer(&mut self, asked: Asked, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
+        let Some((key, entry)) = self.flows.get_index_mut(asked.flow as usize) else { return };
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
-            Answer::Held { pid, connected } => match self.processes.index(pid, self.tick, identify) {
-                Some(at) => End::Owned { at, sure: Entry::is_sure(&asked.key, connected) },
-                None => End::Nobody(Reason::NoProcess),
+            Answer::Held { handle, pid, connected } => match self.processes.index(pid, self.tick, identify) {
+                Some(process) => End::Owned { process, handle, sure: Entry::is_sure(key, connected) },
+                None => End::Nobody(Reason::Gone),
             },
         };
-        let Some(entry) = self.flows.get_mut(&asked.key) else { return };
         match (entry.end(asked.side), found) {
             // The last bytes of a socket that was closed belong to its last owner.
-            (End::Owned { at, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere) => {
-                entry.set_end(asked.side, End::Owned { at, sure: true });
+            (End::Owned { process, handle, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere) => {
+                entry.set_end(asked.side, End::Owned { process, handle, sure: true });
             }
-            (before, End::Owned { at, .. }) => {
+            (before, End::Owned { process, .. }) => {
                 entry.set_end(asked.side, found);
-                if !matches!(before, End::Owned { .. }) {
+                if !matches!(before, End::Owned { .. })
+                    && let Some(process) = self.processes.get(process)
+                {
                     let carried = asked.side.in_and_out(entry.carried());
-                    if let Some(process) = self.processes.get(at) {
-                        self.accounts.credit(&process.identity, carried, entry.local, self.now);
-                    }
+                    self.accounts.credit(&process.identity, carried, entry.local, self.now);
                 }
             }
             (_, _) => entry.set_end(asked.side, found),
         }
     }
 
-    /// Of these questions those whose flow is at home nowhere: neither address is one of this host's.
+    /// Of these ends those whose flow is at home nowhere: neither address is one of this host's.
     pub fn strays(&self, asked: &[Asked]) -> Vec<Asked> {
         let stray = |asked: &&Asked| {
-            let entry = self.flows.get(&asked.key);
-            entry.is_some_and(|entry| !entry.is_owned() && entry.end(asked.side) == End::Elsewhere)
+            let entry = &self.flows[asked.flow as usize];
+            !entry.is_owned() && entry.end(asked.side) == End::Elsewhere
         };
         asked.iter().filter(stray).copied().collect()
+    }
+
+    /// Gives flows to processes that were born since their owners were found and hold the same sockets: a child that
+    /// was forked to serve a connection. `heirs` are their pids by the sockets' inodes.
+    pub fn inherit(&mut self, heirs: &HashMap<u32, (u32, Handle)>, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
+        if heirs.is_empty() {
+            return;
+        }
+        for flow in 0..self.flows.len() {
+            for side in Side::BOTH {
+                if let End::Owned { handle, sure, .. } = self.flows[flow].end(side)
+                    && let Some(&(pid, handle)) = heirs.get(&handle.inode)
+                {
+                    let answer = Answer::Held { pid, handle, connected: sure };
+                    self.answer(Asked { flow: flow as u32, side }, answer, identify);
+                }
+            }
+        }
     }
 
     /// Credits what moved in this tick to the owners.
     pub fn credit(&mut self) {
         for (index, counters) in self.moved.drain(..) {
-            let Some((_, entry)) = self.flows.get_index_mut(index) else { continue };
-            // Behind what was credited is only a row that the kernel showed twice.
-            let Some(moved) = entry.count(counters) else { continue };
-            for side in Side::BOTH {
-                if let End::Owned { at, .. } = entry.end(side)
-                    && let Some(process) = self.processes.get(at)
-                {
-                    self.accounts.credit(&process.identity, side.in_and_out(moved), entry.local, self.now);
-                }
+            let entry = &mut self.flows[index as usize];
+            // Behind what was credited is only a row that was shown twice.
+            if let Some(moved) = entry.count(counters) {
+                credit_owners(entry, moved, &self.processes, &mut self.accounts, self.now);
             }
         }
     }
 
-    /// Closes the flows that the table has no more, and forgets who has nothing any more.
-    ///
-    /// `holds_a_socket` says whether a process, given by pid and start time, is there and has a socket open.
-    pub fn close(&mut self, holds_a_socket: impl FnMut(u32, u64) -> bool) {
+    /// Closes the flows that are over or that the table has no more, and forgets who has nothing any more.
+    pub fn close(&mut self, now: &mut dyn Processes) {
         let (tick, processes, unowned) = (self.tick, &mut self.processes, &mut self.unowned);
-        for process in processes.iter_mut() {
-            (process.referred, process.open) = (false, false);
-        }
+        processes.unmark();
         self.flows.retain(|_, entry| {
-            if tick - entry.seen > GRACE {
+            if entry.over || tick - entry.seen > GRACE {
                 settle(unowned, entry);
                 return false;
             }
             for side in Side::BOTH {
-                if let End::Owned { at, .. } = entry.end(side)
-                    && let Some(process) = processes.get_mut(at)
-                {
-                    process.referred = true;
-                    process.open |= entry.open && entry.seen == tick;
+                if let End::Owned { process, .. } = entry.end(side) {
+                    processes.mark(process, entry.open && entry.seen == tick);
                 }
             }
             true
         });
-        for process in self.processes.iter_mut().filter(|process| process.open) {
+        for process in self.processes.with_open_flows() {
             self.accounts.keep(&process.identity, self.now);
         }
-        self.processes.forget_unreferred();
-        self.accounts.forget(self.now, holds_a_socket);
+        self.processes.forget_unmarked();
+        self.accounts.forget(self.now, |pid, start_time| now.has_sockets(pid, start_time));
     }
 
     /// What each command line has moved.
@@ -247,13 +324,33 @@ impl Ledger {
         self.accounts.readings()
     }
 
-    /// What nobody owns, by the reason: the flows that are over and those that go on.
+    /// What nobody owns, by the reason: of the flows that are over and of those that go on.
     pub fn unowned(&self) -> BTreeMap<Reason, Counters> {
         let mut unowned = self.unowned.clone();
         for entry in self.flows.values() {
             settle(&mut unowned, entry);
         }
         unowned
+    }
+}
+
+/// What was found at an end at the moment its flow began.
+#[derive(Debug, Clone)]
+pub struct Sighting {
+    /// Who is there.
+    pub answer: Answer,
+    /// That process as it was then: by the next tick it may be gone.
+    pub identity: Option<Identity>,
+}
+
+/// Credits what a flow moved to the processes at its ends.
+fn credit_owners(entry: &Entry, moved: Counters, processes: &Registry, accounts: &mut Accounts, now: Instant) {
+    for side in Side::BOTH {
+        if let End::Owned { process, .. } = entry.end(side)
+            && let Some(process) = processes.get(process)
+        {
+            accounts.credit(&process.identity, side.in_and_out(moved), entry.local, now);
+        }
     }
 }
 

@@ -16,3 +16,4 @@ pub mod run;
 pub mod sock_diag;
 pub mod source;
 pub mod usage;
+pub mod watch;

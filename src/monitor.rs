@@ -10,8 +10,9 @@ use crate::conntrack::Table;
 use crate::conntrack::probe::{Tracking, probe};
 use crate::flow::Flow;
 use crate::ledger::{Asked, Ledger, Selection};
-use crate::owner::{Owners, Question};
+use crate::owner::Owners;
 use crate::source::{Reading, Source};
+use crate::watch::{Seen, Watch};
 
 /// What turns full counting on, on a host that has nftables.
 pub const TURN_ON: &str = "nft 'add table inet bwmon; \
@@ -63,7 +64,8 @@ pub struct Monitor {
 /// What is read each tick.
 #[derive(Debug)]
 enum Counting {
-    Conntrack(Table),
+    /// The table, and what came and went in between where the kernel tells.
+    Conntrack(Table, Option<Watch>),
     Sockets,
 }
 
@@ -92,7 +94,8 @@ impl Monitor {
                     let counts = tracking == Tracking::Counts;
                     notes.extend(advice(tracking, wanted));
                     if counts || wanted == CountersFrom::Conntrack {
-                        Counting::Conntrack(table)
+                        // Refused along with netlink; the table's text alone then tells less sharply.
+                        Counting::Conntrack(table, Watch::start().ok())
                     } else {
                         Counting::Sockets
                     }
@@ -123,7 +126,7 @@ impl Monitor {
     /// A monitor of the files below `proc_root` alone, with the conntrack table in `net/nf_conntrack`.
     pub fn from_files(proc_root: &Path, settings: Settings) -> Self {
         Self {
-            counters: Counting::Conntrack(Table::File(proc_root.join("net/nf_conntrack"))),
+            counters: Counting::Conntrack(Table::File(proc_root.join("net/nf_conntrack")), None),
             owners: Owners::from_files(proc_root),
             ledger: Ledger::new(settings.selections, settings.lookback, Instant::now()),
             notes: Vec::new(),
@@ -134,7 +137,13 @@ impl Monitor {
     /// Enters all rows of this tick.
     fn read_rows(&mut self) -> Result<()> {
         match &mut self.counters {
-            Counting::Conntrack(table) => {
+            Counting::Conntrack(table, watch) => {
+                for seen in watch.as_ref().map(Watch::take).unwrap_or_default() {
+                    match seen {
+                        Seen::Opened(flow, found) => self.ledger.opened(&flow, found),
+                        Seen::Ended(flow) => self.ledger.ended(&flow),
+                    }
+                }
                 let mangled = table.dump(&mut |flow| self.ledger.row(flow))?;
                 if mangled.lines > 0 && !std::mem::replace(&mut self.said.mangled, true) {
                     self.notes.push(format!(
@@ -148,13 +157,12 @@ impl Monitor {
                 for namespace in namespaces.iter_mut() {
                     let zone = namespace.id;
                     let ledger = &mut self.ledger;
-                    let mut enter = |flow: &Flow| ledger.row(&Flow { zone, ..*flow });
                     // A namespace that ends while it is read has ended.
-                    let read = namespace.diag.dump_flows(&mut enter);
+                    let read = namespace.diag.dump_flows(|flow| ledger.row(&Flow { zone, ..*flow }));
                     if zone == 0 {
                         read.context("cannot read the kernel's sockets (sock_diag)")?;
                     }
-                    if namespace.diag.ended(enter) == Err(Errno::ENOBUFS)
+                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow })) == Err(Errno::ENOBUFS)
                         && !std::mem::replace(&mut self.said.lost, true)
                     {
                         self.notes
@@ -170,12 +178,15 @@ impl Monitor {
     fn find_owners(&mut self, now: Instant) {
         let anyway = match self.counters {
             Counting::Sockets => true,
-            Counting::Conntrack(_) => self.owners.namespaces().is_some_and(|namespaces| namespaces.has_others()),
+            Counting::Conntrack(..) => self.owners.namespaces().is_some_and(|namespaces| namespaces.has_others()),
         };
         if anyway {
             self.owners.scan_namespaces(now, SCAN_ANYWAY);
         }
-        let asked = self.ledger.questions(&mut |pid| self.owners.processes().identify(pid));
+        let heirs = self.owners.newborn();
+        let processes = self.owners.processes();
+        self.ledger.inherit(&heirs, &mut |pid| processes.identify(pid));
+        let asked = self.ledger.questions(processes);
         self.ask(&asked);
         let strays = self.ledger.strays(&asked);
         if !strays.is_empty() && self.owners.scan_namespaces(now, SCAN_ON_DEMAND) {
@@ -184,10 +195,10 @@ impl Monitor {
     }
 
     fn ask(&mut self, asked: &[Asked]) {
-        let questions: Vec<Question> = asked.iter().map(|asked| asked.question).collect();
-        let answers = self.owners.answer(&questions);
-        for (asked, answer) in asked.iter().zip(answers) {
-            self.ledger.answer(asked, answer, &mut |pid| self.owners.processes().identify(pid));
+        let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)));
+        let processes = self.owners.processes();
+        for (&asked, answer) in asked.iter().zip(answers) {
+            self.ledger.answer(asked, answer, &mut |pid| processes.identify(pid));
         }
     }
 }
@@ -198,7 +209,7 @@ impl Source for Monitor {
         self.read_rows()?;
         self.find_owners(now);
         self.ledger.credit();
-        self.ledger.close(|pid, start_time| self.owners.processes().holds_a_socket(pid, start_time));
+        self.ledger.close(self.owners.processes());
         if self.owners.processes().some_unreadable() && !std::mem::replace(&mut self.said.unreadable, true) {
             self.notes.push("only your own processes are shown: the others' sockets are for root (sudo) to see".into());
         }

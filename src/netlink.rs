@@ -168,19 +168,21 @@ impl Netlink {
         }
     }
 
-    /// Calls `visit` with each event that waits to be read, without waiting for more.
+    /// Calls `visit` with the messages of up to `most` datagrams that wait, without waiting for more. Says how many
+    /// there were.
     ///
     /// # Errors
-    /// ENOBUFS: the socket's buffer was full and events were lost; reading goes on with the next call.
-    pub fn events(&mut self, mut visit: impl FnMut(Message<'_>)) -> nix::Result<()> {
+    /// ENOBUFS: the socket's buffer was full and messages were lost; reading goes on with the next call.
+    pub fn events(&mut self, most: usize, mut visit: impl FnMut(Message<'_>)) -> nix::Result<usize> {
         self.buffer.resize(BUFFER, 0);
-        loop {
+        for read in 0..most {
             let length = match self.receive(MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => return Ok(read),
                 received => received?,
             };
             messages(self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?).for_each(&mut visit);
         }
+        Ok(most)
     }
 
     fn receive(&mut self, flags: MsgFlags) -> nix::Result<usize> {

@@ -1,29 +1,38 @@
 //! Whose end of a connection this is: from a tuple to a socket, from the socket to the process that holds it.
+//!
+//! [`Owners`] answers many questions at once, with one walk over all processes; a [`seeker::Seeker`] answers one at once,
+//! with as little work as it can.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::BufReader;
+mod files;
+pub mod seeker;
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use procfs::{FromBufReadSI, LocalSystemInfo};
 
 use crate::flow::{Endpoint, Protocol, Tuple};
-use crate::namespace::Namespaces;
-use crate::process::Processes;
-use crate::sock_diag::Socket;
+use crate::namespace::{Namespace, Namespaces};
+use crate::process::{Handle, Identity, Processes};
+use files::SocketTable;
 
 /// From this many questions about TCP on, one reading of all sockets is cheaper than asking for each.
 const BULK: usize = 1000;
+/// As many descriptors of new-born processes are looked at in a tick: 2 µs each.
+const NEWBORN_BUDGET: u32 = 20_000;
+
 /// Why bytes are nobody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// Neither address is one of this host's, or no socket has the tuple: the packets are forwarded, or were for nobody.
-    NoSocket,
-    /// The kernel has a socket, but no process holds it: it was closed, or is the kernel's own.
+    /// Neither end is on this host.
+    Forwarded,
+    /// No socket has the tuple any more: its process was gone before it could be found.
+    Gone,
+    /// The kernel has a socket, but no process holds it.
     NoProcess,
-    /// A socket's process is another user's, and this user may not see its descriptors.
+    /// The socket's process is another user's, whose descriptors this user may not see.
     NotPermitted,
 }
 
@@ -32,8 +41,8 @@ pub enum Reason {
 pub enum Question {
     /// The tuple whose source the end is.
     Tuple(Tuple),
-    /// The inode of its socket; 0 for a socket that has none.
-    Inode(u64),
+    /// The inode of its socket.
+    Inode(u32),
 }
 
 /// Who is at one end of a connection.
@@ -43,6 +52,8 @@ pub enum Answer {
     Held {
         /// Its process id.
         pid: u32,
+        /// Where it holds it.
+        handle: Handle,
         /// Whether the socket is this connection's own. A listener's, which answers while there is no other, may
         /// hand the connection on to another process.
         connected: bool,
@@ -53,12 +64,37 @@ pub enum Answer {
     Nobody(Reason),
 }
 
+/// What was found for a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Socket { inode: u32, connected: bool },
+    NoSocket,
+    Elsewhere,
+}
+
+impl Found {
+    fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, some_unreadable: bool) -> Answer {
+        match self {
+            Self::Elsewhere => Answer::Elsewhere,
+            Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Nobody(Reason::Gone),
+            Self::Socket { inode, connected } => match holder(inode) {
+                Some((pid, handle)) => Answer::Held { pid, handle, connected },
+                None if some_unreadable => Answer::Nobody(Reason::NotPermitted),
+                None => Answer::Nobody(Reason::NoProcess),
+            },
+        }
+    }
+}
+
 /// Finds owners.
 #[derive(Debug)]
 pub struct Owners {
     sockets: Sockets,
     processes: Processes,
+    /// When the network namespaces were last looked for.
     scanned: Option<Instant>,
+    /// The pids at the last look for new-born ones, in ascending order.
+    known: Vec<u32>,
 }
 
 /// The two ways to find a socket.
@@ -66,7 +102,7 @@ pub struct Owners {
 enum Sockets {
     /// sock_diag, in every network namespace.
     Kernel(Namespaces),
-    /// /proc/net/{tcp,tcp6,udp,udp6}, in the own one.
+    /// The tables in /proc/net, in the own one.
     Files,
 }
 
@@ -75,12 +111,13 @@ impl Owners {
     pub fn of_this_host() -> Self {
         let processes = Processes::new("/proc");
         let sockets = Namespaces::new(processes.root()).map_or(Sockets::Files, Sockets::Kernel);
-        Self { sockets, processes, scanned: None }
+        Self { sockets, processes, scanned: None, known: Vec::new() }
     }
 
     /// Owners as the files below `proc_root` have them.
     pub fn from_files(proc_root: impl AsRef<Path>) -> Self {
-        Self { sockets: Sockets::Files, processes: Processes::new(proc_root.as_ref()), scanned: None }
+        let processes = Processes::new(proc_root.as_ref());
+        Self { sockets: Sockets::Files, processes, scanned: None, known: Vec::new() }
     }
 
     /// The processes, for questions about one.
@@ -101,8 +138,7 @@ impl Owners {
     /// # Errors
     /// Where sock_diag is refused.
     pub fn subscribe_to_endings(&mut self) -> Result<()> {
-        let namespaces = Namespaces::with_endings(self.processes.root())?;
-        self.sockets = Sockets::Kernel(namespaces);
+        self.sockets = Sockets::Kernel(Namespaces::with_endings(self.processes.root())?);
         Ok(())
     }
 
@@ -118,157 +154,169 @@ impl Owners {
     }
 
     /// The answers to questions, in their order.
-    pub fn answer(&mut self, questions: &[Question]) -> Vec<Answer> {
-        let tuples: Vec<Tuple> = questions.iter().filter_map(Question::tuple).collect();
-        let mut of_tuples = match &mut self.sockets {
-            _ if tuples.is_empty() => Vec::new(),
-            Sockets::Kernel(namespaces) => find_in_kernel(namespaces, &tuples),
-            Sockets::Files => {
-                let table = SocketTable::read(self.processes.root());
-                tuples.iter().map(|tuple| table.find(tuple)).collect()
-            }
-        }
-        .into_iter();
-        let found: Vec<Found> = questions
-            .iter()
+    ///
+    /// A socket that several processes hold belongs to the youngest of them: the child that was forked to serve it, not
+    /// the parent that keeps a copy.
+    pub fn answer(&mut self, questions: impl Iterator<Item = Question>) -> Vec<Answer> {
+        let mut tuples = Vec::new();
+        let mut found: Vec<Found> = questions
             .map(|question| match question {
-                Question::Tuple(_) => of_tuples.next().unwrap_or(Found::Nothing),
-                Question::Inode(inode) => Found::Socket { inode: *inode, connected: true },
+                Question::Tuple(tuple) => {
+                    tuples.push(tuple);
+                    Found::NoSocket
+                }
+                Question::Inode(inode) => Found::Socket { inode, connected: true },
             })
             .collect();
-        let mut wanted = found.iter().filter_map(Found::inode).collect();
-        let holders = self.processes.holders(&mut wanted);
-        let answer = |found| match found {
-            Found::Elsewhere => Answer::Elsewhere,
-            Found::Nothing => Answer::Nobody(Reason::NoSocket),
-            Found::Socket { inode, connected } => match holders.get(&inode) {
-                Some(&pid) => Answer::Held { pid, connected },
-                None if inode != 0 && self.processes.some_unreadable() => Answer::Nobody(Reason::NotPermitted),
-                None => Answer::Nobody(Reason::NoProcess),
-            },
-        };
-        found.into_iter().map(answer).collect()
-    }
-}
-
-impl Question {
-    fn tuple(&self) -> Option<Tuple> {
-        match self {
-            Self::Tuple(tuple) => Some(*tuple),
-            Self::Inode(_) => None,
+        if !tuples.is_empty() {
+            let of_tuples = match &mut self.sockets {
+                Sockets::Kernel(namespaces) => find_all(namespaces, &tuples),
+                Sockets::Files => {
+                    let table = SocketTable::read(self.processes.root());
+                    tuples.iter().map(|tuple| table.find(tuple)).collect()
+                }
+            };
+            let unfound = found.iter_mut().filter(|found| **found == Found::NoSocket);
+            unfound.zip(of_tuples).for_each(|(found, of_tuple)| *found = of_tuple);
         }
-    }
-}
-
-/// What was found for a question.
-#[derive(Debug, Clone, Copy)]
-enum Found {
-    Socket { inode: u64, connected: bool },
-    Nothing,
-    Elsewhere,
-}
-
-impl Found {
-    fn socket(socket: &Socket) -> Self {
-        Self::Socket { inode: socket.inode, connected: socket.is_connected() }
+        let holders = self.holders(&found);
+        let some_unreadable = self.processes.some_unreadable();
+        found.into_iter().map(|found| found.answer(|inode| holders.of(inode), some_unreadable)).collect()
     }
 
-    fn inode(&self) -> Option<u64> {
-        match self {
-            Self::Socket { inode, .. } if *inode != 0 => Some(*inode),
-            _ => None,
+    /// One walk over the processes, the youngest first, for the holders of all sockets in `found`.
+    fn holders(&mut self, found: &[Found]) -> Holders {
+        let mut inodes: Vec<u32> = found
+            .iter()
+            .filter_map(|found| match found {
+                Found::Socket { inode, .. } if *inode != 0 => Some(*inode),
+                _ => None,
+            })
+            .collect();
+        inodes.sort_unstable();
+        inodes.dedup();
+        let mut left = inodes.len();
+        let mut holders = Holders { holders: vec![None; inodes.len()], inodes };
+        if left == 0 {
+            return holders;
         }
+        for pid in self.processes.youngest_first() {
+            self.processes.each_socket(pid, &mut u32::MAX.clone(), |handle| {
+                if let Some(holder @ None) = holders.slot(handle.inode) {
+                    *holder = Some((pid, handle));
+                    left -= 1;
+                }
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            if left == 0 {
+                break;
+            }
+        }
+        holders
+    }
+
+    /// The sockets of the processes that were born since the call before, by inode: who may have inherited them.
+    ///
+    /// The first call only looks who is there.
+    pub fn newborn(&mut self) -> HashMap<u32, (u32, Handle)> {
+        let youngest_first = self.processes.youngest_first();
+        let mut sorted = youngest_first.clone();
+        sorted.sort_unstable();
+        let known = std::mem::replace(&mut self.known, sorted);
+        let mut heirs = HashMap::new();
+        if known.is_empty() {
+            return heirs;
+        }
+        let mut budget = NEWBORN_BUDGET;
+        for pid in youngest_first.into_iter().filter(|pid| known.binary_search(pid).is_err()) {
+            self.processes.each_socket(pid, &mut budget, |handle| {
+                heirs.entry(handle.inode).or_insert((pid, handle));
+                ControlFlow::Continue(())
+            });
+        }
+        heirs
     }
 }
 
-fn find_in_kernel(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Found> {
+/// Who holds which socket.
+struct Holders {
+    /// In ascending order.
+    inodes: Vec<u32>,
+    /// In the same order.
+    holders: Vec<Option<(u32, Handle)>>,
+}
+
+impl Holders {
+    fn slot(&mut self, inode: u32) -> Option<&mut Option<(u32, Handle)>> {
+        let at = self.inodes.binary_search(&inode).ok()?;
+        self.holders.get_mut(at)
+    }
+
+    fn of(&self, inode: u32) -> Option<(u32, Handle)> {
+        let at = self.inodes.binary_search(&inode).ok()?;
+        *self.holders.get(at)?
+    }
+}
+
+/// The sockets at the sources of many tuples, in their order.
+fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Found> {
     namespaces.refresh();
-    let mut all = HashMap::new();
-    if tuples.iter().filter(|tuple| tuple.protocol == Protocol::Tcp).count() >= BULK {
-        let wanted: HashSet<&Tuple> = tuples.iter().collect();
+    let mut found = vec![Found::NoSocket; tuples.len()];
+    let mut order: Vec<u32> =
+        (0..).take(tuples.len()).filter(|&at| tuples[at as usize].protocol == Protocol::Tcp).collect();
+    if order.len() >= BULK {
+        order.sort_unstable_by_key(|&at| tuples[at as usize]);
         for namespace in namespaces.iter_mut() {
-            let id = namespace.id;
             // What this reading misses is asked for below, one by one.
             let _ = namespace.diag.dump(Protocol::Tcp, |socket| {
                 let tuple = Tuple { protocol: Protocol::Tcp, source: socket.local, destination: socket.remote };
-                if wanted.contains(&tuple) {
-                    all.insert((id, tuple), socket);
+                let from = order.partition_point(|&at| tuples[at as usize] < tuple);
+                for &at in order[from..].iter().take_while(|&&at| tuples[at as usize] == tuple) {
+                    found[at as usize] = Found::Socket { inode: socket.inode, connected: true };
                 }
             });
         }
     }
-    let find = |tuple: &Tuple| {
-        let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
-        if let Some(socket) = all.get(&(namespace.id, *tuple)) {
-            return Found::socket(socket);
+    for (tuple, found) in tuples.iter().zip(&mut found) {
+        if !matches!(found, Found::Socket { inode: 1.., .. }) {
+            *found = find(namespaces, tuple);
         }
-        let mut ask = |remote| namespace.diag.find(tuple.protocol, tuple.source, remote).ok().flatten();
-        let found = ask(tuple.destination);
-        match found {
-            // Closed already, and in TIME_WAIT or orphaned: it was accepted from whoever listens there.
-            Some(socket) if socket.inode == 0 && tuple.protocol == Protocol::Tcp => {
-                ask(Endpoint::new(tuple.destination.address(), 0)).or(found)
-            }
-            _ => found,
-        }
-        .map_or(Found::Nothing, |socket| Found::socket(&socket))
-    };
-    tuples.iter().map(find).collect()
-}
-
-/// The sockets of the tables in /proc/net, by their ends.
-struct SocketTable {
-    sockets: HashMap<(Protocol, Endpoint, Endpoint), u64>,
-}
-
-impl SocketTable {
-    /// Reads all four. One that is missing or cannot be read holds no sockets.
-    fn read(proc_root: &Path) -> Self {
-        let mut sockets = HashMap::new();
-        let net = proc_root.join("net");
-        for name in ["tcp", "tcp6"] {
-            let entries = read_table::<procfs::net::TcpNetEntries>(&net.join(name)).map_or(Vec::new(), |t| t.0);
-            for entry in entries {
-                let ends = (endpoint(entry.local_address), endpoint(entry.remote_address));
-                sockets.insert((Protocol::Tcp, ends.0, ends.1), entry.inode);
-            }
-        }
-        for name in ["udp", "udp6"] {
-            let entries = read_table::<procfs::net::UdpNetEntries>(&net.join(name)).map_or(Vec::new(), |t| t.0);
-            for entry in entries {
-                let ends = (endpoint(entry.local_address), endpoint(entry.remote_address));
-                sockets.insert((Protocol::Udp, ends.0, ends.1), entry.inode);
-            }
-        }
-        Self { sockets }
     }
+    found
+}
 
-    /// The connected socket of a tuple, else for UDP the one that takes everything for its address or its port.
-    fn find(&self, tuple: &Tuple) -> Found {
-        let nobody = |address: std::net::IpAddr| Endpoint::new(address, 0);
-        let any_v4 = std::net::Ipv4Addr::UNSPECIFIED.into();
-        let any_v6 = std::net::Ipv6Addr::UNSPECIFIED.into();
-        let port = tuple.source.port;
-        let mut candidates = vec![(tuple.source, tuple.destination)];
-        if tuple.protocol == Protocol::Udp {
-            for local in [tuple.source, Endpoint::new(any_v4, port), Endpoint::new(any_v6, port)] {
-                candidates.extend([(local, nobody(any_v4)), (local, nobody(any_v6))]);
+/// The socket at the source of a tuple.
+fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
+    let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
+    match find_in(namespace, tuple, tuple.destination) {
+        // Closed already, and in TIME_WAIT or orphaned: it was accepted from whoever listens there, if anybody does.
+        found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) if tuple.protocol == Protocol::Tcp => {
+            match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
+                Found::NoSocket => found,
+                listener => listener,
             }
         }
-        for (local, remote) in candidates {
-            if let Some(&inode) = self.sockets.get(&(tuple.protocol, local, remote)) {
-                return Found::Socket { inode, connected: remote.port != 0 };
-            }
-        }
-        Found::Nothing
+        found => found,
     }
 }
 
-fn read_table<T: FromBufReadSI>(path: &Path) -> Result<T> {
-    let file = BufReader::new(File::open(path)?);
-    Ok(T::from_buf_read(file, &LocalSystemInfo)?)
+fn find_in(namespace: &mut Namespace, tuple: &Tuple, remote: Endpoint) -> Found {
+    match namespace.diag.find(tuple.protocol, tuple.source, remote) {
+        Ok(Some(socket)) => Found::Socket { inode: socket.inode, connected: socket.is_connected() },
+        Ok(None) | Err(_) => Found::NoSocket,
+    }
 }
 
-fn endpoint(address: std::net::SocketAddr) -> Endpoint {
-    Endpoint::new(address.ip(), address.port())
+impl crate::ledger::Processes for Processes {
+    fn identify(&mut self, pid: u32) -> Option<Identity> {
+        Processes::identify(self, pid)
+    }
+
+    fn holds(&mut self, pid: u32, handle: Handle) -> bool {
+        Processes::holds(self, pid, handle)
+    }
+
+    fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
+        Processes::has_sockets(self, pid, start_time)
+    }
 }

@@ -5,20 +5,22 @@
 //! /proc/4711/cmdline: "curl\0-s\0http://example.com/\0"
 //! ```
 //! The kernel's side is fs/proc/fd.c and fs/proc/base.c, the manual proc_pid_fd(5) and proc_pid_cmdline(5). The walk over
-//! descriptors is our own: procfs opens and stats each one where a single readlinkat(2) tells all.
+//! descriptors is our own: procfs opens and stats each one, where a single readlinkat(2) tells all.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::Mode;
-use procfs::process::Process;
+use procfs::FromRead;
+use procfs::process::Stat;
 
 /// As much of a command line as is kept, in bytes: what Linux showed of one until 4.2.
 const LONGEST_NAME: u64 = 4096;
@@ -36,17 +38,26 @@ pub struct Identity {
     pub nameless: bool,
 }
 
+/// A socket, and the descriptor by which a process holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    /// The inode of the socket in sockfs: unique on the host, and 32 bits wide (fs/inode.c, `get_next_ino`).
+    pub inode: u32,
+    /// The number of the descriptor.
+    pub fd: u32,
+}
+
 /// The processes of a /proc.
 #[derive(Debug)]
 pub struct Processes {
     root: PathBuf,
-    unreadable: bool,
+    some_unreadable: bool,
 }
 
 impl Processes {
     /// Those below `root`, normally /proc.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), unreadable: false }
+        Self { root: root.into(), some_unreadable: false }
     }
 
     /// The /proc they are read from.
@@ -54,88 +65,82 @@ impl Processes {
         &self.root
     }
 
-    /// Whether a walk met a process whose descriptors this user may not see.
+    /// Whether any process was met whose descriptors this user may not see.
     pub fn some_unreadable(&self) -> bool {
-        self.unreadable
+        self.some_unreadable
     }
 
-    /// All process ids, the youngest first.
-    ///
-    /// Ids are given out in ascending order and begin again at the bottom when they run out; the last one given out, at
-    /// the end of /proc/loadavg, tells where the youngest are.
+    /// The last process id that was given out, to a process or a thread.
+    pub fn newest_pid(&self) -> Option<u32> {
+        let loadavg = std::fs::read_to_string(self.root.join("loadavg")).ok()?;
+        loadavg.split_ascii_whitespace().last()?.parse().ok()
+    }
+
+    /// All process ids, the youngest first: ids are given out in ascending order, and again from the bottom when they
+    /// run out.
     pub fn youngest_first(&self) -> Vec<u32> {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
-        let mut pids: Vec<u32> =
-            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        let loadavg = std::fs::read_to_string(self.root.join("loadavg")).unwrap_or_default();
-        let newest = loadavg.split_ascii_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or(u32::MAX);
+        let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        let mut pids: Vec<u32> = entries.flatten().filter_map(number).collect();
+        let newest = self.newest_pid().unwrap_or(u32::MAX);
         pids.sort_unstable_by_key(|&pid| std::cmp::Reverse((pid <= newest, pid)));
         pids
     }
 
-    /// Takes from `wanted`, a set of socket inodes, each one that a process holds, and says which: the youngest.
-    ///
-    /// Processes that vanish meanwhile are passed over; those that may not be looked at are remembered in
-    /// [`Processes::some_unreadable`].
-    pub fn holders(&mut self, wanted: &mut std::collections::HashSet<u64>) -> HashMap<u64, u32> {
-        let mut holders = HashMap::with_capacity(wanted.len());
-        if wanted.is_empty() {
-            return holders;
-        }
-        for pid in self.youngest_first() {
-            self.each_socket(pid, |inode| {
-                if wanted.remove(&inode) {
-                    holders.insert(inode, pid);
+    /// Calls `visit` with each socket that `pid` holds, until it breaks off or `budget`, counted in descriptors, is used
+    /// up. A process that is gone holds none.
+    pub fn each_socket(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(Handle) -> ControlFlow<()>) {
+        *budget = budget.saturating_sub(1);
+        let path = self.descriptors(pid);
+        let mut descriptors =
+            match Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Ok(descriptors) => descriptors,
+                Err(error) => {
+                    self.some_unreadable |= matches!(error, Errno::EACCES | Errno::EPERM);
+                    return;
                 }
-                !wanted.is_empty()
-            });
-            if wanted.is_empty() {
-                break;
-            }
-        }
-        holders
-    }
-
-    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
-    pub fn holds_a_socket(&mut self, pid: u32, start_time: u64) -> bool {
-        if self.identify(pid).is_none_or(|identity| identity.start_time != start_time) {
-            return false;
-        }
-        let mut found = false;
-        self.each_socket(pid, |_| {
-            found = true;
-            false
-        });
-        found
-    }
-
-    /// Calls `visit` with the inode of each socket among the descriptors of `pid`, for as long as it says so.
-    fn each_socket(&mut self, pid: u32, mut visit: impl FnMut(u64) -> bool) {
-        let path = self.root.join(pid.to_string()).join("fd");
-        let mut descriptors = match Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()) {
-            Ok(descriptors) => descriptors,
-            Err(error) => {
-                self.unreadable |= matches!(error, nix::errno::Errno::EACCES | nix::errno::Errno::EPERM);
-                return;
-            }
-        };
-        // Opened once more, since iterating borrows the directory that the links are to be read in.
+            };
+        // A second descriptor, since iterating borrows the directory that the links are read in.
         let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return };
         for entry in descriptors.iter().flatten() {
-            if let Some(inode) = socket_inode(&directory, entry.file_name())
-                && !visit(inode)
+            if *budget == 0 {
+                return;
+            }
+            *budget -= 1;
+            if let Some(fd) = number(entry.file_name())
+                && let Some(inode) = socket_inode(&directory, entry.file_name())
+                && visit(Handle { inode, fd }).is_break()
             {
                 return;
             }
         }
     }
 
+    /// Whether `pid` has this socket at this descriptor.
+    pub fn holds(&self, pid: u32, handle: Handle) -> bool {
+        let link = std::fs::read_link(self.descriptors(pid).join(handle.fd.to_string()));
+        link.is_ok_and(|target| parse_socket_link(target.as_os_str().as_encoded_bytes()) == Some(handle.inode))
+    }
+
+    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
+    pub fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
+        if self.identify(pid).is_none_or(|identity| identity.start_time != start_time) {
+            return false;
+        }
+        let mut found = false;
+        self.each_socket(pid, &mut u32::MAX.clone(), |_| {
+            found = true;
+            ControlFlow::Break(())
+        });
+        found
+    }
+
     /// What is running under `pid`; `None` where nothing is, or where it cannot be read.
     pub fn identify(&self, pid: u32) -> Option<Identity> {
-        let process = Process::new_with_root(self.root.join(pid.to_string())).ok()?;
-        let stat = process.stat().ok()?;
+        let process = self.root.join(pid.to_string());
+        let stat = Stat::from_read(File::open(process.join("stat")).ok()?).ok()?;
         let mut name = Vec::new();
-        if let Ok(file) = File::open(self.root.join(pid.to_string()).join("cmdline")) {
+        if let Ok(file) = File::open(process.join("cmdline")) {
             let _ = file.take(LONGEST_NAME).read_to_end(&mut name);
         }
         let nameless = name.is_empty();
@@ -145,15 +150,23 @@ impl Processes {
         name.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         Some(Identity { pid, start_time: stat.starttime, name: name.into(), nameless })
     }
+
+    fn descriptors(&self, pid: u32) -> PathBuf {
+        self.root.join(pid.to_string()).join("fd")
+    }
 }
 
-/// The inode of the socket that an entry of a descriptor directory links to: `socket:[81234]`.
-fn socket_inode(directory: impl AsFd, name: &CStr) -> Option<u64> {
-    let target = readlinkat(directory, name).ok()?;
-    parse_socket_link(target.as_encoded_bytes())
+fn number(name: &CStr) -> Option<u32> {
+    name.to_str().ok()?.parse().ok()
 }
 
-fn parse_socket_link(target: &[u8]) -> Option<u64> {
+/// The inode of the socket that an entry of a descriptor directory links to.
+fn socket_inode(directory: impl AsFd, name: &CStr) -> Option<u32> {
+    parse_socket_link(readlinkat(directory, name).ok()?.as_encoded_bytes())
+}
+
+/// The inode in `socket:[81234]`.
+fn parse_socket_link(target: &[u8]) -> Option<u32> {
     let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

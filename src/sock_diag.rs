@@ -37,7 +37,7 @@ pub struct Socket {
     /// The other end.
     pub remote: Endpoint,
     /// The inode of its file in sockfs, unique on the host; 0 for a socket without process.
-    pub inode: u64,
+    pub inode: u32,
 }
 
 impl Socket {
@@ -118,13 +118,14 @@ impl SockDiag {
     /// ENOBUFS: some were lost.
     pub fn ended(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
         let Some(endings) = &mut self.endings else { return Ok(()) };
-        endings.events(|message| {
+        endings.events(usize::MAX, |message| {
             if message.kind == BY_FAMILY
                 && let Some(row) = parse(Protocol::Tcp, message.payload)
             {
                 visit(&Flow { open: false, ..row.flow() });
             }
-        })
+        })?;
+        Ok(())
     }
 
     fn dump_rows(&mut self, protocol: Protocol, extensions: u8, mut visit: impl FnMut(Row)) -> nix::Result<()> {
@@ -212,7 +213,7 @@ fn parse(protocol: Protocol, payload: &[u8]) -> Option<Row> {
             protocol,
             local: Endpoint::new(address(8)?, port(4)?),
             remote: Endpoint::new(address(24)?, port(6)?),
-            inode: u64::from(u32_at(message, 68)?),
+            inode: u32_at(message, 68)?,
         },
         cookie: u64_at(message, 44)?,
         state: message[1],

@@ -14,9 +14,11 @@ use crate::netlink::{self, Netlink, attributes};
 /// NFNL_SUBSYS_CTNETLINK, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;
 /// IPCTNL_MSG_CT_NEW: an entry, in a dump or as an event.
-const NEW: u16 = SUBSYSTEM;
+pub(super) const NEW: u16 = SUBSYSTEM;
 /// IPCTNL_MSG_CT_GET: the request for entries.
 const GET: u16 = SUBSYSTEM | 1;
+/// IPCTNL_MSG_CT_DELETE: the end of an entry, as an event.
+pub(super) const DELETE: u16 = SUBSYSTEM | 2;
 
 /// struct nfgenmsg: family (AF_UNSPEC: all), version, resource.
 const GENERIC: [u8; 4] = [0; 4];

@@ -4,6 +4,7 @@
 //! from /proc; where that is missing, as text from the `conntrack` command.
 
 pub mod ctnetlink;
+pub mod events;
 pub mod probe;
 pub mod text;
 

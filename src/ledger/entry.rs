@@ -2,12 +2,20 @@
 
 use crate::flow::{Counters, Flow, Protocol, Tuple};
 use crate::owner::{Question, Reason};
+use crate::process::Handle;
 
-/// What tells a flow from all others at one moment.
+/// What tells a flow from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    pub original: Tuple,
-    pub zone: u32,
+    original: Tuple,
+    zone: u32,
+    id: u64,
+}
+
+impl Key {
+    pub fn of(flow: &Flow) -> Self {
+        Self { original: flow.original, zone: flow.zone, id: flow.id }
+    }
 }
 
 /// Which of the two ends of a flow.
@@ -36,9 +44,12 @@ impl Side {
 pub(super) enum End {
     /// Not asked yet.
     Unknown,
-    /// The process at this index. Not `sure` is a listener's process, which may hand the connection on.
+    /// The process at this index of the registry.
     Owned {
-        at: u32,
+        process: u32,
+        /// Where it has the socket.
+        handle: Handle,
+        /// False for a listener's process, which may hand the connection on.
         sure: bool,
     },
     Nobody(Reason),
@@ -52,22 +63,24 @@ enum Reply {
     Reversed,
     Translated(Box<Tuple>),
     /// The row is a socket with this inode, and has one end only.
-    Socket(u64),
+    Socket(u32),
 }
 
 /// A flow, its counters and its owners.
 #[derive(Debug)]
 pub(super) struct Entry {
-    id: u64,
     reply: Reply,
     /// The counters from which on bytes count.
     base: Counters,
     /// The counters up to which they were credited to the owners.
     counted: Counters,
     ends: [End; 2],
-    /// The last tick at which the row was there.
+    /// The last tick at which the table had the row.
     pub seen: u32,
+    /// Whether more may come; false in TIME_WAIT and its like.
     pub open: bool,
+    /// Whether the kernel has said that it is over.
+    pub over: bool,
     /// Whether both ends are local in the sense of `--ignore-local`.
     pub local: bool,
 }
@@ -76,7 +89,6 @@ impl Entry {
     /// A flow that was met at `tick`, of which nothing below `base` counts.
     pub fn new(flow: &Flow, base: Counters, tick: u32) -> Self {
         Self {
-            id: flow.id,
             reply: match flow.socket {
                 Some(inode) => Reply::Socket(inode),
                 None if flow.reply == flow.original.reversed() => Reply::Reversed,
@@ -87,18 +99,14 @@ impl Entry {
             ends: [End::Unknown, if flow.socket.is_some() { End::Elsewhere } else { End::Unknown }],
             seen: tick,
             open: flow.open,
+            over: false,
             local: flow.is_local(),
         }
     }
 
-    /// Whether a row is this flow's: the same id, and no counter went down.
-    pub fn is(&self, flow: &Flow, counters: Counters) -> bool {
-        self.id == flow.id && counters.since(self.counted).is_some()
-    }
-
-    /// Whether `counters` say more than was credited so far.
-    pub fn has_moved(&self, counters: Counters) -> bool {
-        self.counted != counters
+    /// Whether `counters` say more than was credited so far; `None` if one went down.
+    pub fn has_moved(&self, counters: Counters) -> Option<bool> {
+        counters.since(self.counted).map(|moved| moved != Counters::default())
     }
 
     /// Takes over what else a later row says. Whether the flow is to be asked about anew: a connection in a listener's
@@ -145,34 +153,34 @@ impl Entry {
             End::Nobody(reason) => Some(*reason),
             _ => None,
         });
-        reasons.max().unwrap_or(Reason::NoSocket)
+        reasons.max().unwrap_or(Reason::Forwarded)
     }
 
-    /// Whether an end is still to be found out. Another host's is not, unless nobody owns the flow at all: the address
-    /// may be a container's that was not known yet.
-    pub fn is_unclear(&self, end: End) -> bool {
-        match end {
+    /// Whether it is still to be found out who is at an end. Of another host's it is not, unless nobody owns the flow at
+    /// all: the address may be a container's that was not known yet.
+    pub fn is_unclear(&self, side: Side) -> bool {
+        match self.end(side) {
             End::Unknown | End::Nobody(_) | End::Owned { sure: false, .. } => true,
             End::Owned { sure: true, .. } => false,
             End::Elsewhere => !self.is_owned() && !matches!(self.reply, Reply::Socket(_)),
         }
     }
 
-    /// How to find out who is at an end. A socket's row has only the one of the socket.
-    pub fn question(&self, key: &Key, side: Side) -> Option<Question> {
+    /// How to find out who is at an end.
+    pub fn question(&self, key: &Key, side: Side) -> Question {
         match (side, &self.reply) {
             // A socket that was closed before it was first seen may have been accepted from one that still listens.
-            (Side::Original, Reply::Socket(0)) => Some(Question::Tuple(key.original)),
-            (Side::Original, Reply::Socket(inode)) => Some(Question::Inode(*inode)),
-            (Side::Reply, Reply::Socket(_)) => None,
-            (Side::Original, _) => Some(Question::Tuple(key.original)),
-            (Side::Reply, Reply::Reversed) => Some(Question::Tuple(key.original.reversed())),
-            (Side::Reply, Reply::Translated(reply)) => Some(Question::Tuple(**reply)),
+            (_, Reply::Socket(0)) | (Side::Original, Reply::Reversed | Reply::Translated(_)) => {
+                Question::Tuple(key.original)
+            }
+            (_, Reply::Socket(inode)) => Question::Inode(*inode),
+            (Side::Reply, Reply::Reversed) => Question::Tuple(key.original.reversed()),
+            (Side::Reply, Reply::Translated(reply)) => Question::Tuple(**reply),
         }
     }
 
-    /// Whether a socket that `process` holds for this end could still hand it on; a UDP socket without a peer has no
-    /// other that it could.
+    /// Whether the holder of a socket is the flow's for good: a listener may hand a connection on, a UDP socket that
+    /// talks to anybody has no other that it could hand it to.
     pub fn is_sure(key: &Key, connected: bool) -> bool {
         connected || key.original.protocol == Protocol::Udp
     }

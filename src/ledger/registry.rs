@@ -2,18 +2,25 @@
 
 use std::collections::HashMap;
 
+use super::Processes;
 use crate::process::Identity;
 
 #[derive(Debug)]
 pub(super) struct Process {
     pub identity: Identity,
     /// Whether it is no longer there, or its pid another's.
-    pub gone: bool,
+    gone: bool,
     /// The last tick at which its identity was read.
     read: u32,
-    /// Found anew at each tick: whether any flow refers to it, and whether any open one does.
-    pub referred: bool,
-    pub open: bool,
+    mark: Mark,
+}
+
+/// Which flows refer to a process; found anew at each tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    None,
+    Closing,
+    Open,
 }
 
 #[derive(Debug, Default)]
@@ -28,18 +35,14 @@ impl Registry {
         self.processes.get(at as usize)?.as_ref()
     }
 
-    pub fn get_mut(&mut self, at: u32) -> Option<&mut Process> {
-        self.processes.get_mut(at as usize)?.as_mut()
-    }
-
     /// The index of what runs under `pid`; `None` where nothing does any more.
     pub fn index(&mut self, pid: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> Option<u32> {
         if let Some(&at) = self.by_pid.get(&pid)
-            && !self.is_gone(at, tick, identify)
+            && !self.check(at, tick, identify)
         {
             return Some(at);
         }
-        let process = Some(Process { identity: identify(pid)?, gone: false, read: tick, referred: true, open: true });
+        let process = Some(Process { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open });
         let at = match self.free.pop() {
             Some(at) => {
                 self.processes[at as usize] = process;
@@ -54,46 +57,61 @@ impl Registry {
         Some(at)
     }
 
-    /// Whether the process is no longer there. Reads its identity once a tick: a command line can change (exec, a title
-    /// written over it), and a pid can become another's.
-    pub fn is_gone(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
-        let Some(process) = self.get_mut(at) else { return true };
+    /// Whether the process is no longer there.
+    pub fn is_gone(&mut self, at: u32, tick: u32, now: &mut dyn Processes) -> bool {
+        self.check(at, tick, &mut |pid| now.identify(pid))
+    }
+
+    /// Reads the identity of a process once a tick, since a command line can change (exec, a title written over it) and a
+    /// pid can become another's. Says whether the process is gone.
+    fn check(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
+        let Some(Some(process)) = self.processes.get_mut(at as usize) else { return true };
         if process.gone || process.read == tick {
             return process.gone;
         }
         process.read = tick;
         match identify(process.identity.pid) {
             Some(identity) if identity.start_time == process.identity.start_time => {
-                // An ending process has lost its command line already, and what it was called is still true.
+                // One that is ending has lost its command line already, and what it was called is still true.
                 if !identity.nameless {
                     process.identity = identity;
                 }
-                false
             }
             _ => {
                 process.gone = true;
-                let pid = process.identity.pid;
-                self.by_pid.remove(&pid);
-                true
+                self.by_pid.remove(&process.identity.pid);
             }
+        }
+        process.gone
+    }
+
+    /// Forgets all marks.
+    pub fn unmark(&mut self) {
+        self.processes.iter_mut().flatten().for_each(|process| process.mark = Mark::None);
+    }
+
+    /// Marks a process that a flow refers to.
+    pub fn mark(&mut self, at: u32, open: bool) {
+        if let Some(Some(process)) = self.processes.get_mut(at as usize) {
+            process.mark = process.mark.max(if open { Mark::Open } else { Mark::Closing });
         }
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.processes.iter_mut().flatten()
+    pub fn with_open_flows(&self) -> impl Iterator<Item = &Process> {
+        self.processes.iter().flatten().filter(|process| process.mark == Mark::Open)
     }
 
     /// Forgets the processes that no flow refers to.
-    pub fn forget_unreferred(&mut self) {
-        for (at, slot) in self.processes.iter_mut().enumerate() {
+    pub fn forget_unmarked(&mut self) {
+        for (at, slot) in (0..).zip(&mut self.processes) {
             if let Some(process) = slot
-                && !process.referred
+                && process.mark == Mark::None
             {
                 if !process.gone {
                     self.by_pid.remove(&process.identity.pid);
                 }
                 *slot = None;
-                self.free.extend(u32::try_from(at));
+                self.free.push(at);
             }
         }
     }

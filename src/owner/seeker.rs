@@ -1,0 +1,146 @@
+//! One owner at once, with as little work as it can: for connections that last a few milliseconds.
+//!
+//! The holder of a socket is looked for where it most likely is. First at the descriptors where sockets were found last:
+//! a process that opens and closes connections uses the same few numbers again, as the kernel gives out the lowest free
+//! one. Then among the youngest processes, which are those that were started to make this connection. Then among the
+//! processes that were found last, then among all, the youngest first.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
+
+use super::{Answer, Found, find};
+use crate::flow::{Flow, Tuple};
+use crate::ledger::Sighting;
+use crate::namespace::Namespaces;
+use crate::process::{Handle, Identity, Processes};
+
+/// As many descriptors are remembered: one per thread of a busy client or server.
+const HOT: usize = 32;
+/// As many of the last pids are tried; threads have some of them.
+const YOUNGEST: u32 = 16;
+/// As many processes are remembered that had sockets.
+const RECENT: usize = 16;
+/// As many descriptors of one process are looked at, of those that are tried by guess.
+const GLANCE: u32 = 256;
+
+/// Finds owners one by one.
+#[derive(Debug)]
+pub struct Seeker {
+    namespaces: Namespaces,
+    processes: Processes,
+    hot: VecDeque<(u32, u32)>,
+    recent: VecDeque<u32>,
+    identities: HashMap<u32, Identity>,
+    /// What is left of the work that may be done before the next tick, in descriptors.
+    budget: u32,
+}
+
+impl Seeker {
+    /// A seeker among the processes and sockets of this host.
+    ///
+    /// # Errors
+    /// Where sock_diag is refused.
+    pub fn of_this_host() -> anyhow::Result<Self> {
+        let processes = Processes::new("/proc");
+        Ok(Self {
+            namespaces: Namespaces::new(processes.root())?,
+            processes,
+            hot: VecDeque::new(),
+            recent: VecDeque::new(),
+            identities: HashMap::new(),
+            budget: 0,
+        })
+    }
+
+    /// Begins a tick: `budget` descriptors may be looked at in it, beyond those where the owner is most likely found. What
+    /// a process was called is read again from now on, and what addresses there are.
+    pub fn begin(&mut self, budget: u32) {
+        self.budget = budget;
+        self.identities.clear();
+        self.namespaces.refresh();
+    }
+
+    /// Looks for the network namespaces of the host's processes.
+    pub fn scan_namespaces(&mut self) {
+        self.namespaces.scan(&self.processes);
+    }
+
+    /// Who is at the sources of the original and of the reply tuple; `None` where it takes more than the budget to say.
+    pub fn sight(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
+        [self.sight_end(&flow.original), self.sight_end(&flow.reply)]
+    }
+
+    fn sight_end(&mut self, tuple: &Tuple) -> Option<Sighting> {
+        match find(&mut self.namespaces, tuple) {
+            Found::Elsewhere => Some(Sighting { answer: Answer::Elsewhere, identity: None }),
+            Found::Socket { inode, connected } if inode != 0 => {
+                let (pid, handle) = self.holder(inode)?;
+                let identity = self.identify(pid)?;
+                Some(Sighting { answer: Answer::Held { pid, handle, connected }, identity: Some(identity) })
+            }
+            // The tick looks once more.
+            Found::NoSocket | Found::Socket { .. } => None,
+        }
+    }
+
+    fn identify(&mut self, pid: u32) -> Option<Identity> {
+        if let Some(identity) = self.identities.get(&pid) {
+            return Some(identity.clone());
+        }
+        let identity = self.processes.identify(pid)?;
+        self.identities.insert(pid, identity.clone());
+        Some(identity)
+    }
+
+    fn holder(&mut self, inode: u32) -> Option<(u32, Handle)> {
+        let hot = self.hot.iter().position(|&(pid, fd)| self.processes.holds(pid, Handle { inode, fd }));
+        if let Some(at) = hot {
+            let (pid, fd) = self.hot.remove(at)?;
+            self.hot.push_front((pid, fd));
+            return Some((pid, Handle { inode, fd }));
+        }
+        let (pid, handle) = self.search(inode)?;
+        self.hot.truncate(HOT - 1);
+        self.hot.push_front((pid, handle.fd));
+        self.recent.retain(|known| *known != pid);
+        self.recent.truncate(RECENT - 1);
+        self.recent.push_front(pid);
+        Some((pid, handle))
+    }
+
+    fn search(&mut self, inode: u32) -> Option<(u32, Handle)> {
+        let newest = self.processes.newest_pid().unwrap_or_default();
+        let likely = (newest.saturating_sub(YOUNGEST)..=newest).rev().chain(self.recent.iter().copied());
+        for pid in likely.collect::<Vec<_>>() {
+            if let Some(handle) = self.look(pid, inode, &mut GLANCE.clone()) {
+                return Some((pid, handle));
+            }
+        }
+        if self.budget == 0 {
+            return None;
+        }
+        let mut budget = self.budget;
+        let mut found = None;
+        for pid in self.processes.youngest_first() {
+            found = self.look(pid, inode, &mut budget).map(|handle| (pid, handle));
+            if found.is_some() || budget == 0 {
+                break;
+            }
+        }
+        self.budget = budget;
+        found
+    }
+
+    /// Looks for a socket among the descriptors of one process.
+    fn look(&mut self, pid: u32, inode: u32, budget: &mut u32) -> Option<Handle> {
+        let mut found = None;
+        self.processes.each_socket(pid, budget, |handle| {
+            if handle.inode == inode {
+                found = Some(handle);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        found
+    }
+}

@@ -1,0 +1,141 @@
+//! The thread that hears of every connection as it begins and ends, and finds out at once whose it is.
+//!
+//! A process that lives for two milliseconds is gone at the next tick, and with it what would tell its bytes from
+//! anybody's. So the kernel's events are answered as they come; the tick takes over what was found.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::conntrack::events::{Event, Events};
+use crate::flow::Flow;
+use crate::ledger::Sighting;
+use crate::owner::seeker::Seeker;
+
+/// Descriptors that may be looked at from one tick to the next: some 0.2 s of a core.
+const BUDGET: u32 = 100_000;
+/// Events that wait for the tick at most; what comes beyond is left to the tick's own reading of the table.
+const MOST_WAITING: usize = 100_000;
+/// Events read at a time: the last of them are answered first, since they are the likeliest to be still there.
+const BATCH: usize = 64;
+
+/// What happened, and whose it was.
+#[derive(Debug)]
+pub enum Seen {
+    /// A connection began, with these at its two ends.
+    Opened(Box<Flow>, [Option<Sighting>; 2]),
+    /// A connection ended.
+    Ended(Box<Flow>),
+}
+
+/// The thread, for as long as this lives.
+#[derive(Debug)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    seen: Mutex<Vec<Seen>>,
+    /// Counts the ticks; the thread renews its budget when it changes.
+    tick: AtomicU32,
+    stop: AtomicBool,
+    wake: EventFd,
+}
+
+impl Shared {
+    fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
+        // A list that another thread panicked over is still a list.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch {
+    /// Subscribes, and starts the thread.
+    ///
+    /// # Errors
+    /// Where this user may not subscribe (CAP_NET_ADMIN).
+    pub fn start() -> Result<Self> {
+        let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
+        let seeker = Seeker::of_this_host()?;
+        let shared = Arc::new(Shared {
+            seen: Mutex::new(Vec::new()),
+            tick: AtomicU32::new(1),
+            stop: AtomicBool::new(false),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?,
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("watch".into())
+            .spawn(move || run(events, seeker, &theirs))
+            .context("cannot start a thread")?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// What was seen since the call before, in order.
+    pub fn take(&self) -> Vec<Seen> {
+        self.shared.tick.fetch_add(1, Ordering::Relaxed);
+        std::mem::take(&mut *self.shared.seen())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if self.shared.wake.write(1).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
+    // Where it is not allowed, short connections of a busy host are found a little less often.
+    let _ = rustix::process::setpriority_process(None, -20);
+    let mut tick = 0;
+    let mut batch = Vec::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        let read = events.read(BATCH, |event| batch.push(event));
+        if batch.is_empty() {
+            match read {
+                // What was lost, the next tick's reading of the table makes up for.
+                Ok(_) | Err(Errno::ENOBUFS) => wait(&events, shared),
+                Err(_) => return,
+            }
+            continue;
+        }
+        let now = shared.tick.load(Ordering::Relaxed);
+        if now != tick {
+            tick = now;
+            seeker.begin(BUDGET);
+        }
+        answer(&mut batch, &mut seeker, shared);
+    }
+}
+
+fn wait(events: &Events, shared: &Shared) {
+    use std::os::fd::AsFd;
+    let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::NONE);
+}
+
+/// Finds out whose the new connections are, the last first, and hands all on in the order they came.
+fn answer(batch: &mut Vec<Event>, seeker: &mut Seeker, shared: &Shared) {
+    let full = shared.seen().len() >= MOST_WAITING;
+    let mut seen: Vec<Seen> = Vec::with_capacity(batch.len());
+    for event in batch.drain(..).rev() {
+        match event {
+            Event::Opened(_) if full => {}
+            Event::Opened(flow) => seen.push(Seen::Opened(Box::new(flow), seeker.sight(&flow))),
+            Event::Ended(flow) => seen.push(Seen::Ended(Box::new(flow))),
+        }
+    }
+    shared.seen().extend(seen.into_iter().rev());
+}
