@@ -2,8 +2,8 @@
 //!
 //! The holder of a socket is looked for where it most likely is. First at the descriptors where sockets were found last:
 //! a process that opens and closes connections uses the same few numbers again, as the kernel gives out the lowest free
-//! one. Then among the youngest processes, which are those that were started to make this connection. Then among the
-//! processes that were found last, then among all, the youngest first.
+//! one. Then at the same numbers of the youngest processes, which are those that were started to make this connection;
+//! then at all of theirs, and of the processes that were found last; then everywhere, the youngest first.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -15,9 +15,11 @@ use crate::namespace::Namespaces;
 use crate::process::{Handle, Identity, Processes};
 
 /// As many descriptors are remembered: one per thread of a busy client or server.
-const HOT: usize = 32;
+const HOT: usize = 16;
+/// As many of their numbers are tried with the youngest processes: mostly 3, the first after the standard ones.
+const NUMBERS: usize = 3;
 /// As many of the last pids are tried; threads have some of them.
-const YOUNGEST: u32 = 16;
+const YOUNGEST: u32 = 24;
 /// As many processes are remembered that had sockets.
 const RECENT: usize = 16;
 /// As many descriptors of one process are looked at, of those that are tried by guess.
@@ -110,25 +112,41 @@ impl Seeker {
 
     fn search(&mut self, inode: u32) -> Option<(u32, Handle)> {
         let newest = self.processes.newest_pid().unwrap_or_default();
-        let likely = (newest.saturating_sub(YOUNGEST)..=newest).rev().chain(self.recent.iter().copied());
-        for pid in likely.collect::<Vec<_>>() {
+        let youngest = || (newest.saturating_sub(YOUNGEST)..=newest).rev();
+        for fd in self.hot_numbers() {
+            let handle = Handle { inode, fd };
+            if let Some(pid) = youngest().find(|&pid| self.processes.holds(pid, handle)) {
+                return Some((pid, handle));
+            }
+        }
+        for pid in youngest().chain(self.recent.clone()) {
             if let Some(handle) = self.look(pid, inode, &mut GLANCE.clone()) {
                 return Some((pid, handle));
             }
         }
-        if self.budget == 0 {
-            return None;
-        }
-        let mut budget = self.budget;
+        let mut budget = std::mem::take(&mut self.budget);
         let mut found = None;
-        for pid in self.processes.youngest_first() {
-            found = self.look(pid, inode, &mut budget).map(|handle| (pid, handle));
-            if found.is_some() || budget == 0 {
-                break;
+        if budget > 0 {
+            for pid in self.processes.youngest_first() {
+                found = self.look(pid, inode, &mut budget).map(|handle| (pid, handle));
+                if found.is_some() || budget == 0 {
+                    break;
+                }
             }
         }
         self.budget = budget;
         found
+    }
+
+    /// The numbers of the descriptors where sockets were found last.
+    fn hot_numbers(&self) -> Vec<u32> {
+        let mut numbers = Vec::with_capacity(NUMBERS);
+        for &(_, fd) in &self.hot {
+            if numbers.len() < NUMBERS && !numbers.contains(&fd) {
+                numbers.push(fd);
+            }
+        }
+        numbers
     }
 
     /// Looks for a socket among the descriptors of one process.
