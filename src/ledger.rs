@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 
 use account::Accounts;
 pub use account::Selection;
-use entry::{End, Entry, Key, Side};
+use entry::{End, Entry, Hold, Key, Side};
 use registry::Registry;
 
 use crate::flow::{Counters, Flow, Tuple};
@@ -29,6 +29,8 @@ const TRIES: u8 = 6;
 /// For so many ticks a flow may be missing from the table and go on when it is back: what the kernel moves from one hash
 /// chain to another while it is read may show in neither.
 const GRACE: u32 = 1;
+/// So many ends of new flows are asked about in a tick, but for the first; the rest waits for the next.
+const ASKED_PER_TICK: usize = 10_000;
 /// So many sockets with traffic are looked at in a tick, whether their process still holds them: 2 µs each.
 const VERIFIED_PER_TICK: usize = 256;
 
@@ -124,7 +126,9 @@ impl Ledger {
     /// Enters a flow that ended since the last tick, with its last figures.
     pub fn ended(&mut self, flow: &Flow) {
         let Some(counters) = flow.counters else { return };
-        if Some(flow.original) == self.ignored {
+        // One that is not in the books was closed already, because the table had it no more.
+        let unknown = flow.socket.is_none() && !self.flows.contains_key(&Key::of(flow));
+        if unknown || Some(flow.original) == self.ignored {
             return;
         }
         let index = self.enter(flow, self.base(counters));
@@ -190,12 +194,17 @@ impl Ledger {
     /// so far, and at those that have traffic though their process is gone or has the socket no more.
     pub fn questions(&mut self, processes: &mut dyn Processes) -> Vec<Asked> {
         let tick = self.tick;
+        let most = if tick == 1 { usize::MAX } else { ASKED_PER_TICK };
         let mut asked = Vec::new();
         let mut later = Vec::new();
         for inquiry in self.inquiries.extract_if(.., |inquiry| inquiry.due <= tick) {
             let Some((index, _, entry)) = self.flows.get_full(&inquiry.key) else { continue };
+            if asked.len() >= most {
+                later.push(inquiry);
+                continue;
+            }
             let known = asked.len();
-            let unclear = Side::BOTH.into_iter().filter(|&side| entry.is_unclear(side));
+            let unclear = Side::BOTH.into_iter().filter(|&side| !entry.is_past() && entry.is_unclear(side));
             asked.extend(unclear.map(|side| Asked { flow: index as u32, side }));
             if asked.len() > known && inquiry.tries < TRIES {
                 later.push(Inquiry { due: tick + (1 << inquiry.tries), tries: inquiry.tries + 1, ..inquiry });
@@ -206,19 +215,33 @@ impl Ledger {
         for &(flow, _) in &self.moved {
             let entry = &self.flows[flow as usize];
             for side in Side::BOTH {
-                let End::Owned { process, handle, .. } = entry.end(side) else { continue };
-                let left = self.processes.is_gone(process, tick, processes) || {
-                    // One that is closing has no socket any more, and stays with who had it.
-                    verified += usize::from(entry.open);
-                    let pid = self.processes.get(process).map_or(0, |process| process.identity.pid);
-                    entry.open && verified <= VERIFIED_PER_TICK && !processes.holds(pid, handle)
-                };
+                let End::Owned { process, hold } = entry.end(side) else { continue };
+                let mut left = self.processes.is_gone(process, tick, processes) && hold != Hold::Closed;
+                if let (false, Hold::Here(handle), Some(process)) = (left, hold, self.processes.get(process))
+                    && entry.open
+                    && verified < VERIFIED_PER_TICK
+                {
+                    verified += 1;
+                    left = !processes.holds(process.identity.pid, handle);
+                }
                 if left {
                     asked.push(Asked { flow, side });
                 }
             }
         }
         asked
+    }
+
+    /// The processes that own what is asked about: where the answers most likely are.
+    pub fn suspects(&self, asked: &[Asked]) -> Vec<u32> {
+        let owner = |asked: &Asked| match self.flows[asked.flow as usize].end(asked.side) {
+            End::Owned { process, .. } => self.processes.get(process).map(|process| process.identity.pid),
+            _ => None,
+        };
+        let mut pids: Vec<u32> = asked.iter().filter_map(owner).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
     }
 
     /// How to find out what was asked.
@@ -235,15 +258,14 @@ impl Ledger {
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
-            Answer::Held { handle, pid, connected } => match self.processes.index(pid, self.tick, identify) {
-                Some(process) => End::Owned { process, handle, sure: Entry::is_sure(key, connected) },
+            Answer::Held { pid, handle, connected } => match self.processes.index(pid, self.tick, identify) {
+                Some(process) => End::Owned { process, hold: Hold::of(key, handle, connected) },
                 None => End::Nobody(Reason::Gone),
             },
         };
         match (entry.end(asked.side), found) {
-            // The last bytes of a socket that was closed belong to its last owner.
-            (End::Owned { process, handle, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere) => {
-                entry.set_end(asked.side, End::Owned { process, handle, sure: true });
+            (End::Owned { process, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere) => {
+                entry.set_end(asked.side, End::Owned { process, hold: Hold::Closed });
             }
             (before, End::Owned { process, .. }) => {
                 entry.set_end(asked.side, found);
@@ -275,10 +297,12 @@ impl Ledger {
         }
         for flow in 0..self.flows.len() {
             for side in Side::BOTH {
-                if let End::Owned { handle, sure, .. } = self.flows[flow].end(side)
-                    && let Some(&(pid, handle)) = heirs.get(&handle.inode)
+                if let End::Owned { hold, .. } = self.flows[flow].end(side)
+                    && let Some(held) = hold.handle()
+                    && let Some(&(pid, handle)) = heirs.get(&held.inode)
                 {
-                    let answer = Answer::Held { pid, handle, connected: sure };
+                    let connected = matches!(hold, Hold::Here(_));
+                    let answer = Answer::Held { pid, handle: Some(handle), connected };
                     self.answer(Asked { flow: flow as u32, side }, answer, identify);
                 }
             }

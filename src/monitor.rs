@@ -195,7 +195,8 @@ impl Monitor {
     }
 
     fn ask(&mut self, asked: &[Asked]) {
-        let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)));
+        let suspects = self.ledger.suspects(asked);
+        let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)), suspects);
         let processes = self.owners.processes();
         for (&asked, answer) in asked.iter().zip(answers) {
             self.ledger.answer(asked, answer, &mut |pid| processes.identify(pid));

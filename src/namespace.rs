@@ -134,6 +134,12 @@ impl Namespaces {
         self.all.append(&mut others);
     }
 
+    /// Whether process `pid` is in this namespace, which is one of these.
+    pub fn is_in(&self, namespace_id: u32, processes: &Processes, pid: u32) -> bool {
+        let id = if namespace_id == 0 { self.home_id } else { namespace_id };
+        parse_link(&link(processes.root(), pid)) == Some(id)
+    }
+
     /// Whether there are any but the own one.
     pub fn has_others(&self) -> bool {
         self.all.len() > 1

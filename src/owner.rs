@@ -52,8 +52,8 @@ pub enum Answer {
     Held {
         /// Its process id.
         pid: u32,
-        /// Where it holds it.
-        handle: Handle,
+        /// Where it holds it; `None` where that was not looked at.
+        handle: Option<Handle>,
         /// Whether the socket is this connection's own. A listener's, which answers while there is no other, may
         /// hand the connection on to another process.
         connected: bool,
@@ -78,7 +78,7 @@ impl Found {
             Self::Elsewhere => Answer::Elsewhere,
             Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Nobody(Reason::Gone),
             Self::Socket { inode, connected } => match holder(inode) {
-                Some((pid, handle)) => Answer::Held { pid, handle, connected },
+                Some((pid, handle)) => Answer::Held { pid, handle: Some(handle), connected },
                 None if some_unreadable => Answer::Nobody(Reason::NotPermitted),
                 None => Answer::Nobody(Reason::NoProcess),
             },
@@ -156,8 +156,8 @@ impl Owners {
     /// The answers to questions, in their order.
     ///
     /// A socket that several processes hold belongs to the youngest of them: the child that was forked to serve it, not
-    /// the parent that keeps a copy.
-    pub fn answer(&mut self, questions: impl Iterator<Item = Question>) -> Vec<Answer> {
+    /// the parent that keeps a copy. The `suspects` are looked at before all others.
+    pub fn answer(&mut self, questions: impl Iterator<Item = Question>, suspects: Vec<u32>) -> Vec<Answer> {
         let mut tuples = Vec::new();
         let mut found: Vec<Found> = questions
             .map(|question| match question {
@@ -179,13 +179,13 @@ impl Owners {
             let unfound = found.iter_mut().filter(|found| **found == Found::NoSocket);
             unfound.zip(of_tuples).for_each(|(found, of_tuple)| *found = of_tuple);
         }
-        let holders = self.holders(&found);
+        let holders = self.holders(&found, suspects);
         let some_unreadable = self.processes.some_unreadable();
         found.into_iter().map(|found| found.answer(|inode| holders.of(inode), some_unreadable)).collect()
     }
 
-    /// One walk over the processes, the youngest first, for the holders of all sockets in `found`.
-    fn holders(&mut self, found: &[Found]) -> Holders {
+    /// One walk over the processes, the suspects and then the youngest first, for the holders of all sockets in `found`.
+    fn holders(&mut self, found: &[Found], suspects: Vec<u32>) -> Holders {
         let mut inodes: Vec<u32> = found
             .iter()
             .filter_map(|found| match found {
@@ -195,22 +195,21 @@ impl Owners {
             .collect();
         inodes.sort_unstable();
         inodes.dedup();
-        let mut left = inodes.len();
+        let wanted = inodes.len();
+        let mut left = wanted;
         let mut holders = Holders { holders: vec![None; inodes.len()], inodes };
-        if left == 0 {
-            return holders;
-        }
-        for pid in self.processes.youngest_first() {
-            self.processes.each_socket(pid, &mut u32::MAX.clone(), |handle| {
+        let mut look = |processes: &mut Processes, pid| {
+            processes.each_socket(pid, &mut u32::MAX.clone(), |handle| {
                 if let Some(holder @ None) = holders.slot(handle.inode) {
                     *holder = Some((pid, handle));
                     left -= 1;
                 }
                 if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
-            if left == 0 {
-                break;
-            }
+            left == 0
+        };
+        if wanted > 0 && !suspects.into_iter().any(|pid| look(&mut self.processes, pid)) {
+            self.processes.youngest_first().into_iter().any(|pid| look(&mut self.processes, pid));
         }
         holders
     }
@@ -290,13 +289,24 @@ fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
     let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
     match find_in(namespace, tuple, tuple.destination) {
         // Closed already, and in TIME_WAIT or orphaned: it was accepted from whoever listens there, if anybody does.
-        found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) if tuple.protocol == Protocol::Tcp => {
-            match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
-                Found::NoSocket => found,
-                listener => listener,
-            }
-        }
+        found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) => match find_listener(namespaces, tuple) {
+            Some(inode) => Found::Socket { inode, connected: false },
+            None => found,
+        },
         found => found,
+    }
+}
+
+/// The inode of the TCP socket that listens at the source of a tuple.
+fn find_listener(namespaces: &mut Namespaces, tuple: &Tuple) -> Option<u32> {
+    if tuple.protocol != Protocol::Tcp {
+        return None;
+    }
+    let namespace = namespaces.of_address(tuple.source.address())?;
+    // No connection has port 0, so that the listener is what is left to find.
+    match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
+        Found::Socket { inode, connected: false } => Some(inode),
+        _ => None,
     }
 }
 

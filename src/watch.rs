@@ -29,8 +29,11 @@ const BUDGET: u32 = 100_000;
 const ANSWERED_PER_TICK: u32 = 10_000;
 /// Events that wait for the tick at most; what comes beyond is left to the tick's own reading of the table.
 const MOST_WAITING: usize = 100_000;
-/// Events read at a time: the last of them are answered first, since they are the likeliest to be still there.
-const BATCH: usize = 64;
+/// Events read at a time, so that none is left waiting while others are answered.
+const BATCH: usize = 4096;
+/// Of those read at a time so many new connections are answered, the last of them: they are the likeliest to be still
+/// there. A storm costs owners, not order.
+const ANSWERED_AT_A_TIME: usize = 256;
 
 /// What happened, and whose it was.
 #[derive(Debug)]
@@ -144,17 +147,24 @@ fn wait(events: &Events, shared: &Shared) {
 /// Finds out whose the new connections are, the last first, and hands all on in the order they came. `left` is how many
 /// more may be looked at before the next tick.
 fn answer(batch: &mut Vec<Event>, left: &mut u32, seeker: &mut Seeker, shared: &Shared) {
-    let full = shared.seen().len() >= MOST_WAITING;
+    let mut answered = 0;
     let mut seen: Vec<Seen> = Vec::with_capacity(batch.len());
     for event in batch.drain(..).rev() {
-        match event {
-            Event::Opened(_) if full || *left == 0 => {}
+        seen.push(match event {
             Event::Opened(flow) => {
-                *left -= 1;
-                seen.push(Seen::Opened(Box::new(flow), seeker.sight(&flow)));
+                let found = if answered < ANSWERED_AT_A_TIME && *left > 0 {
+                    (answered, *left) = (answered + 1, *left - 1);
+                    seeker.sight(&flow)
+                } else {
+                    [None, None]
+                };
+                Seen::Opened(Box::new(flow), found)
             }
-            Event::Ended(flow) => seen.push(Seen::Ended(Box::new(flow))),
-        }
+            Event::Ended(flow) => Seen::Ended(Box::new(flow)),
+        });
     }
-    shared.seen().extend(seen.into_iter().rev());
+    let mut waiting = shared.seen();
+    if waiting.len() < MOST_WAITING {
+        waiting.extend(seen.into_iter().rev());
+    }
 }

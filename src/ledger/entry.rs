@@ -47,14 +47,24 @@ pub(super) enum End {
     /// The process at this index of the registry.
     Owned {
         process: u32,
-        /// Where it has the socket.
-        handle: Handle,
-        /// False for a listener's process, which may hand the connection on.
-        sure: bool,
+        hold: Hold,
     },
     Nobody(Reason),
     /// No address of this host, or a socket that is a row of its own.
     Elsewhere,
+}
+
+/// What is known of the socket by which a process owns an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Not looked at: the process made the connection.
+    Unseen,
+    /// It is a listener's, which may hand the connection on.
+    Listening(Handle),
+    /// It was found here, and is the connection's own.
+    Here(Handle),
+    /// It was found no more: the last bytes belong to its last owner.
+    Closed,
 }
 
 /// What the reply tuple is, without the 40 bytes that it mostly does not need.
@@ -160,8 +170,8 @@ impl Entry {
     /// all: the address may be a container's that was not known yet.
     pub fn is_unclear(&self, side: Side) -> bool {
         match self.end(side) {
-            End::Unknown | End::Nobody(_) | End::Owned { sure: false, .. } => true,
-            End::Owned { sure: true, .. } => false,
+            End::Unknown | End::Nobody(_) => true,
+            End::Owned { hold, .. } => matches!(hold, Hold::Unseen | Hold::Listening(_)),
             End::Elsewhere => !self.is_owned() && !matches!(self.reply, Reply::Socket(_)),
         }
     }
@@ -179,9 +189,28 @@ impl Entry {
         }
     }
 
-    /// Whether the holder of a socket is the flow's for good: a listener may hand a connection on, a UDP socket that
-    /// talks to anybody has no other that it could hand it to.
-    pub fn is_sure(key: &Key, connected: bool) -> bool {
-        connected || key.original.protocol == Protocol::Udp
+    /// Whether there is nothing left to ask about: what conntrack has closed has no socket any more. A row that is a
+    /// socket may have been accepted from one that still listens.
+    pub fn is_past(&self) -> bool {
+        self.over && !matches!(self.reply, Reply::Socket(_))
+    }
+}
+
+impl Hold {
+    /// How a process holds the socket that was found for a flow. A UDP socket that talks to anybody has no other that it
+    /// could hand a flow on to.
+    pub fn of(key: &Key, handle: Option<Handle>, connected: bool) -> Self {
+        match handle {
+            None => Self::Unseen,
+            Some(handle) if connected || key.original.protocol == Protocol::Udp => Self::Here(handle),
+            Some(handle) => Self::Listening(handle),
+        }
+    }
+
+    pub fn handle(self) -> Option<Handle> {
+        match self {
+            Self::Listening(handle) | Self::Here(handle) => Some(handle),
+            Self::Unseen | Self::Closed => None,
+        }
     }
 }

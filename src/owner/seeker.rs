@@ -3,13 +3,15 @@
 //! The holder of a socket is looked for where it most likely is. First at the descriptors where sockets were found last:
 //! a process that opens and closes connections uses the same few numbers again, as the kernel gives out the lowest free
 //! one. Then at the same numbers of the youngest processes, which are those that were started to make this connection;
-//! then at all of theirs, and of the processes that were found last; then everywhere, the youngest first.
+//! then at all of theirs, and of the processes that were found last; then everywhere, the youngest first. None of that is
+//! needed where the kernel [notes who connects](crate::connects).
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
-use super::{Answer, Found, find};
-use crate::flow::{Flow, Tuple};
+use super::{Answer, Found, find, find_listener};
+use crate::connects::Connects;
+use crate::flow::{Flow, Protocol, Tuple};
 use crate::ledger::Sighting;
 use crate::namespace::Namespaces;
 use crate::process::{Handle, Identity, Processes};
@@ -30,6 +32,8 @@ const GLANCE: u32 = 256;
 pub struct Seeker {
     namespaces: Namespaces,
     processes: Processes,
+    /// Where the kernel allows it.
+    connects: Option<Connects>,
     hot: VecDeque<(u32, u32)>,
     recent: VecDeque<u32>,
     identities: HashMap<u32, Identity>,
@@ -47,6 +51,7 @@ impl Seeker {
         Ok(Self {
             namespaces: Namespaces::new(processes.root())?,
             processes,
+            connects: Connects::note().ok(),
             hot: VecDeque::new(),
             recent: VecDeque::new(),
             identities: HashMap::new(),
@@ -73,16 +78,44 @@ impl Seeker {
     }
 
     fn sight_end(&mut self, tuple: &Tuple) -> Option<Sighting> {
+        if let Some(identity) = self.connected(tuple) {
+            let answer = Answer::Held { pid: identity.pid, handle: None, connected: true };
+            return Some(Sighting { answer, identity: Some(identity) });
+        }
         match find(&mut self.namespaces, tuple) {
             Found::Elsewhere => Some(Sighting { answer: Answer::Elsewhere, identity: None }),
             Found::Socket { inode, connected } if inode != 0 => {
-                let (pid, handle) = self.holder(inode)?;
-                let identity = self.identify(pid)?;
-                Some(Sighting { answer: Answer::Held { pid, handle, connected }, identity: Some(identity) })
+                if let Some(holder) = self.hot_holder(inode) {
+                    return self.held(holder, connected);
+                }
+                // Whoever listens is known mostly, and where the connection went is seen at the tick, if it lives so long.
+                if connected
+                    && let Some(listener) = find_listener(&mut self.namespaces, tuple)
+                    && let Some(holder) = self.hot_holder(listener)
+                {
+                    return self.held(holder, false);
+                }
+                let holder = self.search(inode)?;
+                self.held(holder, connected)
             }
             // The tick looks once more.
             Found::NoSocket | Found::Socket { .. } => None,
         }
+    }
+
+    fn held(&mut self, (pid, handle): (u32, Handle), connected: bool) -> Option<Sighting> {
+        let identity = self.identify(pid)?;
+        let answer = Answer::Held { pid, handle: Some(handle), connected };
+        Some(Sighting { answer, identity: Some(identity) })
+    }
+
+    /// The process that made this connection, if the kernel noted it.
+    fn connected(&mut self, tuple: &Tuple) -> Option<Identity> {
+        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.process(tuple)?;
+        let namespace = self.namespaces.of_address(tuple.source.address())?.id;
+        // Equal tuples in two namespaces share one note.
+        let identity = self.identify(pid)?;
+        self.namespaces.is_in(namespace, &self.processes, pid).then_some(identity)
     }
 
     fn identify(&mut self, pid: u32) -> Option<Identity> {
@@ -94,14 +127,20 @@ impl Seeker {
         Some(identity)
     }
 
-    fn holder(&mut self, inode: u32) -> Option<(u32, Handle)> {
-        let hot = self.hot.iter().position(|&(pid, fd)| self.processes.holds(pid, Handle { inode, fd }));
-        if let Some(at) = hot {
-            let (pid, fd) = self.hot.remove(at)?;
-            self.hot.push_front((pid, fd));
-            return Some((pid, Handle { inode, fd }));
-        }
-        let (pid, handle) = self.search(inode)?;
+    /// The holder of a socket, if it is at one of the descriptors where sockets were found last.
+    fn hot_holder(&mut self, inode: u32) -> Option<(u32, Handle)> {
+        let at = self.hot.iter().position(|&(pid, fd)| self.processes.holds(pid, Handle { inode, fd }))?;
+        let (pid, fd) = self.hot.remove(at)?;
+        self.hot.push_front((pid, fd));
+        Some((pid, Handle { inode, fd }))
+    }
+
+    /// The holder of a socket, if the budget is enough to find it.
+    fn search(&mut self, inode: u32) -> Option<(u32, Handle)> {
+        let mut budget = std::mem::take(&mut self.budget);
+        let found = self.search_within(inode, &mut budget);
+        self.budget = budget;
+        let (pid, handle) = found?;
         self.hot.truncate(HOT - 1);
         self.hot.push_front((pid, handle.fd));
         self.recent.retain(|known| *known != pid);
@@ -110,32 +149,34 @@ impl Seeker {
         Some((pid, handle))
     }
 
-    fn search(&mut self, inode: u32) -> Option<(u32, Handle)> {
+    fn search_within(&mut self, inode: u32, budget: &mut u32) -> Option<(u32, Handle)> {
         let newest = self.processes.newest_pid().unwrap_or_default();
         let youngest = || (newest.saturating_sub(YOUNGEST)..=newest).rev();
         for fd in self.hot_numbers() {
+            *budget = budget.checked_sub(YOUNGEST)?;
             let handle = Handle { inode, fd };
             if let Some(pid) = youngest().find(|&pid| self.processes.holds(pid, handle)) {
                 return Some((pid, handle));
             }
         }
         for pid in youngest().chain(self.recent.clone()) {
-            if let Some(handle) = self.look(pid, inode, &mut GLANCE.clone()) {
+            let glance = GLANCE.min(*budget);
+            let mut left = glance;
+            let found = self.look(pid, inode, &mut left);
+            *budget -= glance - left;
+            if let Some(handle) = found {
                 return Some((pid, handle));
             }
         }
-        let mut budget = std::mem::take(&mut self.budget);
-        let mut found = None;
-        if budget > 0 {
-            for pid in self.processes.youngest_first() {
-                found = self.look(pid, inode, &mut budget).map(|handle| (pid, handle));
-                if found.is_some() || budget == 0 {
-                    break;
-                }
+        for pid in self.processes.youngest_first() {
+            if *budget == 0 {
+                return None;
+            }
+            if let Some(handle) = self.look(pid, inode, budget) {
+                return Some((pid, handle));
             }
         }
-        self.budget = budget;
-        found
+        None
     }
 
     /// The numbers of the descriptors where sockets were found last.

@@ -1,0 +1,282 @@
+//! Who connects: the kernel notes the process of every outgoing TCP connection, before its first packet is sent.
+//!
+//! A connection that is over within some 50 µs has left no socket to ask about when its first event arrives. So a BPF
+//! program of the kind sock_ops is attached to the root of the cgroup2 hierarchy: called at each connect(2), in the
+//! connecting process, it writes the connection's two ends and the process id into an LRU hash that is read here. It
+//! needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN) and Linux 5.10; without it such connections are found less often.
+//! When this program ends, however it ends, the kernel takes both away.
+//!
+//! See bpf(2), include/uapi/linux/bpf.h (struct bpf_sock_ops) and, for the moment of the call, `tcp_connect` in
+//! net/ipv4/tcp_output.c.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::libc;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use crate::flow::{Endpoint, Tuple};
+
+/// Connections that are remembered: those of several seconds on a very busy host, some 7 MB in the kernel.
+const ENTRIES: u32 = 65_536;
+
+/// The hash's key: the local address and the remote one, IPv4 mapped into IPv6, then the local port as a number of 32 bits
+/// and the remote one in network order behind two bytes of zeros, as struct bpf_sock_ops has them.
+const KEY: usize = 40;
+/// The hash's value: the process id.
+const VALUE: usize = 8;
+
+/// The numbers of include/uapi/linux/bpf.h.
+mod number {
+    pub const MAP_CREATE: i64 = 0;
+    pub const MAP_LOOKUP_ELEM: i64 = 1;
+    pub const PROG_LOAD: i64 = 5;
+    pub const LINK_CREATE: i64 = 28;
+    pub const MAP_TYPE_LRU_HASH: u32 = 9;
+    pub const PROG_TYPE_SOCK_OPS: u32 = 13;
+    pub const CGROUP_SOCK_OPS: u32 = 3;
+    /// BPF_SOCK_OPS_TCP_CONNECT_CB
+    pub const TCP_CONNECT: i32 = 3;
+    pub const HELPER_MAP_UPDATE_ELEM: i32 = 2;
+    pub const HELPER_GET_CURRENT_PID_TGID: i32 = 14;
+}
+
+/// The noted connections, for as long as this lives.
+#[derive(Debug)]
+pub struct Connects {
+    map: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Connects {
+    /// Begins to note.
+    ///
+    /// # Errors
+    /// EPERM without the privileges, ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF.
+    pub fn note() -> io::Result<Self> {
+        let mut attributes = Attributes::default();
+        attributes.push(number::MAP_TYPE_LRU_HASH).push(KEY as u32).push(VALUE as u32).push(ENTRIES);
+        let map = attributes.open(number::MAP_CREATE)?;
+
+        let program: Vec<u8> = program(map.as_raw_fd()).iter().flat_map(|instruction| instruction.0).collect();
+        let mut attributes = Attributes::default();
+        attributes.push(number::PROG_TYPE_SOCK_OPS).push((program.len() / 8) as u32);
+        attributes.push_pointer(program.as_ptr()).push_pointer(c"BSD".as_ptr().cast());
+        let program_fd = attributes.open(number::PROG_LOAD)?;
+
+        let root = cgroup_root()?;
+        let mut attributes = Attributes::default();
+        attributes.push(program_fd.as_raw_fd() as u32).push(root.as_raw_fd() as u32).push(number::CGROUP_SOCK_OPS);
+        Ok(Self { map, _link: attributes.open(number::LINK_CREATE)? })
+    }
+
+    /// The process that connected the source of `tuple` to its destination, in whichever network namespace.
+    pub fn process(&self, tuple: &Tuple) -> Option<u32> {
+        let key = key(tuple.source, tuple.destination);
+        let mut value = [0; VALUE];
+        let mut attributes = Attributes::default();
+        // The pointers stand at multiples of 8.
+        attributes.push(self.map.as_raw_fd() as u32).push(0);
+        attributes.push_pointer(key.as_ptr()).push_pointer(value.as_mut_ptr());
+        attributes.call(number::MAP_LOOKUP_ELEM).ok()?;
+        u32::try_from(u64::from_ne_bytes(value)).ok()
+    }
+}
+
+fn key(local: Endpoint, remote: Endpoint) -> [u8; KEY] {
+    let mut key = [0; KEY];
+    key[..16].copy_from_slice(&local.ipv6().octets());
+    key[16..32].copy_from_slice(&remote.ipv6().octets());
+    key[32..36].copy_from_slice(&u32::from(local.port).to_ne_bytes());
+    key[38..40].copy_from_slice(&remote.port.to_be_bytes());
+    key
+}
+
+/// A mount of the whole cgroup2 hierarchy that is nowhere in the file system: the host's own may be hidden (`ip netns
+/// exec` does so) or missing.
+fn cgroup_root() -> io::Result<OwnedFd> {
+    let hierarchy = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&hierarchy)?;
+    Ok(fsmount(&hierarchy, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// The arguments of a bpf(2) call, union bpf_attr: what is not said is zero.
+#[derive(Default)]
+struct Attributes {
+    bytes: Vec<u8>,
+}
+
+impl Attributes {
+    fn push(&mut self, number: u32) -> &mut Self {
+        self.bytes.extend(number.to_ne_bytes());
+        self
+    }
+
+    fn push_pointer(&mut self, pointer: *const u8) -> &mut Self {
+        self.bytes.extend((pointer as u64).to_ne_bytes());
+        self
+    }
+
+    fn call(&mut self, command: i64) -> io::Result<i64> {
+        // What the kernel knows beyond this size is zero for it.
+        self.bytes.resize(128, 0);
+        // SAFETY: the kernel reads 128 bytes, which are there, and follows pointers only where `command` has them: to the
+        // program and its licence, the key, and the value it writes, all of which outlive the call and have the sizes
+        // that the map and the program were made with.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, self.bytes.as_mut_ptr(), self.bytes.len()) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    }
+
+    fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
+        let fd = self.call(command)?;
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: these commands return a new descriptor, which nobody else knows.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// One instruction: struct bpf_insn.
+struct Instruction([u8; 8]);
+
+/// The registers: the result, the arguments, the context (kept over calls), and the frame.
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R3: u8 = 3;
+const R4: u8 = 4;
+const CONTEXT: u8 = 6;
+const FRAME: u8 = 10;
+
+impl Instruction {
+    fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Self {
+        let registers =
+            if cfg!(target_endian = "little") { destination | source << 4 } else { destination << 4 | source };
+        let (offset, immediate) = (offset.to_ne_bytes(), immediate.to_ne_bytes());
+        let [i0, i1, i2, i3] = immediate;
+        Self([code, registers, offset[0], offset[1], i0, i1, i2, i3])
+    }
+
+    /// BPF_ALU64 | BPF_MOV
+    fn copy(destination: u8, source: u8) -> Self {
+        Self::new(0xbf, destination, source, 0, 0)
+    }
+
+    fn set(destination: u8, value: i32) -> Self {
+        Self::new(0xb7, destination, 0, 0, value)
+    }
+
+    fn add(destination: u8, value: i32) -> Self {
+        Self::new(0x07, destination, 0, 0, value)
+    }
+
+    fn shift_right(destination: u8, bits: i32) -> Self {
+        Self::new(0x77, destination, 0, 0, bits)
+    }
+
+    /// BPF_LDX | BPF_MEM | BPF_W: 32 bits of the context.
+    fn load(destination: u8, offset: i16) -> Self {
+        Self::new(0x61, destination, CONTEXT, offset, 0)
+    }
+
+    /// BPF_STX | BPF_MEM | BPF_W: 32 bits to the frame.
+    fn store(offset: i16, source: u8) -> Self {
+        Self::new(0x63, FRAME, source, offset, 0)
+    }
+
+    /// BPF_STX | BPF_MEM | BPF_DW
+    fn store_double(offset: i16, source: u8) -> Self {
+        Self::new(0x7b, FRAME, source, offset, 0)
+    }
+
+    /// BPF_ST | BPF_MEM | BPF_W
+    fn store_value(offset: i16, value: i32) -> Self {
+        Self::new(0x62, FRAME, 0, offset, value)
+    }
+
+    /// BPF_JMP | BPF_JNE
+    fn skip_unless_equal(register: u8, value: i32, instructions: i16) -> Self {
+        Self::new(0x55, register, 0, instructions, value)
+    }
+
+    /// BPF_JMP | BPF_JA
+    fn skip(instructions: i16) -> Self {
+        Self::new(0x05, 0, 0, instructions, 0)
+    }
+
+    fn call(helper: i32) -> Self {
+        Self::new(0x85, 0, 0, 0, helper)
+    }
+
+    fn exit() -> Self {
+        Self::new(0x95, 0, 0, 0, 0)
+    }
+}
+
+/// The program. Its context is a struct bpf_sock_ops.
+fn program(map: i32) -> Vec<Instruction> {
+    use Instruction as I;
+    const OP: i16 = 0;
+    const FAMILY: i16 = 20;
+    const REMOTE_IP4: i16 = 24;
+    const LOCAL_IP4: i16 = 28;
+    const REMOTE_IP6: i16 = 32;
+    const LOCAL_IP6: i16 = 48;
+    const REMOTE_PORT: i16 = 64;
+    const LOCAL_PORT: i16 = 68;
+    /// Where the key and the value are in the frame.
+    const TO_LOCAL: i16 = -40;
+    const TO_REMOTE: i16 = -24;
+    const TO_LOCAL_PORT: i16 = -8;
+    const TO_REMOTE_PORT: i16 = -4;
+    const TO_VALUE: i16 = -48;
+
+    let ipv4 = |from: i16, to: i16| {
+        // ::ffff:0:0/96 and the address
+        let prefix = i32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        [
+            I::store_value(to, 0),
+            I::store_value(to + 4, 0),
+            I::store_value(to + 8, prefix),
+            I::load(R1, from),
+            I::store(to + 12, R1),
+        ]
+    };
+    let ipv6 = |from: i16, to: i16| {
+        [0, 4, 8, 12].into_iter().flat_map(move |at| [I::load(R1, from + at), I::store(to + at, R1)])
+    };
+
+    let mut key: Vec<Instruction> = Vec::new();
+    let v6: Vec<Instruction> = ipv6(LOCAL_IP6, TO_LOCAL).chain(ipv6(REMOTE_IP6, TO_REMOTE)).collect();
+    let v4: Vec<Instruction> = ipv4(LOCAL_IP4, TO_LOCAL).into_iter().chain(ipv4(REMOTE_IP4, TO_REMOTE)).collect();
+    key.push(I::load(R1, FAMILY));
+    key.push(I::skip_unless_equal(R1, libc::AF_INET6, v6.len() as i16 + 1));
+    key.extend(v6);
+    key.push(I::skip(v4.len() as i16));
+    key.extend(v4);
+    key.extend([I::load(R1, LOCAL_PORT), I::store(TO_LOCAL_PORT, R1)]);
+    key.extend([I::load(R1, REMOTE_PORT), I::store(TO_REMOTE_PORT, R1)]);
+
+    let note = [
+        I::call(number::HELPER_GET_CURRENT_PID_TGID),
+        // The upper half is the thread group's id, which is the process'.
+        I::shift_right(R0, 32),
+        I::store_double(TO_VALUE, R0),
+        // BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD takes the place of two.
+        I::new(0x18, R1, 1, 0, map),
+        I::new(0, 0, 0, 0, 0),
+        I::copy(R2, FRAME),
+        I::add(R2, i32::from(TO_LOCAL)),
+        I::copy(R3, FRAME),
+        I::add(R3, i32::from(TO_VALUE)),
+        I::set(R4, 0),
+        I::call(number::HELPER_MAP_UPDATE_ELEM),
+    ];
+
+    let mut program = vec![I::copy(CONTEXT, R1), I::load(R0, OP)];
+    program.push(I::skip_unless_equal(R0, number::TCP_CONNECT, (key.len() + note.len()) as i16));
+    program.extend(key);
+    program.extend(note);
+    program.extend([I::set(R0, 1), I::exit()]);
+    program
+}
