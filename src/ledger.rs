@@ -70,6 +70,11 @@ pub struct Ledger {
     tick: u32,
     now: Instant,
     flows: IndexMap<Key, Entry>,
+    /// The index of the row before: rows mostly come in the order in which they came first.
+    row_before: usize,
+    /// How many of the flows were met in this tick, and whether any of all is over.
+    met: usize,
+    any_over: bool,
     /// The flows whose counters changed in this tick, by their index, and the new counters.
     moved: Vec<(u32, Counters)>,
     inquiries: Vec<Inquiry>,
@@ -88,6 +93,9 @@ impl Ledger {
             tick: 0,
             now,
             flows: IndexMap::new(),
+            row_before: 0,
+            met: 0,
+            any_over: false,
             moved: Vec::new(),
             inquiries: Vec::new(),
             processes: Registry::default(),
@@ -105,6 +113,8 @@ impl Ledger {
     pub fn begin(&mut self, now: Instant) {
         self.tick += 1;
         self.now = now;
+        self.met = 0;
+        self.processes.unmark();
     }
 
     /// Enters a flow that began since the last tick, with what was found at its original's and its reply's source, where
@@ -134,6 +144,7 @@ impl Ledger {
         let index = self.enter(flow, self.base(counters));
         let entry = &mut self.flows[index as usize];
         entry.over = true;
+        self.any_over = true;
         // At once, since the next flow with the same tuple may come in the same tick.
         if let Some(moved) = entry.count(counters) {
             credit_owners(entry, moved, &self.processes, &mut self.accounts, self.now);
@@ -148,6 +159,11 @@ impl Ledger {
         }
         let index = self.enter(flow, self.base(counters));
         let entry = &mut self.flows[index as usize];
+        for side in Side::BOTH {
+            if let End::Owned { process, .. } = entry.end(side) {
+                self.processes.mark(process, entry.open);
+            }
+        }
         match entry.has_moved(counters) {
             Some(false) => {}
             Some(true) => self.moved.push((index, counters)),
@@ -169,19 +185,27 @@ impl Ledger {
     /// The index of a flow, which is entered and asked about if it is new.
     fn enter(&mut self, flow: &Flow, base: Counters) -> u32 {
         let key = Key::of(flow);
-        let (index, ask) = match self.flows.get_full_mut(&key) {
+        let next = self.row_before + 1;
+        let known = match self.flows.get_index(next) {
+            Some((after, _)) if *after == key => Some(next),
+            _ => self.flows.get_index_of(&key),
+        };
+        let known = known.and_then(|index| self.flows.get_index_mut(index).map(|(_, entry)| (index, entry)));
+        self.met += usize::from(known.as_ref().is_none_or(|(_, entry)| entry.seen != self.tick));
+        let (index, ask) = match known {
             // The same tuple again, in the place in the kernel's memory that the id is made from.
-            Some((index, _, entry)) if entry.over => {
+            Some((index, entry)) if entry.over => {
                 settle(&mut self.unowned, entry);
                 *entry = Entry::new(flow, Counters::default(), self.tick);
                 (index, true)
             }
-            Some((index, _, entry)) => (index, entry.renew(flow, self.tick)),
+            Some((index, entry)) => (index, entry.renew(flow, self.tick)),
             None => (self.flows.insert_full(key, Entry::new(flow, base, self.tick)).0, true),
         };
         if ask {
             self.inquire(key);
         }
+        self.row_before = index;
         // 4 billion flows do not fit into any memory.
         u32::try_from(index).unwrap_or(u32::MAX)
     }
@@ -323,19 +347,21 @@ impl Ledger {
     /// Closes the flows that are over or that the table has no more, and forgets who has nothing any more.
     pub fn close(&mut self, now: &mut dyn Processes) {
         let (tick, processes, unowned) = (self.tick, &mut self.processes, &mut self.unowned);
-        processes.unmark();
-        self.flows.retain(|_, entry| {
-            if entry.over || tick - entry.seen > GRACE {
-                settle(unowned, entry);
-                return false;
-            }
-            for side in Side::BOTH {
-                if let End::Owned { process, .. } = entry.end(side) {
-                    processes.mark(process, entry.open && entry.seen == tick);
+        // Mostly all are there, and need not be looked at once more.
+        if std::mem::take(&mut self.any_over) || self.met != self.flows.len() {
+            self.flows.retain(|_, entry| {
+                if entry.over || tick - entry.seen > GRACE {
+                    settle(unowned, entry);
+                    return false;
                 }
-            }
-            true
-        });
+                for side in Side::BOTH {
+                    if let End::Owned { process, .. } = entry.end(side) {
+                        processes.mark(process, entry.open && entry.seen == tick);
+                    }
+                }
+                true
+            });
+        }
         for process in self.processes.with_open_flows() {
             self.accounts.keep(&process.identity, self.now);
         }

@@ -28,6 +28,10 @@ const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
 /// The time after which namespaces are looked for anyway, to let go of those that ended.
 const SCAN_ANYWAY: Duration = Duration::from_secs(10);
 
+/// So many ends are asked about with one reading of the sockets and one walk over the processes; each takes some 100
+/// bytes meanwhile.
+const ASKED_AT_A_TIME: usize = 50_000;
+
 /// Where the counters come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum CountersFrom {
@@ -195,11 +199,13 @@ impl Monitor {
     }
 
     fn ask(&mut self, asked: &[Asked]) {
-        let suspects = self.ledger.suspects(asked);
-        let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)), suspects);
-        let processes = self.owners.processes();
-        for (&asked, answer) in asked.iter().zip(answers) {
-            self.ledger.answer(asked, answer, &mut |pid| processes.identify(pid));
+        for asked in asked.chunks(ASKED_AT_A_TIME) {
+            let suspects = self.ledger.suspects(asked);
+            let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)), suspects);
+            let processes = self.owners.processes();
+            for (&asked, answer) in asked.iter().zip(answers) {
+                self.ledger.answer(asked, answer, &mut |pid| processes.identify(pid));
+            }
         }
     }
 }

@@ -1,15 +1,27 @@
 //! One flow in the books.
 
+use std::hash::{Hash, Hasher};
+
 use crate::flow::{Counters, Flow, Protocol, Tuple};
 use crate::owner::{Question, Reason};
 use crate::process::Handle;
 
 /// What tells a flow from all others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     original: Tuple,
     zone: u32,
     id: u64,
+}
+
+impl Hash for Key {
+    /// Mostly of the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+        if self.id == 0 {
+            (self.original, self.zone).hash(state);
+        }
+    }
 }
 
 impl Key {

@@ -40,6 +40,7 @@ impl Registry {
         if let Some(&at) = self.by_pid.get(&pid)
             && !self.check(at, tick, identify)
         {
+            self.mark(at, true);
             return Some(at);
         }
         let process = Some(Process { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open });
