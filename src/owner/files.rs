@@ -1,11 +1,8 @@
 //! Sockets as text: /proc/net/tcp, tcp6, udp and udp6, for where sock_diag is refused (proc_pid_net(5)).
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
-use anyhow::Result;
 use procfs::{FromBufReadSI, LocalSystemInfo};
 
 use super::Found;
@@ -22,15 +19,13 @@ impl SocketTable {
         let mut sockets = HashMap::new();
         let net = proc_root.join("net");
         for name in ["tcp", "tcp6"] {
-            let entries = read_table::<procfs::net::TcpNetEntries>(&net.join(name)).map_or(Vec::new(), |t| t.0);
-            for entry in entries {
+            for entry in read_table(&net.join(name), |row: procfs::net::TcpNetEntries| row.0) {
                 let ends = (endpoint(entry.local_address), endpoint(entry.remote_address));
                 sockets.insert((Protocol::Tcp, ends.0, ends.1), entry.inode as u32);
             }
         }
         for name in ["udp", "udp6"] {
-            let entries = read_table::<procfs::net::UdpNetEntries>(&net.join(name)).map_or(Vec::new(), |t| t.0);
-            for entry in entries {
+            for entry in read_table(&net.join(name), |row: procfs::net::UdpNetEntries| row.0) {
                 let ends = (endpoint(entry.local_address), endpoint(entry.remote_address));
                 sockets.insert((Protocol::Udp, ends.0, ends.1), entry.inode as u32);
             }
@@ -59,9 +54,11 @@ impl SocketTable {
     }
 }
 
-fn read_table<T: FromBufReadSI>(path: &Path) -> Result<T> {
-    let file = BufReader::new(File::open(path)?);
-    Ok(T::from_buf_read(file, &LocalSystemInfo)?)
+/// Reads a table row by row, since procfs gives up the whole for one that it does not understand.
+fn read_table<Table: FromBufReadSI, Row>(path: &Path, rows: fn(Table) -> Vec<Row>) -> Vec<Row> {
+    let Ok(text) = std::fs::read_to_string(path) else { return Vec::new() };
+    let parse = |line| Table::from_buf_read(format!("\n{line}").as_bytes(), &LocalSystemInfo).map(rows);
+    text.lines().skip(1).flat_map(|line| parse(line).unwrap_or_default()).collect()
 }
 
 fn endpoint(address: std::net::SocketAddr) -> Endpoint {
