@@ -1,0 +1,103 @@
+//! A /proc of our own making, in a temporary directory that goes away with it.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// A process as /proc shows it.
+pub struct FakeProcess<'a> {
+    pub pid: u32,
+    pub start_time: u64,
+    /// With its NUL bytes.
+    pub command_line: &'a [u8],
+    /// The inodes of the sockets it holds.
+    pub sockets: &'a [u64],
+}
+
+pub struct FakeProc {
+    root: TempDir,
+}
+
+impl FakeProc {
+    pub fn new() -> Self {
+        // In memory where that can be had: it is a great many small files.
+        let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+        // Others may look, as they may in the real one.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(root.path().join("net")).unwrap();
+        Self { root }
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.root().join(path), content).unwrap();
+    }
+
+    /// The directory of a process.
+    pub fn process_dir(&self, pid: u32) -> PathBuf {
+        self.root().join(pid.to_string())
+    }
+
+    /// Adds a process, or changes it.
+    pub fn run(&self, process: &FakeProcess) {
+        let &FakeProcess { pid, start_time, command_line, sockets } = process;
+        self.end(pid);
+        let descriptors = self.process_dir(pid).join("fd");
+        fs::create_dir_all(&descriptors).unwrap();
+        symlink("/dev/null", descriptors.join("0")).unwrap();
+        symlink("pipe:[4026]", descriptors.join("1")).unwrap();
+        for (at, inode) in sockets.iter().enumerate() {
+            symlink(format!("socket:[{inode}]"), descriptors.join((at + 3).to_string())).unwrap();
+        }
+        fs::write(self.process_dir(pid).join("cmdline"), command_line).unwrap();
+        self.name_task(pid, start_time, b"task");
+    }
+
+    /// Writes the file that has the start time and the short name of a process, which is not its command line's.
+    pub fn name_task(&self, pid: u32, start_time: u64, comm: &[u8]) {
+        let mut stat = format!("{pid} (").into_bytes();
+        stat.extend(comm);
+        // State and the fields 4 to 21, the start time, and the fields 23 to 52.
+        stat.extend(format!(") S {}{start_time} {}\n", "1 ".repeat(18), ["0"; 30].join(" ")).bytes());
+        fs::write(self.process_dir(pid).join("stat"), stat).unwrap();
+    }
+
+    /// Takes a process away, if it is there.
+    pub fn end(&self, pid: u32) {
+        if self.process_dir(pid).exists() {
+            fs::remove_dir_all(self.process_dir(pid)).unwrap();
+        }
+    }
+}
+
+/// A row of /proc/net/{tcp,tcp6,udp,udp6}: own end, other end, state, inode.
+pub type SocketRow = (SocketAddr, SocketAddr, u8, u64);
+
+/// The text of such a file.
+pub fn socket_table(rows: &[SocketRow]) -> String {
+    let mut text = String::from("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n");
+    for (number, (local, remote, state, inode)) in rows.iter().enumerate() {
+        let (local, remote) = (kernel_hex(local), kernel_hex(remote));
+        let rest = "00000000:00000000 00:00000000 00000000  1000        0";
+        writeln!(text, "{number:4}: {local} {remote} {state:02X} {rest} {inode} 1 0000000000000000 20 4 30 10 -1")
+            .unwrap();
+    }
+    text
+}
+
+/// An address as the kernel writes it there: each 32 bits as a number of the host's byte order.
+fn kernel_hex(address: &SocketAddr) -> String {
+    let octets = match address {
+        SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
+        SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
+    };
+    let words = octets.chunks(4).map(|word| format!("{:08X}", u32::from_ne_bytes(word.try_into().unwrap())));
+    format!("{}:{:04X}", words.collect::<String>(), address.port())
+}
