@@ -2,9 +2,9 @@
 
 mod common {
     pub mod fake_proc;
+    pub mod net_tables;
 }
 
-use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -12,21 +12,33 @@ use std::os::unix::fs::PermissionsExt;
 use bwmon::flow::{Endpoint, Protocol, Tuple};
 use bwmon::owner::{Answer, Owners, Question, Reason};
 use bwmon::process::Processes;
-use common::fake_proc::{FakeProc, FakeProcess, socket_table};
+use common::fake_proc::{FakeProc, FakeProcess};
+use common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 
 /// A process with nothing special about it that holds `sockets`.
-fn holder(pid: u32, sockets: &[u64]) -> FakeProcess<'_> {
+fn holder(pid: u32, sockets: &[u32]) -> FakeProcess<'_> {
     FakeProcess { pid, start_time: 100, command_line: b"server\0", sockets }
 }
 
+/// Who was found: the pid and whether the socket is the connection's own, else why nobody, and no reason for an address
+/// that is elsewhere.
+type Found = Result<(u32, bool), Option<Reason>>;
+
+const ELSEWHERE: Found = Err(None);
+
+fn answers(proc: &FakeProc, questions: impl IntoIterator<Item = Question>) -> Vec<Found> {
+    let found = |answer| match answer {
+        Answer::Held { pid, connected, .. } => Ok((pid, connected)),
+        Answer::Nobody(reason) => Err(Some(reason)),
+        Answer::Elsewhere => ELSEWHERE,
+    };
+    Owners::from_files(proc.root()).answer(questions.into_iter()).into_iter().map(found).collect()
+}
+
 /// Which process holds each of `inodes`.
-fn holders(proc: &FakeProc, inodes: impl IntoIterator<Item = u64>) -> Vec<(u64, u32)> {
-    let mut wanted: HashSet<u64> = inodes.into_iter().collect();
-    let found = Processes::new(proc.root()).holders(&mut wanted);
-    assert!(found.keys().all(|inode| !wanted.contains(inode)));
-    let mut found: Vec<_> = found.into_iter().collect();
-    found.sort_unstable();
-    found
+fn holders(proc: &FakeProc, inodes: impl IntoIterator<Item = u32>) -> Vec<Option<u32>> {
+    let found = answers(proc, inodes.into_iter().map(Question::Inode));
+    found.into_iter().map(|found| found.ok().map(|(pid, _)| pid)).collect()
 }
 
 fn name(proc: &FakeProc, pid: u32) -> Vec<u8> {
@@ -41,7 +53,7 @@ fn a_socket_in_several_processes_belongs_to_the_youngest() {
         proc.run(&holder(pid, &[7]));
     }
     proc.run(&holder(121, &[8]));
-    assert_eq!(holders(&proc, [7, 8, 9]), [(7, 350), (8, 121)]);
+    assert_eq!(holders(&proc, [7, 8, 9]), [Some(350), Some(121), None]);
 }
 
 #[test]
@@ -52,7 +64,7 @@ fn after_the_pids_began_again_the_youngest_has_a_low_one() {
     }
     proc.write("loadavg", "0.1 0.2 0.3 1/99 300\n");
     assert_eq!(Processes::new(proc.root()).youngest_first(), [300, 9, 32000, 301]);
-    assert_eq!(holders(&proc, [7]), [(7, 300)]);
+    assert_eq!(holders(&proc, [7]), [Some(300)]);
 }
 
 #[test]
@@ -61,9 +73,9 @@ fn without_a_last_pid_the_highest_is_the_youngest() {
     for pid in [9, 300, 32000] {
         proc.run(&holder(pid, &[7]));
     }
-    assert_eq!(holders(&proc, [7]), [(7, 32000)]);
+    assert_eq!(holders(&proc, [7]), [Some(32000)]);
     proc.write("loadavg", "what is this\n");
-    assert_eq!(holders(&proc, [7]), [(7, 32000)]);
+    assert_eq!(holders(&proc, [7]), [Some(32000)]);
 }
 
 #[test]
@@ -78,7 +90,7 @@ fn what_vanished_or_is_no_process_is_passed_over() {
     fs::write(proc.process_dir(13).join("fd/9"), "no link").unwrap();
     proc.write("14", "no directory");
     proc.write("uptime", "1 1");
-    assert_eq!(holders(&proc, [7, 8]), [(7, 10), (8, 13)]);
+    assert_eq!(holders(&proc, [7, 8]), [Some(10), Some(13)]);
     assert_eq!(Processes::new(proc.root()).identify(11), None);
     assert_eq!(Processes::new(proc.root()).identify(99), None);
     assert_eq!(Processes::new("/nonexistent").youngest_first(), [0; 0]);
@@ -91,7 +103,7 @@ fn a_descriptor_that_only_looks_like_a_socket_is_none() {
     for (at, target) in ["socket:[", "socket:[x]", "socket:[-7]", "[socket]:7", "/tmp/socket:[8]"].iter().enumerate() {
         std::os::unix::fs::symlink(target, proc.process_dir(10).join(format!("fd/{}", 50 + at))).unwrap();
     }
-    assert_eq!(holders(&proc, [7, 8]), [(7, 10)]);
+    assert_eq!(holders(&proc, [7, 8]), [Some(10), None]);
 }
 
 #[test]
@@ -102,24 +114,12 @@ fn another_users_descriptors_are_noticed_and_the_rest_is_found() {
     let closed = proc.process_dir(11).join("fd");
     let permit = |mode| fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
     proc.write("net/tcp", socket_table(&[row(("10.0.0.1", 1), ("10.0.0.2", 2), 8)]));
-    let look = || {
-        let mut processes = Processes::new(proc.root());
-        let found = processes.holders(&mut HashSet::from([7, 8]));
-        let answer = Owners::from_files(proc.root()).answer(&[ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 2))]);
-        (found, processes.some_unreadable(), answer)
-    };
+    let look = || answers(&proc, [Question::Inode(7), ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 2))]);
 
     permit(0o000);
-    let (found, unreadable, answer) = as_ordinary_user(look);
-    assert_eq!(found, [(7, 10)].into());
-    assert!(unreadable);
-    assert_eq!(answer, [Answer::Nobody(Reason::NotPermitted)]);
-
+    assert_eq!(as_ordinary_user(look), [Ok((10, true)), Err(Some(Reason::NotPermitted))]);
     permit(0o755);
-    let (found, unreadable, answer) = as_ordinary_user(look);
-    assert_eq!(found, [(7, 10), (8, 11)].into());
-    assert!(!unreadable);
-    assert_eq!(answer, [Answer::Held { pid: 11, connected: true }]);
+    assert_eq!(as_ordinary_user(look), [Ok((10, true)), Ok((11, true))]);
 }
 
 /// Does what root would be permitted to as somebody who is not.
@@ -181,14 +181,14 @@ fn a_pid_that_was_given_out_again_is_another_process() {
     let proc = FakeProc::new();
     let mut processes = Processes::new(proc.root());
     proc.run(&FakeProcess { pid: 10, start_time: 100, command_line: b"first\0", sockets: &[7] });
-    assert!(processes.holds_a_socket(10, 100));
+    assert!(processes.has_sockets(10, 100));
     proc.run(&FakeProcess { pid: 10, start_time: 250, command_line: b"second\0", sockets: &[7] });
-    assert!(!processes.holds_a_socket(10, 100));
-    assert!(processes.holds_a_socket(10, 250));
+    assert!(!processes.has_sockets(10, 100));
+    assert!(processes.has_sockets(10, 250));
     proc.run(&FakeProcess { pid: 10, start_time: 250, command_line: b"second\0", sockets: &[] });
-    assert!(!processes.holds_a_socket(10, 250));
+    assert!(!processes.has_sockets(10, 250));
     proc.end(10);
-    assert!(!processes.holds_a_socket(10, 250));
+    assert!(!processes.has_sockets(10, 250));
 }
 
 #[test]
@@ -196,11 +196,10 @@ fn ten_thousand_processes_are_walked() {
     const COUNT: u32 = 10_000;
     let proc = FakeProc::new();
     for pid in 1..=COUNT {
-        proc.run(&holder(pid, &[u64::from(pid) + 50_000]));
+        proc.run(&holder(pid, &[pid + 50_000]));
     }
     let found = holders(&proc, (50_001..).take(COUNT as usize + 1));
-    assert_eq!(found.len(), COUNT as usize);
-    assert!(found.iter().all(|&(inode, pid)| inode == u64::from(pid) + 50_000));
+    assert!(found.into_iter().eq((1..=COUNT).map(Some).chain([None])));
 }
 
 fn address((address, port): (&str, u16)) -> SocketAddr {
@@ -208,7 +207,7 @@ fn address((address, port): (&str, u16)) -> SocketAddr {
 }
 
 /// A socket of the tables in /proc/net.
-fn row(local: (&str, u16), remote: (&str, u16), inode: u64) -> (SocketAddr, SocketAddr, u8, u64) {
+fn row(local: (&str, u16), remote: (&str, u16), inode: u32) -> SocketRow {
     (address(local), address(remote), 1, inode)
 }
 
@@ -217,21 +216,21 @@ fn ask(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> Que
     Question::Tuple(Tuple { protocol, source: end(source), destination: end(destination) })
 }
 
-/// The pid that answers for the sockets with the inodes 1 to 9 is ten times that.
+/// A host with the addresses 10.0.0.1, 10.0.0.9 and fd00::1, where the sockets with the inodes 1 to 9 are held by the
+/// processes 10 to 90.
 fn fake_host() -> FakeProc {
     let proc = FakeProc::new();
+    proc.write("net/fib_trie", fib_trie(&["10.0.0.1", "10.0.0.9"]));
+    proc.write("net/if_inet6", if_inet6(&["fd00::1"]));
     for inode in 1..10 {
-        proc.run(&holder(inode * 10, &[inode.into()]));
+        proc.run(&holder(inode * 10, &[inode]));
     }
     proc
 }
 
-fn held(pid: u32) -> Answer {
-    Answer::Held { pid, connected: true }
-}
-
-fn held_unconnected(pid: u32) -> Answer {
-    Answer::Held { pid, connected: false }
+/// The connection's own socket, held by this process.
+fn own(pid: u32) -> Found {
+    Ok((pid, true))
 }
 
 #[test]
@@ -240,16 +239,18 @@ fn tcp_sockets_are_found_by_both_ends_whatever_their_family() {
     proc.write("net/tcp", socket_table(&[row(("10.0.0.1", 1), ("10.0.0.2", 80), 1)]));
     let dual_stack = row(("::ffff:10.0.0.1", 443), ("::ffff:10.0.0.3", 5), 2);
     proc.write("net/tcp6", socket_table(&[dual_stack, row(("fd00::1", 443), ("fd00::2", 5), 3)]));
-    let answers = Owners::from_files(proc.root()).answer(&[
-        ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
-        ask(Protocol::Tcp, ("10.0.0.2", 80), ("10.0.0.1", 1)),
-        ask(Protocol::Tcp, ("10.0.0.1", 443), ("10.0.0.3", 5)),
-        ask(Protocol::Tcp, ("fd00::1", 443), ("fd00::2", 5)),
-        ask(Protocol::Udp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
-        Question::Inode(9),
-    ]);
-    let nobody = Answer::Nobody(Reason::NoSocket);
-    assert_eq!(answers, [held(10), nobody, held(20), held(30), nobody, held(90)]);
+    let answers = answers(
+        &proc,
+        [
+            ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
+            ask(Protocol::Tcp, ("10.0.0.2", 80), ("10.0.0.1", 1)),
+            ask(Protocol::Tcp, ("10.0.0.1", 443), ("10.0.0.3", 5)),
+            ask(Protocol::Tcp, ("fd00::1", 443), ("fd00::2", 5)),
+            ask(Protocol::Udp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
+            Question::Inode(9),
+        ],
+    );
+    assert_eq!(answers, [own(10), ELSEWHERE, own(20), own(30), Err(Some(Reason::Gone)), own(90)]);
 }
 
 #[test]
@@ -264,18 +265,23 @@ fn udp_sockets_are_found_by_as_much_as_they_are_bound_to() {
         ]),
     );
     proc.write("net/udp6", socket_table(&[row(("::", 123), ("::", 0), 4), row(("fd00::1", 53), ("::", 0), 5)]));
-    let answers = Owners::from_files(proc.root()).answer(&[
-        ask(Protocol::Udp, ("10.0.0.1", 53), ("10.0.0.2", 5)),
-        ask(Protocol::Udp, ("10.0.0.1", 53), ("10.0.0.2", 6)),
-        ask(Protocol::Udp, ("10.0.0.9", 53), ("10.0.0.2", 6)),
-        ask(Protocol::Udp, ("10.0.0.1", 123), ("10.0.0.2", 6)),
-        ask(Protocol::Udp, ("fd00::1", 53), ("fd00::2", 6)),
-        ask(Protocol::Udp, ("10.0.0.1", 54), ("10.0.0.2", 6)),
-    ]);
-    let others = [20, 30, 40, 50].map(held_unconnected);
-    assert_eq!(answers[0], held(10));
+    let answers = answers(
+        &proc,
+        [
+            ask(Protocol::Udp, ("10.0.0.1", 53), ("10.0.0.2", 5)),
+            ask(Protocol::Udp, ("10.0.0.1", 53), ("10.0.0.2", 6)),
+            ask(Protocol::Udp, ("10.0.0.9", 53), ("10.0.0.2", 6)),
+            ask(Protocol::Udp, ("10.0.0.1", 123), ("10.0.0.2", 6)),
+            ask(Protocol::Udp, ("fd00::1", 53), ("fd00::2", 6)),
+            ask(Protocol::Udp, ("10.0.0.1", 54), ("10.0.0.2", 6)),
+            // The same port on another host is not what a socket for every address of this one is bound to.
+            ask(Protocol::Udp, ("10.0.0.2", 53), ("10.0.0.1", 5)),
+        ],
+    );
+    let others = [20, 30, 40, 50].map(|pid| Ok((pid, false)));
+    assert_eq!(answers[0], own(10));
     assert_eq!(answers[1..5], others);
-    assert_eq!(answers[5], Answer::Nobody(Reason::NoSocket));
+    assert_eq!(answers[5..], [Err(Some(Reason::Gone)), ELSEWHERE]);
 }
 
 #[test]
@@ -283,12 +289,15 @@ fn a_socket_that_no_process_holds_is_nobodys() {
     let proc = fake_host();
     let closed = (address(("10.0.0.1", 1)), address(("10.0.0.2", 80)), 6, 0);
     proc.write("net/tcp", socket_table(&[closed, row(("10.0.0.1", 2), ("10.0.0.2", 80), 77)]));
-    let answers = Owners::from_files(proc.root()).answer(&[
-        ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
-        ask(Protocol::Tcp, ("10.0.0.1", 2), ("10.0.0.2", 80)),
-        Question::Inode(0),
-    ]);
-    assert_eq!(answers, [Answer::Nobody(Reason::NoProcess); 3]);
+    let answers = answers(
+        &proc,
+        [
+            ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
+            ask(Protocol::Tcp, ("10.0.0.1", 2), ("10.0.0.2", 80)),
+            Question::Inode(0),
+        ],
+    );
+    assert_eq!(answers, [Err(Some(Reason::Gone)), Err(Some(Reason::NoProcess)), Err(Some(Reason::Gone))]);
 }
 
 #[test]
@@ -298,9 +307,9 @@ fn an_odd_row_does_not_empty_its_table() {
     let (header, rows) = good.split_once('\n').unwrap();
     let (first, second) = rows.split_once('\n').unwrap();
     proc.write("net/tcp", format!("{header}\n{first}\n   9: 0100000A:ZZZZ 1\n\n{second}"));
-    let answers = Owners::from_files(proc.root()).answer(&[
-        ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
-        ask(Protocol::Tcp, ("10.0.0.1", 2), ("10.0.0.2", 80)),
-    ]);
-    assert_eq!(answers, [held(10), held(20)]);
+    let answers = answers(
+        &proc,
+        [ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)), ask(Protocol::Tcp, ("10.0.0.1", 2), ("10.0.0.2", 80))],
+    );
+    assert_eq!(answers, [own(10), own(20)]);
 }

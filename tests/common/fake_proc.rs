@@ -1,8 +1,6 @@
 //! A /proc of our own making, in a temporary directory that goes away with it.
 
-use std::fmt::Write;
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +13,7 @@ pub struct FakeProcess<'a> {
     /// With its NUL bytes.
     pub command_line: &'a [u8],
     /// The inodes of the sockets it holds.
-    pub sockets: &'a [u64],
+    pub sockets: &'a [u32],
 }
 
 pub struct FakeProc {
@@ -75,29 +73,4 @@ impl FakeProc {
             fs::remove_dir_all(self.process_dir(pid)).unwrap();
         }
     }
-}
-
-/// A row of /proc/net/{tcp,tcp6,udp,udp6}: own end, other end, state, inode.
-pub type SocketRow = (SocketAddr, SocketAddr, u8, u64);
-
-/// The text of such a file.
-pub fn socket_table(rows: &[SocketRow]) -> String {
-    let mut text = String::from("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n");
-    for (number, (local, remote, state, inode)) in rows.iter().enumerate() {
-        let (local, remote) = (kernel_hex(local), kernel_hex(remote));
-        let rest = "00000000:00000000 00:00000000 00000000  1000        0";
-        writeln!(text, "{number:4}: {local} {remote} {state:02X} {rest} {inode} 1 0000000000000000 20 4 30 10 -1")
-            .unwrap();
-    }
-    text
-}
-
-/// An address as the kernel writes it there: each 32 bits as a number of the host's byte order.
-fn kernel_hex(address: &SocketAddr) -> String {
-    let octets = match address {
-        SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
-        SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
-    };
-    let words = octets.chunks(4).map(|word| format!("{:08X}", u32::from_ne_bytes(word.try_into().unwrap())));
-    format!("{}:{:04X}", words.collect::<String>(), address.port())
 }
