@@ -59,3 +59,101 @@ fn patterns(option: &str, regexes: &[std::ffi::OsString]) -> Result<Vec<Pattern>
     };
     regexes.iter().map(pattern).collect()
 }
+
+#[cfg(test)]
+#[path = "../../tests/common/vectors.rs"]
+mod vectors;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+    use serde_json::Value;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    /// What a command line means.
+    #[derive(Debug, PartialEq)]
+    enum Meaning {
+        Run { bandwidth: bool, lookback: bool, ignore_local: bool, include: Vec<Vec<u8>>, exclude: Vec<Vec<u8>> },
+        Help,
+        Version,
+        Error,
+    }
+
+    fn parse(arguments: impl IntoIterator<Item = Vec<u8>>) -> Meaning {
+        let arguments = arguments.into_iter().map(OsString::from_vec);
+        match Arguments::try_parse_from(std::iter::once("runmonitor".into()).chain(arguments)) {
+            Ok(arguments) => Meaning::Run {
+                bandwidth: arguments.bandwidth,
+                lookback: !arguments.no_lookback,
+                ignore_local: arguments.ignore_local,
+                include: arguments.include.into_iter().map(OsString::into_vec).collect(),
+                exclude: arguments.exclude.into_iter().map(OsString::into_vec).collect(),
+            },
+            Err(error) if error.kind() == ErrorKind::DisplayHelp => Meaning::Help,
+            Err(error) if error.kind() == ErrorKind::DisplayVersion => Meaning::Version,
+            Err(error) => {
+                assert_eq!(error.exit_code(), 2, "{error}");
+                Meaning::Error
+            }
+        }
+    }
+
+    fn parse_words(line: &str) -> Meaning {
+        parse(line.split_ascii_whitespace().map(|word| word.as_bytes().to_vec()))
+    }
+
+    /// What the original made of it. What it passed over in silence is an error, what it did not know yet is not.
+    fn recorded(vector: &Value) -> Meaning {
+        let options = &vector["options"];
+        let positionals = vectors::list(&vector["positionals"]);
+        match vector["exit"].as_u64() {
+            Some(0) => Meaning::Help,
+            Some(_) if ["--version", "-V"].iter().any(|new| vector["argv"][0] == *new) => Meaning::Version,
+            Some(_) => Meaning::Error,
+            None if !positionals.is_empty() => Meaning::Error,
+            None => Meaning::Run {
+                bandwidth: options["bandwidth"] == true,
+                lookback: options["lookback"] == true,
+                ignore_local: options["ignorelocal"] == true,
+                include: vectors::list(&options["include_filter"]),
+                exclude: vectors::list(&options["exclude_filter"]),
+            },
+        }
+    }
+
+    #[test]
+    fn command_lines_mean_what_they_meant_to_the_original() {
+        let all = vectors::vectors(include_str!("../../tests/vectors/optparse.json"));
+        for vector in all.iter().filter(|vector| vector["tool"] == "runmonitor.py") {
+            let arguments = vectors::list(&vector["argv"]);
+            assert_eq!(parse(arguments), recorded(vector), "{}", vector["argv"]);
+        }
+    }
+
+    #[test]
+    fn every_abbreviation_that_was_unambiguous_still_is_and_no_other_is_one() {
+        const OPTIONS: [&str; 6] =
+            ["--bandwidth", "--exclude", "--help", "--ignore-local", "--include", "--no-lookback"];
+        for option in OPTIONS {
+            for end in 3..=option.len() {
+                let short = &option[..end];
+                let value = if ["--include", "--exclude"].contains(&option) { "=x" } else { "" };
+                let unambiguous = OPTIONS.iter().filter(|option| option.starts_with(short)).count() == 1;
+                let expected = if unambiguous { parse_words(&format!("{option}{value}")) } else { Meaning::Error };
+                assert_eq!(parse_words(&format!("{short}{value}")), expected, "{short}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_source_of_the_counters_can_be_forced() {
+        let source = |words: &[&str]| Arguments::try_parse_from(words).map(|arguments| arguments.source);
+        assert_eq!(source(&["runmonitor"]).unwrap(), CountersFrom::Auto);
+        assert_eq!(source(&["runmonitor", "--source=auto"]).unwrap(), CountersFrom::Auto);
+        assert_eq!(source(&["runmonitor", "--source", "conntrack"]).unwrap(), CountersFrom::Conntrack);
+        assert_eq!(source(&["runmonitor", "--source=sockets", "--source=conntrack"]).unwrap(), CountersFrom::Conntrack);
+        assert!(source(&["runmonitor", "--source=proc"]).is_err());
+    }
+}

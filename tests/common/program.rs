@@ -1,0 +1,80 @@
+//! A program that runs beside the test: started, read line by line, told to end.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long anything may take before it counts as never; a busy machine is slow.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Tries again and again until `attempt` gives something; `what` is awaited.
+pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + DEADLINE;
+    loop {
+        if let Some(result) = attempt() {
+            return result;
+        }
+        assert!(Instant::now() < give_up, "gave up waiting for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The program. Killed if the test ends before it does.
+pub struct Running {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+
+    /// The next line of stdout.
+    pub fn line(&mut self) -> String {
+        self.stdout.recv_timeout(DEADLINE).unwrap_or_else(|error| panic!("no line: {error}, {:?}", self.said()))
+    }
+
+    /// What has come on stderr since the call before.
+    pub fn said(&mut self) -> Vec<String> {
+        self.stderr.try_iter().collect()
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for its end: how it ended, and the rest of stdout and stderr.
+    pub fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
+        let status = wait_for("the program's end", || self.child.try_wait().unwrap());
+        (status, self.stdout.iter().collect(), self.stderr.iter().collect())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads lines as they come, so that the program never waits for its reader.
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,242 @@
+//! The program as it is run: what it prints where, and how it ends.
+
+mod common {
+    pub mod program;
+    pub mod vectors;
+}
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStringExt;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use common::program::{Running, wait_for};
+use common::vectors::{list, vectors};
+
+/// The program, counting what the sockets count: that needs neither root nor firewall rules.
+fn runmonitor(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runmonitor"));
+    command.arg("--source=sockets").args(arguments).stdin(Stdio::null()).env_remove("TERM").env_remove("COLUMNS");
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A connection of this process with itself that has carried something: with it the program has a line to show.
+struct Traffic {
+    _ends: (TcpStream, TcpStream),
+}
+
+impl Traffic {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(&[7; 5000]).unwrap();
+        server.read_exact(&mut [0; 5000]).unwrap();
+        Self { _ends: (client, server) }
+    }
+}
+
+/// Whether it is one of the original's lines: bytes in and out in ten columns each or more, and a name.
+fn is_figure(line: &str) -> bool {
+    let number = |column: &str| column.len() >= 10 && column.trim_start().parse::<u64>().is_ok();
+    let Some((figures, _name)) = line.split_once(" -- ") else { return false };
+    figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
+}
+
+/// Waits until the program answers signals.
+fn wait_until_it_runs(child: &mut Child) {
+    let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);
+    let pid = child.id();
+    wait_for("the program to block signals", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or("0").trim();
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        (u64::from_str_radix(mask, 16).unwrap() & terminate != 0).then_some(())
+    });
+}
+
+/// How the original ended with a command line, as far as it told it by itself.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Help,
+    WrongUsage,
+    BadPattern,
+    Runs,
+}
+
+/// What a command line led to, and what leads to now: two cases differ, of which the README tells.
+fn recorded(case: &Value) -> Outcome {
+    let positional = |word: &Value| matches!(word.as_str(), Some("-" | "extra"));
+    let arguments = case["argv"].as_array().unwrap();
+    let after_the_options = case["argv"] == serde_json::json!(["--", "--foo"]);
+    if arguments.iter().any(positional) || after_the_options {
+        return Outcome::WrongUsage;
+    }
+    match (case["rc"].as_i64(), case["note"].as_str()) {
+        (Some(0), _) => Outcome::Help,
+        (Some(2), _) => Outcome::WrongUsage,
+        // A terminal without name was the end of it, and so was each signal in its own way.
+        (_, Some("TERM" | "sigint" | "sigterm" | "sighup")) | (None, _) => Outcome::Runs,
+        (Some(_), _) => Outcome::BadPattern,
+    }
+}
+
+/// Starts the program as a case has it, with the variable that it sets: `{'TERM': 'linux'}`.
+fn command_of(case: &Value) -> Command {
+    let mut command = runmonitor(&[]);
+    command.args(list(&case["argv"]).into_iter().map(OsString::from_vec));
+    let environment: Vec<&str> = case["how"]["env"].as_str().unwrap_or_default().split('\'').collect();
+    if let [_, name, _, value, _] = environment[..] {
+        command.env(name, value);
+    }
+    command
+}
+
+#[test]
+fn every_recorded_command_line_ends_as_it_did() {
+    for case in vectors(include_str!("vectors/cli.json")).iter().filter(|case| case["tool"] == "runmonitor.py") {
+        let mut command = command_of(case);
+        if recorded(case) == Outcome::Runs {
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            wait_until_it_runs(&mut child);
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(0), "{case}");
+            continue;
+        }
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let (stdout, stderr) = (text(&stdout), text(&stderr));
+        let outcome = match status.code() {
+            Some(0) if stderr.is_empty() && stdout.contains("Usage: runmonitor") => Outcome::Help,
+            Some(2) if stdout.is_empty() && stderr.starts_with("error: ") => Outcome::WrongUsage,
+            Some(1) if stdout.is_empty() && stderr.starts_with("runmonitor: --") => Outcome::BadPattern,
+            other => panic!("{case} ended with {other:?}, {stdout}, {stderr}"),
+        };
+        assert_eq!(outcome, recorded(case), "{case}");
+    }
+}
+
+#[test]
+fn a_bad_pattern_is_one_clear_line() {
+    let output = runmonitor(&["--include=ok", "--include=(x"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.starts_with("runmonitor: --include=(x: ") && said.lines().count() == 1, "{said}");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_a_success() {
+    let _traffic = Traffic::new();
+    let mut child = runmonitor(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    // What `| head -1` does.
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(is_figure(first.trim_end_matches('\n')), "{first}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut said = String::new();
+    child.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert!(!said.contains("stdout") && !said.contains("panic"), "{said}");
+}
+
+#[test]
+fn a_disk_that_is_full_is_told() {
+    let _traffic = Traffic::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = runmonitor(&[]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("runmonitor: cannot write to stdout: No space left on device"));
+}
+
+#[test]
+fn a_signal_ends_it_quietly_and_with_success() {
+    let _traffic = Traffic::new();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut program = Running::start(&mut runmonitor(&[]));
+        let first = program.line();
+        program.signal(signal);
+        let (status, shown, said) = program.end();
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert!([first].iter().chain(&shown).all(|line| is_figure(line)), "{shown:?}");
+        // Who is not root is told of that.
+        assert!(said.iter().all(|line| line.starts_with("only your own processes are shown")), "{said:?}");
+    }
+}
+
+#[test]
+fn a_pattern_chooses_what_is_shown() {
+    let _traffic = Traffic::new();
+    let own_name = std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let mut program = Running::start(&mut runmonitor(&[&format!("--include={own_name}")]));
+    assert!(is_figure(&program.line()));
+    let hidden = runmonitor(&[&format!("--exclude={own_name}"), "--exclude="]);
+    let mut child = { hidden }.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // It shows something twice while the other, that began later, shows nothing.
+    wait_until_it_runs(&mut child);
+    program.line();
+    program.line();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), ""));
+}
+
+/// Runs the program on a terminal of type `term` until it has shown a figure twice, and sends it `signal` then. All that
+/// the terminal was sent.
+fn on_a_terminal(term: &str, signal: Signal) -> String {
+    let _traffic = Traffic::new();
+    let pty = openpty(None, None).unwrap();
+    let mut command = runmonitor(&[]);
+    let (stdout, stderr) = (pty.slave.try_clone().unwrap(), pty.slave);
+    let mut child = command.env("TERM", term).stdout(stdout).stderr(stderr).spawn().unwrap();
+    // It holds the other end of the terminal, which is to close with the program.
+    drop(command);
+    let mut terminal = File::from(pty.master);
+    let mut shown = Vec::new();
+    let mut signalled = false;
+    let mut buffer = [0; 4096];
+    // EIO is how a terminal says that nobody has it open any more.
+    while let Ok(length @ 1..) = terminal.read(&mut buffer) {
+        shown.extend(&buffer[..length]);
+        if !signalled && text(&shown).matches(" -- ").count() >= 2 {
+            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+            signalled = true;
+        }
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    String::from_utf8(shown).unwrap()
+}
+
+#[test]
+fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
+    let shown = on_a_terminal("xterm", Signal::SIGINT);
+    let screens: Vec<&str> = shown.split("\x1b[H\x1b[2J").collect();
+    assert_eq!(screens[0], "");
+    assert!(screens.len() >= 3, "{shown:?}");
+    for screen in &screens[1..] {
+        assert!(screen.lines().next().is_some_and(is_figure), "{screen:?}");
+    }
+}
+
+#[test]
+fn a_terminal_that_cannot_clear_gets_a_blank_line() {
+    let shown = on_a_terminal("dumb", Signal::SIGTERM);
+    assert!(shown.starts_with("\r\n") && !shown.contains('\x1b'), "{shown:?}");
+    assert!(shown.lines().nth(1).is_some_and(is_figure), "{shown:?}");
+}
+
+#[test]
+fn what_is_no_terminal_gets_no_clear_sequence() {
+    let _traffic = Traffic::new();
+    let mut program = Running::start(runmonitor(&[]).env("TERM", "xterm"));
+    let lines = [program.line(), program.line()];
+    assert!(lines.iter().all(|line| is_figure(line)), "{lines:?}");
+}
