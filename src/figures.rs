@@ -6,26 +6,52 @@ use anyhow::Result;
 
 use crate::report;
 use crate::run::{Program, Screen};
-use crate::source::Source;
+use crate::source::{Reading, Source};
 use crate::usage::Usage;
 
 /// A source and what is shown of it.
 #[derive(Debug)]
 pub struct Figures<S> {
     source: S,
-    /// `None` to show totals.
-    usage: Option<Usage>,
+    named: Table,
+    /// What nobody owns, below the table of the names.
+    unowned: Option<Table>,
+}
+
+/// How one table shows readings.
+#[derive(Debug)]
+enum Table {
+    Totals,
+    Rates(Usage),
+}
+
+impl Table {
+    fn lines(&mut self, now: Instant, readings: &[Reading]) -> Vec<u8> {
+        match self {
+            Self::Totals => report::totals(readings),
+            Self::Rates(usage) => report::rates(&usage.rates(now, readings)),
+        }
+    }
 }
 
 impl<S: Source> Figures<S> {
     /// Shows what each name has moved in all.
     pub fn totals(source: S) -> Self {
-        Self { source, usage: None }
+        Self { source, named: Table::Totals, unowned: None }
     }
 
     /// Shows what each name moves per second.
     pub fn rates(source: S) -> Self {
-        Self { source, usage: Some(Usage::new()) }
+        Self { source, named: Table::Rates(Usage::new()), unowned: None }
+    }
+
+    /// Shows also what nobody owns, by the reason.
+    pub fn with_unowned(self) -> Self {
+        let unowned = match self.named {
+            Table::Totals => Table::Totals,
+            Table::Rates(_) => Table::Rates(Usage::new()),
+        };
+        Self { unowned: Some(unowned), ..self }
     }
 
     /// The source.
@@ -36,11 +62,10 @@ impl<S: Source> Figures<S> {
 
 impl<S: Source> Program for Figures<S> {
     fn tick(&mut self, now: Instant) -> Result<Screen> {
-        let readings = self.source.read(now)?;
-        let table = match &mut self.usage {
-            None => report::totals(&readings),
-            Some(usage) => report::rates(&usage.rates(now, &readings)),
-        };
+        let mut table = self.named.lines(now, &self.source.read(now)?);
+        if let Some(unowned) = &mut self.unowned {
+            table.extend(unowned.lines(now, &self.source.unowned()));
+        }
         Ok(Screen { table, notes: self.source.notes() })
     }
 }

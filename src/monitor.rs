@@ -8,9 +8,9 @@ use nix::errno::Errno;
 
 use crate::conntrack::Table;
 use crate::conntrack::probe::{Tracking, probe};
-use crate::flow::Flow;
+use crate::flow::{Counters, Flow};
 use crate::ledger::{Asked, Ledger, Selection};
-use crate::owner::Owners;
+use crate::owner::{Owners, Reason};
 use crate::source::{Reading, Source};
 use crate::watch::{Seen, Watch};
 
@@ -221,6 +221,15 @@ impl Source for Monitor {
             self.notes.push("only your own processes are shown: the others' sockets are for root (sudo) to see".into());
         }
         Ok(self.ledger.readings())
+    }
+
+    fn unowned(&self) -> Vec<Reading> {
+        let reading = |(reason, counters): (Reason, Counters)| Reading {
+            name: format!("({reason})").into_bytes().into(),
+            bytes_in: counters.reply,
+            bytes_out: counters.original,
+        };
+        self.ledger.unowned().into_iter().map(reading).collect()
     }
 
     fn notes(&mut self) -> Vec<String> {

@@ -7,6 +7,7 @@ mod files;
 pub mod seeker;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,6 +35,17 @@ pub enum Reason {
     NoProcess,
     /// The socket's process is another user's, whose descriptors this user may not see.
     NotPermitted,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forwarded => "no local socket: forwarded",
+            Self::Gone => "process gone before the look-up",
+            Self::NoProcess => "socket without process",
+            Self::NotPermitted => "no permission to see the process",
+        })
+    }
 }
 
 /// What to find an owner by.

@@ -140,7 +140,9 @@ impl Processes {
         let process = self.root.join(pid.to_string());
         // First what a process loses first when it ends.
         let mut name = Vec::with_capacity(256);
-        let _ = File::open(process.join("cmdline")).ok()?.take(LONGEST_NAME).read_to_end(&mut name);
+        if let Ok(file) = File::open(process.join("cmdline")) {
+            let _ = file.take(LONGEST_NAME).read_to_end(&mut name);
+        }
         let stat = Stat::from_read(File::open(process.join("stat")).ok()?).ok()?;
         let nameless = name.is_empty();
         if nameless {

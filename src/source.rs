@@ -30,6 +30,11 @@ pub trait Source {
     /// What can no longer be read at all. What is merely incomplete is a [note](Source::notes), not an error.
     fn read(&mut self, now: Instant) -> anyhow::Result<Vec<Reading>>;
 
+    /// What was counted as of the last reading and is nobody's, under names in parentheses that say why.
+    fn unowned(&self) -> Vec<Reading> {
+        Vec::new()
+    }
+
     /// What the user should know and was not told yet, one line each; belongs on stderr. Empties the list.
     fn notes(&mut self) -> Vec<String> {
         Vec::new()

@@ -32,7 +32,7 @@ fn answers(proc: &FakeProc, questions: impl IntoIterator<Item = Question>) -> Ve
         Answer::Nobody(reason) => Err(Some(reason)),
         Answer::Elsewhere => ELSEWHERE,
     };
-    Owners::from_files(proc.root()).answer(questions.into_iter()).into_iter().map(found).collect()
+    Owners::from_files(proc.root()).answer(questions.into_iter(), Vec::new()).into_iter().map(found).collect()
 }
 
 /// Which process holds each of `inodes`.

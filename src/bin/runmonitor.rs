@@ -33,6 +33,9 @@ struct Arguments {
     /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload), auto (what there is)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto")]
     source: CountersFrom,
+    /// Show also what no process owns, each line with the reason
+    #[arg(long)]
+    unowned: bool,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,9 @@ fn start(arguments: Arguments) -> Result<()> {
     let signals = Signals::take()?;
     let monitor = Monitor::of_this_host(settings)?;
     let mut figures = if arguments.bandwidth { Figures::rates(monitor) } else { Figures::totals(monitor) };
+    if arguments.unowned {
+        figures = figures.with_unowned();
+    }
     run(&mut figures, signals)
 }
 
