@@ -200,7 +200,15 @@ impl Ledger {
                 (index, true)
             }
             Some((index, entry)) => (index, entry.renew(flow, self.tick)),
-            None => (self.flows.insert_full(key, Entry::new(flow, base, self.tick)).0, true),
+            None => {
+                let mut entry = Entry::new(flow, base, self.tick);
+                // What was closing before the first tick has no socket, and may be older than whoever listens there now.
+                let past = self.tick == 1 && !flow.open;
+                if past {
+                    Side::BOTH.into_iter().for_each(|side| entry.set_end(side, End::Nobody(Reason::Gone)));
+                }
+                (self.flows.insert_full(key, entry).0, !past)
+            }
         };
         if ask {
             self.inquire(key);

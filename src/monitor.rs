@@ -25,7 +25,8 @@ const PAYLOAD_ONLY: &str = "counting TCP payload per socket, without UDP and wit
 /// The shortest time between two looks for network namespaces because of a flow that is at home nowhere known: one
 /// costs a readlink(2) per process.
 const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
-/// The time after which namespaces are looked for anyway, to let go of those that ended.
+/// The time after which they are looked for anyway: to let go of those that ended, and since a process may move to a new
+/// one.
 const SCAN_ANYWAY: Duration = Duration::from_secs(10);
 
 /// So many ends are asked about with one reading of the sockets and one walk over the processes; each takes some 100
@@ -180,22 +181,24 @@ impl Monitor {
 
     /// Finds out what the ledger asks for.
     fn find_owners(&mut self, now: Instant) {
-        let anyway = match self.counters {
-            Counting::Sockets => true,
-            Counting::Conntrack(..) => self.owners.namespaces().is_some_and(|namespaces| namespaces.has_others()),
-        };
-        if anyway {
-            self.owners.scan_namespaces(now, SCAN_ANYWAY);
-        }
         let heirs = self.owners.newborn();
+        self.scan_namespaces(now, SCAN_ANYWAY);
         let processes = self.owners.processes();
         self.ledger.inherit(&heirs, &mut |pid| processes.identify(pid));
         let asked = self.ledger.questions(processes);
         self.ask(&asked);
         let strays = self.ledger.strays(&asked);
-        if !strays.is_empty() && self.owners.scan_namespaces(now, SCAN_ON_DEMAND) {
+        if !strays.is_empty() && self.scan_namespaces(now, SCAN_ON_DEMAND) {
             self.ask(&strays);
         }
+    }
+
+    fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
+        let scanned = self.owners.scan_namespaces(now, interval);
+        if let (true, Counting::Conntrack(_, Some(watch))) = (scanned, &self.counters) {
+            watch.scan_namespaces();
+        }
+        scanned
     }
 
     fn ask(&mut self, asked: &[Asked]) {

@@ -73,6 +73,8 @@ pub struct Namespaces {
     /// The own one first.
     all: Vec<Namespace>,
     home_id: u32,
+    /// Those that were met at the last scan, the ones that could not be entered too.
+    met: HashSet<u32>,
     open: Open,
 }
 
@@ -95,7 +97,7 @@ impl Namespaces {
 
     fn opened_by(proc_root: &Path, open: Open) -> Result<Self> {
         let home_id = parse_link(&proc_root.join("self/ns/net")).unwrap_or_default();
-        Ok(Self { all: vec![Namespace::here(0, open)?], home_id, open })
+        Ok(Self { all: vec![Namespace::here(0, open)?], home_id, met: HashSet::from([home_id]), open })
     }
 
     /// All of them, the own one first.
@@ -118,10 +120,10 @@ impl Namespaces {
     pub fn scan(&mut self, processes: &Processes) {
         let mut others: Vec<Namespace> = Vec::new();
         let mut known = self.all.split_off(1);
-        let mut met = HashSet::from([self.home_id]);
+        self.met = HashSet::from([self.home_id]);
         for pid in processes.youngest_first() {
             let Some(id) = parse_link(&link(processes.root(), pid)) else { continue };
-            if !met.insert(id) {
+            if !self.met.insert(id) {
                 continue;
             }
             let Ok(entered) = Namespace::of_process(processes, pid, id, self.open) else { continue };
@@ -140,9 +142,9 @@ impl Namespaces {
         parse_link(&link(processes.root(), pid)) == Some(id)
     }
 
-    /// Whether there are any but the own one.
-    pub fn has_others(&self) -> bool {
-        self.all.len() > 1
+    /// Whether process `pid` is in a namespace that no scan has met.
+    pub fn is_new(&self, processes: &Processes, pid: u32) -> bool {
+        parse_link(&link(processes.root(), pid)).is_some_and(|id| !self.met.contains(&id))
     }
 }
 

@@ -228,7 +228,8 @@ impl Owners {
 
     /// The sockets of the processes that were born since the call before, by inode: who may have inherited them.
     ///
-    /// The first call only looks who is there.
+    /// The first call only looks who is there. A network namespace that is new with one of them is entered at the next
+    /// [scan](Owners::scan_namespaces).
     pub fn newborn(&mut self) -> HashMap<u32, (u32, Handle)> {
         let youngest_first = self.processes.youngest_first();
         let mut sorted = youngest_first.clone();
@@ -244,6 +245,11 @@ impl Owners {
                 heirs.entry(handle.inode).or_insert((pid, handle));
                 ControlFlow::Continue(())
             });
+            if let Sockets::Kernel(namespaces) = &self.sockets
+                && namespaces.is_new(&self.processes, pid)
+            {
+                self.scanned = None;
+            }
         }
         heirs
     }

@@ -56,6 +56,8 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
     /// Counts the ticks; the thread renews its budget when it changes.
     tick: AtomicU32,
+    /// Whether network namespaces came or went.
+    scan: AtomicBool,
     stop: AtomicBool,
     wake: EventFd,
 }
@@ -78,6 +80,7 @@ impl Watch {
         let shared = Arc::new(Shared {
             seen: Mutex::new(Vec::new()),
             tick: AtomicU32::new(1),
+            scan: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?,
         });
@@ -93,6 +96,11 @@ impl Watch {
     pub fn take(&self) -> Vec<Seen> {
         self.shared.tick.fetch_add(1, Ordering::Relaxed);
         std::mem::take(&mut *self.shared.seen())
+    }
+
+    /// Has the thread look for the network namespaces of the host's processes before its next answer.
+    pub fn scan_namespaces(&self) {
+        self.shared.scan.store(true, Ordering::Relaxed);
     }
 }
 
@@ -125,6 +133,9 @@ fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
         if now != tick {
             (tick, left) = (now, ANSWERED_PER_TICK);
             seeker.begin(BUDGET);
+        }
+        if shared.scan.swap(false, Ordering::Relaxed) {
+            seeker.scan_namespaces();
         }
         answer(&mut batch, &mut left, &mut seeker, shared);
     }
