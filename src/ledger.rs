@@ -21,6 +21,7 @@ use registry::Registry;
 
 use crate::flow::{Counters, Flow, Tuple};
 use crate::owner::{Answer, Question, Reason};
+use crate::pattern::Pattern;
 use crate::process::{Handle, Identity};
 use crate::source::Reading;
 
@@ -375,6 +376,11 @@ impl Ledger {
         }
         self.processes.forget_unmarked();
         self.accounts.forget(self.now, |pid, start_time| now.has_sockets(pid, start_time));
+    }
+
+    /// The patterns that found some command line too much work.
+    pub fn patterns_that_gave_up(&self) -> impl Iterator<Item = &Pattern> {
+        self.accounts.patterns_that_gave_up()
     }
 
     /// What each command line has moved.

@@ -1,13 +1,14 @@
 //! Traffic per process: the kernel's counters, joined with who owns the connections.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use crate::conntrack::Table;
 use crate::conntrack::probe::{Tracking, probe};
+use crate::conntrack::{Mangled, Table};
 use crate::flow::{Counters, Flow};
 use crate::ledger::{Asked, Ledger, Selection};
 use crate::owner::{Owners, Reason};
@@ -19,8 +20,9 @@ pub const TURN_ON: &str = "nft 'add table inet bwmon; \
     add chain inet bwmon track { type filter hook input priority 0; }; \
     add rule inet bwmon track ct state invalid counter' && sysctl -w net.netfilter.nf_conntrack_acct=1";
 
-/// What the sockets' own counters cannot tell, for the user.
-const PAYLOAD_ONLY: &str = "counting TCP payload per socket, without UDP and without packet headers";
+/// What is counted without conntrack, and with nothing at all.
+const PAYLOAD_ONLY: &str = "TCP payload per socket is counted, without UDP and without packet headers";
+const NOTHING: &str = "nothing is counted";
 
 /// The shortest time between two looks for network namespaces because of a flow that is at home nowhere known: one
 /// costs a readlink(2) per process.
@@ -62,8 +64,7 @@ pub struct Monitor {
     counters: Counting,
     owners: Owners,
     ledger: Ledger,
-    notes: Vec<String>,
-    said: Said,
+    notes: Notes,
 }
 
 /// What is read each tick.
@@ -74,12 +75,27 @@ enum Counting {
     Sockets,
 }
 
-/// What the user was told once.
+/// What the user is told, each kind of thing once.
 #[derive(Debug, Default)]
-struct Said {
-    unreadable: bool,
-    mangled: bool,
-    lost: bool,
+struct Notes {
+    waiting: Vec<String>,
+    said: HashSet<Kind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    NotPermitted,
+    Mangled,
+    Lost,
+    GaveUp,
+}
+
+impl Notes {
+    fn once(&mut self, kind: Kind, text: impl FnOnce() -> String) {
+        if self.said.insert(kind) {
+            self.waiting.push(text());
+        }
+    }
 }
 
 impl Monitor {
@@ -110,22 +126,20 @@ impl Monitor {
                     let how = if nix::unistd::geteuid().is_root() {
                         format!("run: {TURN_ON}")
                     } else {
-                        format!("run as root (sudo), where connections are not tracked yet after: {TURN_ON}")
+                        format!("run this as root (sudo), and where connections are not tracked yet: {TURN_ON}")
                     };
-                    notes.push(format!("{error:#}: {PAYLOAD_ONLY}; for full counting {how}"));
+                    notes.push(format!("{error:#}, so {PAYLOAD_ONLY}. For full counting {how}"));
                     Counting::Sockets
                 }
             },
         };
         let mut owners = Owners::of_this_host();
-        if matches!(counters, Counting::Sockets)
-            && let Err(error) = owners.subscribe_to_endings()
-        {
-            return Err(error);
+        if matches!(counters, Counting::Sockets) {
+            owners.subscribe_to_endings()?;
         }
         let mut ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
         ledger.ignore(ignored);
-        Ok(Self { counters, owners, ledger, notes, said: Said::default() })
+        Ok(Self { counters, owners, ledger, notes: Notes { waiting: notes, ..Notes::default() } })
     }
 
     /// A monitor of the files below `proc_root` alone, with the conntrack table in `net/nf_conntrack`.
@@ -134,8 +148,7 @@ impl Monitor {
             counters: Counting::Conntrack(Table::File(proc_root.join("net/nf_conntrack")), None),
             owners: Owners::from_files(proc_root),
             ledger: Ledger::new(settings.selections, settings.lookback, Instant::now()),
-            notes: Vec::new(),
-            said: Said::default(),
+            notes: Notes::default(),
         }
     }
 
@@ -150,11 +163,18 @@ impl Monitor {
                     }
                 }
                 let mangled = table.dump(&mut |flow| self.ledger.row(flow))?;
-                if mangled.lines > 0 && !std::mem::replace(&mut self.said.mangled, true) {
-                    self.notes.push(format!(
-                        "{} lines of the conntrack table could not be read and are left out, the first: {}",
-                        mangled.lines, mangled.first
-                    ));
+                if mangled.lines > 0 {
+                    self.notes.once(Kind::Mangled, || {
+                        let Mangled { lines, first } = mangled;
+                        format!(
+                            "{lines} lines of the conntrack table cannot be read and are left out, the first: {first}"
+                        )
+                    });
+                }
+                if watch.as_ref().is_some_and(Watch::has_lost) {
+                    self.notes.once(Kind::Lost, || {
+                        "more connections come and go than can be followed: short ones are missing in part".into()
+                    });
                 }
             }
             Counting::Sockets => {
@@ -167,11 +187,10 @@ impl Monitor {
                     if zone == 0 {
                         read.context("cannot read the kernel's sockets (sock_diag)")?;
                     }
-                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow })) == Err(Errno::ENOBUFS)
-                        && !std::mem::replace(&mut self.said.lost, true)
-                    {
-                        self.notes
-                            .push("more sockets ended at once than could be read: their last bytes are lost".into());
+                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow })) == Err(Errno::ENOBUFS) {
+                        self.notes.once(Kind::Lost, || {
+                            "more sockets end at once than can be read: the last bytes of some are missing".into()
+                        });
                     }
                 }
             }
@@ -220,8 +239,15 @@ impl Source for Monitor {
         self.find_owners(now);
         self.ledger.credit();
         self.ledger.close(self.owners.processes());
-        if self.owners.processes().some_unreadable() && !std::mem::replace(&mut self.said.unreadable, true) {
-            self.notes.push("only your own processes are shown: the others' sockets are for root (sudo) to see".into());
+        if self.owners.processes().some_unreadable() {
+            self.notes.once(Kind::NotPermitted, || {
+                "only your own processes are shown: whose the other sockets are is for root (sudo) to see".into()
+            });
+        }
+        if let Some(pattern) = self.ledger.patterns_that_gave_up().next() {
+            self.notes.once(Kind::GaveUp, || {
+                format!("the pattern {pattern} takes too long on some command line, which counts as not matching")
+            });
         }
         Ok(self.ledger.readings())
     }
@@ -236,26 +262,23 @@ impl Source for Monitor {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.notes)
+        std::mem::take(&mut self.notes.waiting)
     }
 }
 
 /// What to tell a user whose conntrack does not count.
 fn advice(tracking: Tracking, wanted: CountersFrom) -> Option<String> {
-    let (state, turn_on) = match tracking {
-        Tracking::Counts => return None,
-        // The original's own words.
-        Tracking::WithoutCounters => (
-            "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable accounting.",
-            String::new(),
-        ),
-        Tracking::Off => (
-            "conntrack tracks no connections on this host: no firewall rule needs it;",
-            format!("; for full counting run: {TURN_ON}"),
-        ),
-    };
-    Some(match wanted {
-        CountersFrom::Conntrack => format!("{state} Until then nothing is counted{turn_on}"),
-        _ => format!("{state} Until then {PAYLOAD_ONLY}{turn_on}"),
-    })
+    let counted = if wanted == CountersFrom::Conntrack { NOTHING } else { PAYLOAD_ONLY };
+    match tracking {
+        Tracking::Counts => None,
+        // The first sentence is the original's.
+        Tracking::WithoutCounters => Some(format!(
+            "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable \
+             accounting. Until then {counted}"
+        )),
+        Tracking::Off => Some(format!(
+            "conntrack tracks no connections on this host, since no firewall rule needs it, so {counted}. For full \
+             counting run: {TURN_ON}"
+        )),
+    }
 }

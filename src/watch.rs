@@ -58,6 +58,7 @@ struct Shared {
     tick: AtomicU32,
     /// Whether network namespaces came or went.
     scan: AtomicBool,
+    lost: AtomicBool,
     stop: AtomicBool,
     wake: EventFd,
 }
@@ -81,6 +82,7 @@ impl Watch {
             seen: Mutex::new(Vec::new()),
             tick: AtomicU32::new(1),
             scan: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?,
         });
@@ -96,6 +98,11 @@ impl Watch {
     pub fn take(&self) -> Vec<Seen> {
         self.shared.tick.fetch_add(1, Ordering::Relaxed);
         std::mem::take(&mut *self.shared.seen())
+    }
+
+    /// Whether events were lost, since more came than could be read or kept.
+    pub fn has_lost(&self) -> bool {
+        self.shared.lost.load(Ordering::Relaxed)
     }
 
     /// Has the thread look for the network namespaces of the host's processes before its next answer.
@@ -120,13 +127,14 @@ fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
     let (mut tick, mut left) = (0, 0);
     let mut batch = Vec::new();
     while !shared.stop.load(Ordering::Relaxed) {
-        let read = events.read(BATCH, |event| batch.push(event));
+        match events.read(BATCH, |event| batch.push(event)) {
+            Ok(_) => {}
+            // The next tick's reading of the table makes up for what is still in it.
+            Err(Errno::ENOBUFS) => shared.lost.store(true, Ordering::Relaxed),
+            Err(_) => return,
+        }
         if batch.is_empty() {
-            match read {
-                // What was lost, the next tick's reading of the table makes up for.
-                Ok(_) | Err(Errno::ENOBUFS) => wait(&events, shared),
-                Err(_) => return,
-            }
+            wait(&events, shared);
             continue;
         }
         let now = shared.tick.load(Ordering::Relaxed);
@@ -177,5 +185,7 @@ fn answer(batch: &mut Vec<Event>, left: &mut u32, seeker: &mut Seeker, shared: &
     let mut waiting = shared.seen();
     if waiting.len() < MOST_WAITING {
         waiting.extend(seen.into_iter().rev());
+    } else {
+        shared.lost.store(true, Ordering::Relaxed);
     }
 }

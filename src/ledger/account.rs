@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::filter::Filter;
+use crate::pattern::Pattern;
 use crate::process::Identity;
 use crate::source::Reading;
 
@@ -97,6 +98,10 @@ impl Accounts {
             account.alive = now;
             account.holders.iter().any(|&(pid, start_time)| holds_a_socket(pid, start_time))
         });
+    }
+
+    pub fn patterns_that_gave_up(&self) -> impl Iterator<Item = &Pattern> {
+        self.selections.iter().flat_map(|selection| selection.filter.gave_up())
     }
 
     /// Every command line that counts.
