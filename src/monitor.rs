@@ -123,12 +123,14 @@ impl Monitor {
                 }
                 Err(error) if wanted == CountersFrom::Conntrack => return Err(error),
                 Err(error) => {
-                    let how = if nix::unistd::geteuid().is_root() {
-                        format!("run: {TURN_ON}")
+                    notes.push(if nix::unistd::geteuid().is_root() {
+                        format!("{error:#}, so {PAYLOAD_ONLY}. For full counting run: {TURN_ON}")
                     } else {
-                        format!("run this as root (sudo), and where connections are not tracked yet: {TURN_ON}")
-                    };
-                    notes.push(format!("{error:#}, so {PAYLOAD_ONLY}. For full counting {how}"));
+                        format!(
+                            "conntrack is for root to read, so {PAYLOAD_ONLY}. For full counting run this as root \
+                             (sudo), and where connections are not tracked yet: {TURN_ON}"
+                        )
+                    });
                     Counting::Sockets
                 }
             },

@@ -83,25 +83,42 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// Waits for a signal until `deadline`; `None` when it passed.
-    fn wait(&mut self, deadline: Instant) -> Result<Option<Signal>> {
+    /// Waits until `deadline` for a signal, or for the reader of stdout to go.
+    fn wait(&mut self, deadline: Instant) -> Result<Waited> {
         loop {
-            if let Some(info) = self.fd.read_signal().context("cannot read the signalfd")? {
-                return Ok(Signal::try_from(info.ssi_signo as i32).ok());
+            if let Some(info) = self.fd.read_signal().context("cannot read the signalfd")?
+                && let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
+            {
+                return Ok(Waited::Signal(signal));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Waited::Passed);
             }
             // Rounded up, so that the loop does not spin through the last millisecond.
             let millis = u16::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-            let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            let stdout = io::stdout();
+            // A pipe without reader is an error that poll(2) tells unasked: nothing may be there to write for long.
+            let mut fds =
+                [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN), PollFd::new(stdout.as_fd(), PollFlags::empty())];
             match poll(&mut fds, PollTimeout::from(millis)) {
+                Ok(_) if fds[1].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) => {
+                    return Ok(Waited::Closed);
+                }
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("cannot wait for signals"),
             }
         }
     }
+}
+
+/// What ended a wait.
+enum Waited {
+    /// The time.
+    Passed,
+    Signal(Signal),
+    /// Nobody reads stdout any more.
+    Closed,
 }
 
 /// Where the screens go.
@@ -184,7 +201,12 @@ pub fn run(program: &mut dyn Program, mut signals: Signals) -> Result<()> {
         while next_tick <= now {
             next_tick += TICK;
         }
-        while let Some(signal) = signals.wait(next_tick)? {
+        loop {
+            let signal = match signals.wait(next_tick)? {
+                Waited::Passed => break,
+                Waited::Signal(signal) => signal,
+                Waited::Closed => return Ok(()),
+            };
             let mut screen = Screen::default();
             let next = match signal {
                 Signal::SIGHUP => program.hung_up(&mut screen),

@@ -153,8 +153,7 @@ fn mangled_lines_are_told_once_and_cost_nothing_else() {
     let mut host = host_of_the_server();
     let (figures, notes) = host.tick(&["tcp what\x1b[2J is this", &connection(5, 6), "udp 17 9 src=nowhere"]);
     assert_eq!(figures, [figure("server ", 5, 6)]);
-    let said =
-        "2 lines of the conntrack table cannot be read and are left out, the first: tcp what\\u{1b}[2J is this";
+    let said = "2 lines of the conntrack table cannot be read and are left out, the first: tcp what\\u{1b}[2J is this";
     assert_eq!(notes, [said]);
     assert_eq!(host.tick(&["tcp again", &connection(7, 6)]), (vec![figure("server ", 7, 6)], vec![]));
 }
