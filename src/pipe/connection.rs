@@ -1,0 +1,394 @@
+//! One connection's life: from the client that was accepted, over the target that is looked for, to the two flows
+//! between them and their end.
+//!
+//! ```text
+//! Resolving ──▶ Connecting ──▶ Relaying ──▶ ended: both flows have, or one socket failed and the other was reset
+//!     │              ▲
+//!     └──▶ Starved ──┘   while there is no descriptor for the target's socket
+//! ```
+//!
+//! A failure never ends in a plain close: the sockets are reset (SO_LINGER of 0, socket(7)), so that nobody takes half a
+//! stream for a whole one.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc::linger;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::socket::{setsockopt, sockopt::Linger};
+
+use super::flow::{Broken, Flow, Mover};
+use super::notes::{Notes, Trouble};
+use super::resolve::{Answer, Target};
+use super::shaping::Turns;
+use super::slab::{Id, Side};
+use super::socket::{Canonical, connecting, is_shortage};
+use super::{Counters, Settings};
+
+/// What the connections of a pipe share.
+pub struct Shared {
+    pub epoll: Epoll,
+    pub settings: Settings,
+    /// Where our own listener is.
+    pub listening: SocketAddr,
+    pub target: Target,
+    pub mover: Mover,
+    pub turns: [Turns; 2],
+    pub counters: Arc<Counters>,
+    pub notes: Arc<Notes>,
+    /// When the events at hand were got.
+    pub now: Instant,
+}
+
+/// What becomes of a connection that was dealt with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Fate {
+    /// It goes on.
+    Lives,
+    /// It goes on when there is a descriptor: [`Connection::retry`].
+    Starved,
+    /// It is over, and closed by dropping it.
+    Ended,
+}
+
+/// Which way bytes go, and the index of what exists once for each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the target.
+    In,
+    /// From the target to the client.
+    Out,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::In, Self::Out];
+
+    fn source(self) -> Side {
+        match self {
+            Self::In => Side::Client,
+            Self::Out => Side::Target,
+        }
+    }
+
+    fn destination(self) -> Side {
+        match self {
+            Self::In => Side::Target,
+            Self::Out => Side::Client,
+        }
+    }
+}
+
+impl Side {
+    /// The direction whose source it is.
+    fn sends(self) -> Direction {
+        match self {
+            Self::Client => Direction::In,
+            Self::Target => Direction::Out,
+        }
+    }
+
+    /// The direction whose destination it is.
+    fn receives(self) -> Direction {
+        match self {
+            Self::Client => Direction::Out,
+            Self::Target => Direction::In,
+        }
+    }
+}
+
+enum State {
+    /// Waits for the target's addresses.
+    Resolving,
+    /// Waits for a descriptor.
+    Starved(Candidates),
+    /// Waits for an address to answer.
+    Connecting { target: TcpStream, candidates: Candidates },
+    /// Both sides are there.
+    Relaying(Relay),
+}
+
+/// The target's addresses, and the number of the one whose turn it is.
+struct Candidates {
+    addresses: Arc<[SocketAddr]>,
+    index: usize,
+}
+
+impl Candidates {
+    fn current(&self) -> Option<SocketAddr> {
+        self.addresses.get(self.index).copied()
+    }
+}
+
+/// The two streams between a client and its target.
+struct Relay {
+    target: TcpStream,
+    flows: [Flow; 2],
+}
+
+/// A client and what it is connected to.
+pub struct Connection {
+    id: Id,
+    client: TcpStream,
+    client_address: SocketAddr,
+    state: State,
+    /// When the state began or, while relaying, when something last happened.
+    since: Instant,
+}
+
+impl Connection {
+    /// A client that was just accepted. Until the target is there, nothing is read from it and no event of it comes.
+    pub fn new(id: Id, client: TcpStream, client_address: SocketAddr, now: Instant) -> Self {
+        Self { id, client, client_address, state: State::Resolving, since: now }
+    }
+
+    /// The target's addresses are known, or known not to be.
+    pub fn resolved(&mut self, answer: &Answer, shared: &mut Shared) -> Fate {
+        match answer {
+            Ok(addresses) => self.connect(Candidates { addresses: Arc::clone(addresses), index: 0 }, None, shared),
+            Err(error) => {
+                let host = &shared.settings.target_host;
+                shared.notes.add(Trouble::Connect, shared.now, || format!("cannot resolve {host}: {error}"));
+                self.reset()
+            }
+        }
+    }
+
+    /// There may be a descriptor now.
+    pub fn retry(&mut self, shared: &mut Shared) -> Fate {
+        match self.take_state() {
+            State::Starved(candidates) => self.connect(candidates, None, shared),
+            state => {
+                self.state = state;
+                Fate::Lives
+            }
+        }
+    }
+
+    /// Connects to the first candidate that does not fail at once; `failure` is why the one before did.
+    fn connect(&mut self, mut candidates: Candidates, mut failure: Option<io::Error>, shared: &mut Shared) -> Fate {
+        while let Some(address) = candidates.current() {
+            match connecting(address, shared.listening) {
+                Ok(target) => return self.begin(target, candidates, shared),
+                Err(errno) if is_shortage(errno) => {
+                    self.state = State::Starved(candidates);
+                    return Fate::Starved;
+                }
+                Err(errno) => failure = Some(errno.into()),
+            }
+            candidates.index += 1;
+        }
+        shared.target.failed();
+        shared.notes.add(Trouble::Connect, shared.now, || {
+            let tried: Vec<String> = candidates.addresses.iter().map(SocketAddr::to_string).collect();
+            let failure = failure.map_or_else(String::new, |error| format!(": {error}"));
+            format!("cannot connect to {}{failure}", tried.join(", "))
+        });
+        self.reset()
+    }
+
+    fn begin(&mut self, target: TcpStream, candidates: Candidates, shared: &mut Shared) -> Fate {
+        if let Err(errno) = watch(&shared.epoll, &target, self.id.token(Side::Target)) {
+            return self.unwatched(errno, shared);
+        }
+        // Within one machine the handshake is over although connect(2) said EINPROGRESS: no need to wait for an event.
+        if target.peer_addr().is_ok() {
+            return self.relay(target, &candidates, shared);
+        }
+        self.since = shared.now;
+        self.state = State::Connecting { target, candidates };
+        Fate::Lives
+    }
+
+    /// Both sides are there: what the client has sent meanwhile goes at once, for the rest there are events.
+    fn relay(&mut self, target: TcpStream, candidates: &Candidates, shared: &mut Shared) -> Fate {
+        if let Some(address) = candidates.current() {
+            shared.target.worked(address);
+        }
+        self.since = shared.now;
+        self.state = State::Relaying(Relay { target, flows: [Flow::ready(), Flow::waiting()] });
+        let fate = self.turn_at_once(Direction::In, shared);
+        if fate != Fate::Lives {
+            return fate;
+        }
+        match watch(&shared.epoll, &self.client, self.id.token(Side::Client)) {
+            Ok(()) => Fate::Lives,
+            Err(errno) => self.unwatched(errno, shared),
+        }
+    }
+
+    /// Something happened to one of the sockets.
+    pub fn on_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
+        match self.take_state() {
+            State::Connecting { target, candidates } => match self.decided(target, candidates, shared) {
+                // The target's first bytes may have come with its answer.
+                Fate::Lives => self.relay_event(side, events, shared),
+                fate => fate,
+            },
+            state => {
+                self.state = state;
+                self.relay_event(side, events, shared)
+            }
+        }
+    }
+
+    /// The candidate has answered or failed.
+    fn decided(&mut self, target: TcpStream, mut candidates: Candidates, shared: &mut Shared) -> Fate {
+        match target.take_error() {
+            Ok(None) => self.relay(target, &candidates, shared),
+            Ok(Some(error)) | Err(error) => {
+                candidates.index += 1;
+                self.connect(candidates, Some(error), shared)
+            }
+        }
+    }
+
+    fn relay_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
+        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
+        self.since = shared.now;
+        let blocked = relay.flow(side.receives()).is_blocked();
+        let woken = relay.flow(side.sends()).source_event(events);
+        if blocked && events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            let fate = self.turn_at_once(side.receives(), shared);
+            if fate != Fate::Lives {
+                return fate;
+            }
+        }
+        if woken {
+            let fate = self.turn_at_once(side.sends(), shared);
+            if fate != Fate::Lives {
+                return fate;
+            }
+        }
+        if self.is_broken(side, events) { self.lost(side, &Errno::ECONNRESET.into(), shared) } else { Fate::Lives }
+    }
+
+    /// Whether an event tells that a socket failed. EPOLLHUP also comes when both its ways were ended in order, and then
+    /// the bytes before the end are still to be read.
+    fn is_broken(&mut self, side: Side, events: EpollFlags) -> bool {
+        let State::Relaying(relay) = &mut self.state else { return false };
+        events.contains(EpollFlags::EPOLLERR)
+            || events.contains(EpollFlags::EPOLLHUP) && relay.flow(side.sends()).has_ended()
+    }
+
+    /// Gives a flow what it may have without queueing.
+    fn turn_at_once(&mut self, direction: Direction, shared: &mut Shared) -> Fate {
+        let allowance = shared.turns[direction as usize].at_once();
+        self.turn(direction, allowance, shared)
+    }
+
+    /// Gives a flow its turn, and puts it into the queue if it has more.
+    pub fn turn(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Fate {
+        match self.pass(direction, allowance, shared) {
+            Ok(()) => {}
+            Err(Broken::Source(error)) => return self.lost(direction.source(), &error, shared),
+            Err(Broken::Destination(error)) => return self.lost(direction.destination(), &error, shared),
+        }
+        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
+        self.since = shared.now;
+        if relay.flow(direction).is_ready() {
+            shared.turns[direction as usize].push(self.id);
+        }
+        if relay.flows.iter().all(Flow::has_ended) { Fate::Ended } else { Fate::Lives }
+    }
+
+    fn pass(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Result<(), Broken> {
+        let State::Relaying(Relay { target, flows }) = &mut self.state else { return Ok(()) };
+        let (source, destination) = match direction {
+            Direction::In => (&self.client, &*target),
+            Direction::Out => (&*target, &self.client),
+        };
+        let delivered = shared.counters.delivered(direction);
+        let flow = &mut flows[direction as usize];
+        let taken = flow.turn(source, destination, allowance, &mut shared.mover, delivered)?;
+        shared.turns[direction as usize].charge(taken);
+        Ok(())
+    }
+
+    /// One side is no more. What it said before still goes to the other side, as far as there is room, as it would have
+    /// without us between them; then the other side is reset too.
+    fn lost(&mut self, side: Side, error: &io::Error, shared: &mut Shared) -> Fate {
+        // Its queue is finite, since nobody fills it any more. Another error on the way there changes nothing.
+        let _ = self.pass(side.sends(), usize::MAX, shared);
+        shared.notes.add(Trouble::Lost, shared.now, || match side {
+            Side::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
+            Side::Target => format!("lost the target: {error}"),
+        });
+        self.reset()
+    }
+
+    fn unwatched(&self, errno: Errno, shared: &Shared) -> Fate {
+        let error = io::Error::from(errno);
+        shared.notes.add(Trouble::Shortage, shared.now, || format!("cannot watch a connection: {error}"));
+        self.reset()
+    }
+
+    /// Looks at the clock: tries the next address, or gives up, when it took too long.
+    pub fn on_time(&mut self, shared: &mut Shared) -> Fate {
+        let elapsed = shared.now.saturating_duration_since(self.since);
+        let patience = shared.settings.connect_timeout;
+        match &self.state {
+            State::Relaying(_) => {
+                if shared.settings.idle_timeout.is_some_and(|limit| elapsed >= limit) {
+                    let client = Canonical(self.client_address);
+                    shared.notes.add(Trouble::Idle, shared.now, || format!("closed the idle connection of {client}"));
+                    return self.reset();
+                }
+            }
+            _ if elapsed < patience => {}
+            State::Connecting { .. } => {
+                let State::Connecting { mut candidates, .. } = self.take_state() else { return Fate::Lives };
+                candidates.index += 1;
+                return self.connect(candidates, Some(io::ErrorKind::TimedOut.into()), shared);
+            }
+            State::Resolving => return self.gave_up("resolving the target takes too long", shared),
+            State::Starved(_) => return self.gave_up("no descriptor for a connection to the target", shared),
+        }
+        Fate::Lives
+    }
+
+    fn gave_up(&self, text: &str, shared: &Shared) -> Fate {
+        shared.notes.add(Trouble::Connect, shared.now, || text.into());
+        self.reset()
+    }
+
+    /// Whether it may run into a timeout.
+    pub fn needs_clock(&self, shared: &Shared) -> bool {
+        !matches!(self.state, State::Relaying(_)) || shared.settings.idle_timeout.is_some()
+    }
+
+    /// Has both sockets tell their peers, when they are closed, that the stream is not whole.
+    pub fn reset(&self) -> Fate {
+        let now = linger { l_onoff: 1, l_linger: 0 };
+        // The client may be gone already; then there is nobody to tell.
+        let _ = setsockopt(&self.client, Linger, &now);
+        if let State::Relaying(relay) = &self.state {
+            let _ = setsockopt(&relay.target, Linger, &now);
+        }
+        Fate::Ended
+    }
+
+    fn take_state(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Resolving)
+    }
+}
+
+impl Relay {
+    fn flow(&mut self, direction: Direction) -> &mut Flow {
+        &mut self.flows[direction as usize]
+    }
+}
+
+/// Has epoll tell of everything that happens to a socket, once for each change.
+fn watch(epoll: &Epoll, socket: &TcpStream, token: u64) -> Result<(), Errno> {
+    let events = EpollFlags::EPOLLIN
+        | EpollFlags::EPOLLOUT
+        | EpollFlags::EPOLLRDHUP
+        | EpollFlags::EPOLLPRI
+        | EpollFlags::EPOLLET;
+    epoll.add(socket, EpollEvent::new(events, token))
+}

@@ -1,0 +1,109 @@
+//! The socket that clients connect to, and what every socket of a pipe is told.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{
+    Ipv6V6Only, KeepAlive, OobInline, ReuseAddr, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
+};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
+};
+
+/// Seconds without a word before the kernel asks whether a peer is still there, from one question to the next, and how
+/// many go unanswered before the peer counts as gone: two minutes in all. Bytes that are not acknowledged end a connection
+/// after net.ipv4.tcp_retries2 tries, a quarter of an hour, without our doing. TCP_USER_TIMEOUT would be sooner, but it
+/// also ends a connection whose peer is well and only does not read for a while (tcp_probe_timer() in
+/// net/ipv4/tcp_timer.c).
+const KEEPALIVE_IDLE_S: u32 = 60;
+const KEEPALIVE_INTERVAL_S: u32 = 15;
+const KEEPALIVE_COUNT: u32 = 4;
+
+/// Listens on `port` of `address`, by default of all addresses, IPv4 and IPv6.
+///
+/// # Errors
+/// When the port is in use or not allowed, with the address in the message.
+pub fn listener(address: Option<IpAddr>, port: u16) -> Result<TcpListener> {
+    let opened = match address {
+        Some(address) => open(SocketAddr::new(address, port)),
+        None => match open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            // No IPv6 here: not in the kernel, or switched off by net.ipv6.conf.all.disable_ipv6.
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+            opened => opened,
+        },
+    };
+    opened.with_context(|| match address {
+        Some(address) => format!("cannot listen on {}", SocketAddr::new(address, port)),
+        None => format!("cannot listen on port {port}"),
+    })
+}
+
+fn open(address: SocketAddr) -> Result<TcpListener, Errno> {
+    let socket = stream_socket(&address)?;
+    // A restart need not wait for the connections of the run before to leave TIME_WAIT.
+    setsockopt(&socket, ReuseAddr, &true)?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        setsockopt(&socket, Ipv6V6Only, &false)?;
+    }
+    // What is accepted inherits these.
+    prepare(&socket)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    listen(&socket, Backlog::MAXALLOWABLE)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Begins to connect to `address`; the socket becomes writable when that is decided. ELOOP means that it is our own
+/// listener, `listening`: that connection would beget the next, until the descriptors are used up.
+///
+/// # Errors
+/// The system call's, when it is decided at once.
+pub fn connecting(address: SocketAddr, listening: SocketAddr) -> Result<TcpStream, Errno> {
+    if is_same(address, listening) {
+        return Err(Errno::ELOOP);
+    }
+    let socket = stream_socket(&address)?;
+    prepare(&socket)?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(TcpStream::from(socket)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether who connects to `address` reaches the listener on `listening`.
+fn is_same(address: SocketAddr, listening: SocketAddr) -> bool {
+    let (ip, own) = (address.ip().to_canonical(), listening.ip().to_canonical());
+    let reached = if own.is_unspecified() { ip.is_loopback() || ip.is_unspecified() } else { ip == own };
+    address.port() == listening.port() && reached
+}
+
+fn stream_socket(address: &SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// Small pieces go at once, a peer that vanished is noticed, and urgent bytes stay in their place in the stream.
+fn prepare(socket: &impl AsFd) -> Result<(), Errno> {
+    setsockopt(socket, TcpNoDelay, &true)?;
+    setsockopt(socket, OobInline, &true)?;
+    setsockopt(socket, KeepAlive, &true)?;
+    setsockopt(socket, TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
+    setsockopt(socket, TcpKeepInterval, &KEEPALIVE_INTERVAL_S)?;
+    setsockopt(socket, TcpKeepCount, &KEEPALIVE_COUNT)
+}
+
+/// Whether an error means that the machine has no descriptor or memory left just now.
+pub fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+}
+
+/// A client's address as people write it: an IPv4 client of a dual-stack socket is `1.2.3.4`, not `::ffff:1.2.3.4`.
+pub struct Canonical(pub SocketAddr);
+
+impl fmt::Display for Canonical {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.0.ip().to_canonical(), self.0.port()).fmt(f)
+    }
+}
