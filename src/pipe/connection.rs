@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc::linger;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
 use super::flow::{Broken, Flow, Mover};
@@ -25,7 +25,7 @@ use super::notes::{Notes, Trouble};
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
 use super::slab::{Id, Side};
-use super::socket::{Canonical, connecting, is_shortage};
+use super::socket::{Canonical, READABLE, Watched, connecting, is_shortage};
 use super::{Counters, Settings};
 
 /// What the connections of a pipe share.
@@ -107,7 +107,7 @@ enum State {
     /// Waits for a descriptor.
     Starved(Candidates),
     /// Waits for an address to answer.
-    Connecting { target: TcpStream, candidates: Candidates },
+    Connecting { target: Watched, candidates: Candidates },
     /// Both sides are there.
     Relaying(Relay),
 }
@@ -124,16 +124,22 @@ impl Candidates {
     }
 }
 
-/// The two streams between a client and its target.
+/// The target, and what flows between it and the client.
 struct Relay {
-    target: TcpStream,
+    target: Watched,
     flows: [Flow; 2],
+}
+
+impl Relay {
+    fn flow(&mut self, direction: Direction) -> &mut Flow {
+        &mut self.flows[direction as usize]
+    }
 }
 
 /// A client and what it is connected to.
 pub struct Connection {
     id: Id,
-    client: TcpStream,
+    client: Watched,
     client_address: SocketAddr,
     state: State,
     /// When the state began or, while relaying, when something last happened.
@@ -141,8 +147,9 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A client that was just accepted. Until the target is there, nothing is read from it and no event of it comes.
+    /// A client that was just accepted. Until the target is there, nothing is read from it and it has no events.
     pub fn new(id: Id, client: TcpStream, client_address: SocketAddr, now: Instant) -> Self {
+        let client = Watched::new(client, id.token(Side::Client));
         Self { id, client, client_address, state: State::Resolving, since: now }
     }
 
@@ -173,7 +180,9 @@ impl Connection {
     fn connect(&mut self, mut candidates: Candidates, mut failure: Option<io::Error>, shared: &mut Shared) -> Fate {
         while let Some(address) = candidates.current() {
             match connecting(address, shared.listening) {
-                Ok(target) => return self.begin(target, candidates, shared),
+                Ok(target) => {
+                    return self.begin(Watched::new(target, self.id.token(Side::Target)), candidates, shared);
+                }
                 Err(errno) if is_shortage(errno) => {
                     self.state = State::Starved(candidates);
                     return Fate::Starved;
@@ -191,33 +200,40 @@ impl Connection {
         self.reset()
     }
 
-    fn begin(&mut self, target: TcpStream, candidates: Candidates, shared: &mut Shared) -> Fate {
-        if let Err(errno) = watch(&shared.epoll, &target, self.id.token(Side::Target)) {
-            return self.unwatched(errno, shared);
-        }
+    fn begin(&mut self, mut target: Watched, candidates: Candidates, shared: &mut Shared) -> Fate {
         // Within one machine the handshake is over although connect(2) said EINPROGRESS: no need to wait for an event.
-        if target.peer_addr().is_ok() {
+        if target.stream.peer_addr().is_ok() {
             return self.relay(target, &candidates, shared);
         }
         self.since = shared.now;
+        let watched = target.watch(&shared.epoll, READABLE | EpollFlags::EPOLLOUT);
         self.state = State::Connecting { target, candidates };
-        Fate::Lives
+        match watched {
+            Ok(()) => Fate::Lives,
+            Err(errno) => self.lost(Side::Target, &errno.into(), shared),
+        }
     }
 
     /// Both sides are there: what the client has sent meanwhile goes at once, for the rest there are events.
-    fn relay(&mut self, target: TcpStream, candidates: &Candidates, shared: &mut Shared) -> Fate {
+    fn relay(&mut self, target: Watched, candidates: &Candidates, shared: &mut Shared) -> Fate {
         if let Some(address) = candidates.current() {
             shared.target.worked(address);
         }
         self.since = shared.now;
         self.state = State::Relaying(Relay { target, flows: [Flow::ready(), Flow::waiting()] });
-        let fate = self.turn_at_once(Direction::In, shared);
-        if fate != Fate::Lives {
-            return fate;
+        match self.turn_at_once(Direction::In, shared) {
+            Fate::Lives => self.watch_both(shared),
+            fate => fate,
         }
-        match watch(&shared.epoll, &self.client, self.id.token(Side::Client)) {
+    }
+
+    fn watch_both(&mut self, shared: &mut Shared) -> Fate {
+        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
+        let watched =
+            self.client.watch(&shared.epoll, READABLE).and_then(|()| relay.target.watch(&shared.epoll, READABLE));
+        match watched {
             Ok(()) => Fate::Lives,
-            Err(errno) => self.unwatched(errno, shared),
+            Err(errno) => self.lost(Side::Client, &errno.into(), shared),
         }
     }
 
@@ -237,8 +253,8 @@ impl Connection {
     }
 
     /// The candidate has answered or failed.
-    fn decided(&mut self, target: TcpStream, mut candidates: Candidates, shared: &mut Shared) -> Fate {
-        match target.take_error() {
+    fn decided(&mut self, target: Watched, mut candidates: Candidates, shared: &mut Shared) -> Fate {
+        match target.stream.take_error() {
             Ok(None) => self.relay(target, &candidates, shared),
             Ok(Some(error)) | Err(error) => {
                 candidates.index += 1;
@@ -246,25 +262,28 @@ impl Connection {
             }
         }
     }
-
     fn relay_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
         let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
         self.since = shared.now;
         let blocked = relay.flow(side.receives()).is_blocked();
         let woken = relay.flow(side.sends()).source_event(events);
-        if blocked && events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-            let fate = self.turn_at_once(side.receives(), shared);
-            if fate != Fate::Lives {
-                return fate;
-            }
+        if events.contains(EpollFlags::EPOLLIN) && relay.flow(side.sends()).is_blocked() {
+            // More of what cannot be passed on: not to be woken by each packet of it.
+            let socket = if side == Side::Client { &mut self.client } else { &mut relay.target };
+            // If that fails the events keep coming, and do no harm.
+            let _ = socket.ignore(&shared.epoll, READABLE);
         }
-        if woken {
-            let fate = self.turn_at_once(side.sends(), shared);
-            if fate != Fate::Lives {
-                return fate;
-            }
+        let mut fate = Fate::Lives;
+        if blocked && events != EpollFlags::EPOLLIN {
+            fate = self.turn_at_once(side.receives(), shared);
         }
-        if self.is_broken(side, events) { self.lost(side, &Errno::ECONNRESET.into(), shared) } else { Fate::Lives }
+        if woken && fate == Fate::Lives {
+            fate = self.turn_at_once(side.sends(), shared);
+        }
+        if fate == Fate::Lives && self.is_broken(side, events) {
+            fate = self.lost(side, &Errno::ECONNRESET.into(), shared);
+        }
+        fate
     }
 
     /// Whether an event tells that a socket failed. EPOLLHUP also comes when both its ways were ended in order, and then
@@ -283,30 +302,36 @@ impl Connection {
 
     /// Gives a flow its turn, and puts it into the queue if it has more.
     pub fn turn(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Fate {
+        self.since = shared.now;
         match self.pass(direction, allowance, shared) {
             Ok(()) => {}
             Err(Broken::Source(error)) => return self.lost(direction.source(), &error, shared),
             Err(Broken::Destination(error)) => return self.lost(direction.destination(), &error, shared),
         }
         let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
-        self.since = shared.now;
         if relay.flow(direction).is_ready() {
             shared.turns[direction as usize].push(self.id);
         }
         if relay.flows.iter().all(Flow::has_ended) { Fate::Ended } else { Fate::Lives }
     }
 
+    /// Moves bytes one way, and has epoll tell when there is more to do.
     fn pass(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Result<(), Broken> {
         let State::Relaying(Relay { target, flows }) = &mut self.state else { return Ok(()) };
         let (source, destination) = match direction {
-            Direction::In => (&self.client, &*target),
-            Direction::Out => (&*target, &self.client),
+            Direction::In => (&mut self.client, target),
+            Direction::Out => (target, &mut self.client),
         };
-        let delivered = shared.counters.delivered(direction);
         let flow = &mut flows[direction as usize];
-        let taken = flow.turn(source, destination, allowance, &mut shared.mover, delivered)?;
+        let delivered = shared.counters.delivered(direction);
+        let taken = flow.turn(&source.stream, &destination.stream, allowance, &mut shared.mover, delivered)?;
         shared.turns[direction as usize].charge(taken);
-        Ok(())
+        let watched = if flow.is_blocked() {
+            destination.watch(&shared.epoll, EpollFlags::EPOLLOUT)
+        } else {
+            source.watch(&shared.epoll, READABLE)
+        };
+        watched.map_err(|errno| Broken::Source(errno.into()))
     }
 
     /// One side is no more. What it said before still goes to the other side, as far as there is room, as it would have
@@ -318,12 +343,6 @@ impl Connection {
             Side::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
             Side::Target => format!("lost the target: {error}"),
         });
-        self.reset()
-    }
-
-    fn unwatched(&self, errno: Errno, shared: &Shared) -> Fate {
-        let error = io::Error::from(errno);
-        shared.notes.add(Trouble::Shortage, shared.now, || format!("cannot watch a connection: {error}"));
         self.reset()
     }
 
@@ -365,9 +384,9 @@ impl Connection {
     pub fn reset(&self) -> Fate {
         let now = linger { l_onoff: 1, l_linger: 0 };
         // The client may be gone already; then there is nobody to tell.
-        let _ = setsockopt(&self.client, Linger, &now);
+        let _ = setsockopt(&self.client.stream, Linger, &now);
         if let State::Relaying(relay) = &self.state {
-            let _ = setsockopt(&relay.target, Linger, &now);
+            let _ = setsockopt(&relay.target.stream, Linger, &now);
         }
         Fate::Ended
     }
@@ -375,20 +394,4 @@ impl Connection {
     fn take_state(&mut self) -> State {
         std::mem::replace(&mut self.state, State::Resolving)
     }
-}
-
-impl Relay {
-    fn flow(&mut self, direction: Direction) -> &mut Flow {
-        &mut self.flows[direction as usize]
-    }
-}
-
-/// Has epoll tell of everything that happens to a socket, once for each change.
-fn watch(epoll: &Epoll, socket: &TcpStream, token: u64) -> Result<(), Errno> {
-    let events = EpollFlags::EPOLLIN
-        | EpollFlags::EPOLLOUT
-        | EpollFlags::EPOLLRDHUP
-        | EpollFlags::EPOLLPRI
-        | EpollFlags::EPOLLET;
-    epoll.add(socket, EpollEvent::new(events, token))
 }

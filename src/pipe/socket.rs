@@ -1,13 +1,15 @@
 //! The socket that clients connect to, and what every socket of a pipe is told.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::sockopt::{
-    Ipv6V6Only, KeepAlive, OobInline, ReuseAddr, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
+    Ipv6V6Only, KeepAlive, OobInline, ReuseAddr, TcpCongestion, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
 };
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
@@ -94,9 +96,67 @@ fn prepare(socket: &impl AsFd) -> Result<(), Errno> {
     setsockopt(socket, TcpKeepCount, &KEEPALIVE_COUNT)
 }
 
+/// Spares a connection within this machine the pacing of its congestion control: on the loopback interface there is no
+/// congestion, and BBR's timers (net/ipv4/tcp_bbr.c) halve what goes through. Elsewhere the administrator's choice stays.
+pub fn do_not_pace_locally(socket: &TcpStream) {
+    let (Ok(own), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return };
+    if own.ip() == peer.ip() || peer.ip().to_canonical().is_loopback() {
+        // Reno is part of every kernel and allowed to everyone. Without it the bytes go all the same.
+        let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
+    }
+}
+
 /// Whether an error means that the machine has no descriptor or memory left just now.
 pub fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+}
+
+/// What tells that there is something to read: bytes, urgent bytes (TCP's URG), the end.
+pub const READABLE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLPRI).union(EpollFlags::EPOLLRDHUP);
+
+/// A socket, and what epoll is to tell about it: each thing once when it comes about (EPOLLET).
+#[derive(Debug)]
+pub struct Watched {
+    pub stream: TcpStream,
+    token: u64,
+    events: EpollFlags,
+}
+
+impl Watched {
+    /// A socket that epoll does not know yet.
+    pub fn new(stream: TcpStream, token: u64) -> Self {
+        Self { stream, token, events: EpollFlags::empty() }
+    }
+
+    /// Watches for `events` too.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it.
+    pub fn watch(&mut self, epoll: &Epoll, events: EpollFlags) -> Result<(), Errno> {
+        self.set(epoll, self.events | events | EpollFlags::EPOLLET)
+    }
+
+    /// Watches no more for `events`.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn ignore(&mut self, epoll: &Epoll, events: EpollFlags) -> Result<(), Errno> {
+        self.set(epoll, self.events - events)
+    }
+
+    fn set(&mut self, epoll: &Epoll, events: EpollFlags) -> Result<(), Errno> {
+        if events == self.events {
+            return Ok(());
+        }
+        let mut event = EpollEvent::new(events, self.token);
+        if self.events.is_empty() {
+            epoll.add(&self.stream, event)?;
+        } else {
+            epoll.modify(&self.stream, &mut event)?;
+        }
+        self.events = events;
+        Ok(())
+    }
 }
 
 /// A client's address as people write it: an IPv4 client of a dual-stack socket is `1.2.3.4`, not `::ffff:1.2.3.4`.
