@@ -337,6 +337,9 @@ impl Connection {
     /// One side is no more. What it said before still goes to the other side, as far as there is room, as it would have
     /// without us between them; then the other side is reset too.
     fn lost(&mut self, side: Side, error: &io::Error, shared: &mut Shared) -> Fate {
+        if let State::Relaying(relay) = &mut self.state {
+            relay.flow(side.sends()).source_is_lost();
+        }
         // Its queue is finite, since nobody fills it any more. Another error on the way there changes nothing.
         let _ = self.pass(side.sends(), usize::MAX, shared);
         shared.notes.add(Trouble::Lost, shared.now, || match side {

@@ -80,6 +80,8 @@ enum Care {
     End,
     /// There are urgent bytes (TCP's URG): reads stop before each, and splice(2) takes one for the end. Copy to the end.
     Urgent,
+    /// The source has failed and the error was told: what reads as its end now is none to be passed on.
+    Lost,
 }
 
 /// One direction of a connection.
@@ -124,7 +126,7 @@ impl Flow {
             self.care = self.care.max(Care::End);
         }
         if events.contains(EpollFlags::EPOLLPRI) {
-            self.care = Care::Urgent;
+            self.care = self.care.max(Care::Urgent);
             self.bulk = false;
         }
         let woken = matches!(self.phase, Phase::Waiting) && events != EpollFlags::EPOLLOUT;
@@ -132,6 +134,12 @@ impl Flow {
             self.phase = Phase::Ready;
         }
         woken
+    }
+
+    /// Takes in that the source has failed: only what it said before is still to be moved.
+    pub fn source_is_lost(&mut self) {
+        self.care = Care::Lost;
+        self.bulk = false;
     }
 
     /// Moves bytes from `source` to `destination`: first what is held, then at most `allowance` new ones. Adds to
@@ -185,7 +193,7 @@ impl Flow {
         if read < asked && self.care == Care::Event {
             self.phase = Phase::Waiting;
         }
-        self.bulk = read == room && self.care != Care::Urgent;
+        self.bulk = read == room && self.care < Care::Urgent;
         if self.bulk && !std::mem::replace(&mut self.was_bulk, true) {
             do_not_pace_locally(destination);
         }
@@ -267,6 +275,9 @@ impl Flow {
     /// Passes the source's end on. The way back stays open.
     fn end(&mut self, destination: &TcpStream) -> Result<(), Broken> {
         self.phase = Phase::Ended;
+        if self.care == Care::Lost {
+            return Ok(());
+        }
         destination.shutdown(Shutdown::Write).map_err(Broken::Destination)
     }
 }

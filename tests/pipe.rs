@@ -1,0 +1,699 @@
+//! The pipe on real sockets of the loopback interface, against what a direct connection would have done.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwmon::pipe::{Pipe, Settings};
+use bwmon::source::Source;
+use nix::sys::socket::sockopt::Linger;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, send, setsockopt,
+    socket,
+};
+
+/// A test that waits for longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn settings(target: SocketAddr) -> Settings {
+    Settings { bind: Some(Ipv4Addr::LOCALHOST.into()), ..Settings::new(0, target.ip().to_string(), target.port()) }
+}
+
+/// A pipe to a listener of the test's own.
+fn pipe_to(change: impl FnOnce(&mut Settings)) -> (Pipe, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut settings = settings(listener.local_addr().unwrap());
+    change(&mut settings);
+    (Pipe::bind(settings).unwrap(), listener)
+}
+
+fn connect(pipe: &Pipe) -> TcpStream {
+    patient(TcpStream::connect(pipe.local_address()).unwrap())
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    patient(listener.accept().unwrap().0)
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Closes with a reset.
+fn reset(stream: TcpStream) {
+    setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+}
+
+fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn read_exact(mut stream: &TcpStream, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Reads until the reset and returns what came before it.
+fn read_to_reset(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let error = stream.read_to_end(&mut bytes).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    bytes
+}
+
+fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn counted(pipe: &mut Pipe) -> (u64, u64) {
+    let readings = pipe.read(Instant::now()).unwrap();
+    (readings[0].bytes_in, readings[0].bytes_out)
+}
+
+fn wait_for_count(pipe: &mut Pipe, expected: (u64, u64)) {
+    wait_until(&format!("a count of {expected:?}"), || counted(pipe) == expected);
+}
+
+/// Waits for a note and returns it.
+fn note(pipe: &mut Pipe) -> String {
+    let mut notes = Vec::new();
+    wait_until("a note", || {
+        notes.extend(pipe.notes().into_iter().filter(|note| !note.contains("listens on port")));
+        !notes.is_empty()
+    });
+    notes.remove(0)
+}
+
+/// Bytes that tell where in their stream they belong.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = Random(seed | 1);
+    let mut bytes: Vec<u8> =
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(length / 8 + 1).flatten().collect();
+    bytes.truncate(length);
+    bytes
+}
+
+/// Marsaglia's xorshift64*, enough to be unpredictable to the program under test.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 11) % limit
+    }
+}
+
+#[test]
+fn bytes_are_forwarded_and_counted_both_ways() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&client).write_all(b"question").unwrap();
+    assert_eq!(read_exact(&target, 8), b"question");
+    wait_for_count(&mut pipe, (8, 0));
+    (&target).write_all(b"the answer").unwrap();
+    assert_eq!(read_exact(&client, 10), b"the answer");
+    wait_for_count(&mut pipe, (8, 10));
+    assert_eq!(pipe.connections(), 1);
+
+    let name = format!("pipe-0:127.0.0.1:{}", listener.local_addr().unwrap().port());
+    assert_eq!(pipe.read(Instant::now()).unwrap()[0].name, name.clone().into_bytes().into());
+    assert_eq!(pipe.notes(), [format!("{name}: listens on port {}", pipe.local_address().port())]);
+}
+
+#[test]
+fn totals_survive_the_connections() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    for round in 1..=5 {
+        let client = connect(&pipe);
+        let target = accept(&listener);
+        (&client).write_all(&[0; 1000]).unwrap();
+        drop(client);
+        assert_eq!(read_to_end(&target).len(), 1000);
+        drop(target);
+        wait_for_count(&mut pipe, (1000 * round, 0));
+        wait_until("the end of the connection", || pipe.connections() == 0);
+    }
+}
+
+#[test]
+fn a_client_that_has_ended_still_gets_the_answer() {
+    let (pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&client).write_all(b"all of it").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&target), b"all of it");
+    let answer = pattern(1, 3_000_000);
+    let sent = answer.clone();
+    let writer = thread::spawn(move || (&target).write_all(&sent).unwrap());
+    assert!(read_to_end(&client) == answer);
+    writer.join().unwrap();
+    wait_until("the end of the connection", || pipe.connections() == 0);
+}
+
+#[test]
+fn a_target_that_has_ended_still_gets_the_question() {
+    let (pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&target).write_all(b"220 ready").unwrap();
+    target.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&client), b"220 ready");
+    (&client).write_all(b"late").unwrap();
+    drop(client);
+    assert_eq!(read_to_end(&target), b"late");
+    wait_until("the end of the connection", || pipe.connections() == 0);
+}
+
+#[test]
+fn an_empty_connection_is_passed_on() {
+    let (pipe, listener) = pipe_to(|_| {});
+    drop(connect(&pipe));
+    assert_eq!(read_to_end(&accept(&listener)), b"");
+}
+
+#[test]
+fn a_reset_comes_through_behind_what_was_said_before_it() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&client).write_all(b"last words").unwrap();
+    reset(client);
+    assert_eq!(read_to_reset(&target), b"last words");
+    assert!(note(&mut pipe).contains("lost the client 127.0.0.1:"));
+
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&target).write_all(b"so long").unwrap();
+    reset(target);
+    assert_eq!(read_to_reset(&client), b"so long");
+    wait_until("the end of the connections", || pipe.connections() == 0);
+}
+
+#[test]
+fn a_reset_of_a_half_closed_connection_comes_through() {
+    let (pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&target), b"");
+    reset(client);
+    // Nobody reads any more; the pipe tells so as soon as it knows.
+    wait_until("the end of the connection", || pipe.connections() == 0);
+    wait_until("the reset", || (&target).write_all(b"x").is_err());
+}
+
+#[test]
+fn a_refused_connection_is_reset_and_the_next_one_works() {
+    // Bound and not listening: nobody else gets the port, and nobody is accepted.
+    let reserved = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(reserved.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let port = getsockname::<SockaddrIn>(reserved.as_raw_fd()).unwrap().port();
+    let mut pipe = Pipe::bind(settings(([127, 0, 0, 1], port).into())).unwrap();
+
+    assert_eq!(read_to_reset(&connect(&pipe)), b"");
+    let expected = format!("cannot connect to 127.0.0.1:{port}: Connection refused");
+    assert!(note(&mut pipe).contains(&expected));
+
+    listen(&reserved, Backlog::new(5).unwrap()).unwrap();
+    let listener = TcpListener::from(reserved);
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    (&client).write_all(b"now").unwrap();
+    assert_eq!(read_exact(&target, 3), b"now");
+}
+
+#[test]
+fn every_address_of_a_name_is_tried() {
+    let (pipe, listener) = pipe_to(|settings| settings.target_host = "localhost".into());
+    for _ in 0..3 {
+        let client = connect(&pipe);
+        (&client).write_all(b"hello").unwrap();
+        assert_eq!(read_exact(&accept(&listener), 5), b"hello");
+    }
+}
+
+#[test]
+fn a_name_without_address_is_one_line_and_a_reset() {
+    // Longer than any name may be, so nobody is asked for it.
+    let (mut pipe, _listener) = pipe_to(|settings| settings.target_host = "x".repeat(300));
+    assert_eq!(read_to_reset(&connect(&pipe)), b"");
+    assert!(note(&mut pipe).contains("cannot resolve xxx"));
+    assert_eq!(read_to_reset(&connect(&pipe)), b"");
+}
+
+#[test]
+fn a_target_that_does_not_answer_is_given_up() {
+    // A listener whose queue is full drops what comes.
+    let silent = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(silent.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    listen(&silent, Backlog::new(0).unwrap()).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], getsockname::<SockaddrIn>(silent.as_raw_fd()).unwrap().port()));
+    let mut queued = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        queued.push(stream);
+    }
+    let settings = Settings { connect_timeout: Duration::from_millis(50), ..settings(address) };
+    let mut pipe = Pipe::bind(settings).unwrap();
+    assert_eq!(read_to_reset(&connect(&pipe)), b"");
+    assert!(note(&mut pipe).contains(&format!("cannot connect to {address}: timed out")));
+}
+
+#[test]
+fn a_pipe_to_itself_is_refused() {
+    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = reserved.local_addr().unwrap();
+    drop(reserved);
+    let Ok(mut pipe) = Pipe::bind(Settings { port: address.port(), ..settings(address) }) else {
+        return; // Another test has the port now.
+    };
+    assert_eq!(read_to_reset(&connect(&pipe)), b"");
+    assert!(note(&mut pipe).contains("cannot connect to 127.0.0.1:"));
+}
+
+#[test]
+fn a_slow_reader_holds_up_nobody_else_and_loses_nothing() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    client.set_nonblocking(true).unwrap();
+    let bytes = pattern(2, 64 << 20);
+    let mut sent = 0;
+    // Until the client is held up and the pipe has come to rest.
+    let mut before = None;
+    loop {
+        match (&client).write(&bytes[sent..]) {
+            Ok(length) => sent += length,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                let now = Some(counted(&mut pipe).0);
+                if now == before {
+                    break;
+                }
+                before = now;
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+    assert!(sent < bytes.len(), "no back-pressure");
+
+    let other = connect(&pipe);
+    let other_target = accept(&listener);
+    (&other).write_all(b"quick").unwrap();
+    assert_eq!(read_exact(&other_target, 5), b"quick");
+
+    client.set_nonblocking(false).unwrap();
+    let rest = bytes[sent..].to_vec();
+    let writer = thread::spawn(move || (&client).write_all(&rest).unwrap());
+    assert!(read_to_end(&target) == bytes);
+    writer.join().unwrap();
+    wait_for_count(&mut pipe, (bytes.len() as u64 + 5, 0));
+}
+
+#[test]
+fn urgent_bytes_stay_in_their_place() {
+    let (pipe, listener) = pipe_to(|_| {});
+    for size in [10, 300_000] {
+        let client = connect(&pipe);
+        let target = accept(&listener);
+        let bytes = pattern(3, size);
+        let writer = thread::spawn({
+            let bytes = bytes.clone();
+            move || {
+                for part in bytes.chunks(size / 3) {
+                    (&client).write_all(part).unwrap();
+                    assert_eq!(send(client.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap(), 1);
+                }
+            }
+        });
+        let expected: Vec<u8> = bytes.chunks(size / 3).flat_map(|part| [part, b"!"].concat()).collect();
+        // Of several urgent bytes the receiver's kernel knows the last; the pipe sends them on as ordinary ones.
+        assert!(read_to_end(&target) == expected, "{size} bytes");
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_limited_pipe_delivers_everything_to_everyone() {
+    let (mut pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(20 << 20));
+    let clients: Vec<_> = (0..20)
+        .map(|seed| {
+            let client = connect(&pipe);
+            let target = accept(&listener);
+            let bytes = pattern(seed, 100_000);
+            let writer = thread::spawn({
+                let bytes = bytes.clone();
+                move || (&client).write_all(&bytes).unwrap()
+            });
+            (writer, thread::spawn(move || assert!(read_to_end(&target) == bytes)))
+        })
+        .collect();
+    for (writer, reader) in clients {
+        writer.join().unwrap();
+        reader.join().unwrap();
+    }
+    wait_for_count(&mut pipe, (2_000_000, 0));
+}
+
+#[test]
+fn with_as_many_connections_as_allowed_the_next_one_waits() {
+    let (mut pipe, listener) = pipe_to(|settings| settings.max_connections = NonZeroUsize::new(2));
+    let first = connect(&pipe);
+    let first_target = accept(&listener);
+    let _second = connect(&pipe);
+    let _second_target = accept(&listener);
+    assert!(note(&mut pipe).contains("2 connections are open, others have to wait"));
+    let third = connect(&pipe);
+    (&third).write_all(b"me too").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    listener.set_nonblocking(false).unwrap();
+    drop((first, first_target));
+    assert_eq!(read_exact(&accept(&listener), 6), b"me too");
+}
+
+#[test]
+fn an_idle_connection_is_closed_when_that_is_asked_for() {
+    let (mut pipe, listener) = pipe_to(|settings| settings.idle_timeout = Some(Duration::from_millis(100)));
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    assert_eq!(read_to_reset(&client), b"");
+    assert_eq!(read_to_reset(&target), b"");
+    assert!(note(&mut pipe).contains("closed the idle connection of 127.0.0.1:"));
+}
+
+#[test]
+fn a_pipe_that_stops_finishes_what_is_open() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    pipe.stop_accepting();
+    assert_eq!(TcpStream::connect(pipe.local_address()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    (&client).write_all(b"still here").unwrap();
+    assert_eq!(read_exact(&target, 10), b"still here");
+    assert!(!pipe.is_finished());
+    drop((client, target));
+    wait_until("the end of the pipe", || pipe.is_finished());
+    assert_eq!(counted(&mut pipe), (10, 0));
+    // Asked again it has nothing to do.
+    pipe.stop_accepting();
+    pipe.close();
+}
+
+#[test]
+fn a_closed_pipe_resets_what_is_open() {
+    let (pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    drop(pipe);
+    assert_eq!(read_to_reset(&client), b"");
+    assert_eq!(read_to_reset(&target), b"");
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_it() {
+    let (pipe, listener) = pipe_to(|_| {});
+    let taken = pipe.local_address();
+    let error = Pipe::bind(Settings { port: taken.port(), ..settings(listener.local_addr().unwrap()) }).unwrap_err();
+    assert_eq!(format!("{error:#}"), format!("cannot listen on {taken}: EADDRINUSE: Address already in use"));
+}
+
+#[test]
+fn by_default_all_addresses_are_listened_on() {
+    let (pipe, listener) = pipe_to(|settings| settings.bind = None);
+    let port = pipe.local_address().port();
+    let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
+    if TcpListener::bind("[::1]:0").is_ok() {
+        addresses.push(std::net::Ipv6Addr::LOCALHOST.into());
+    }
+    for address in addresses {
+        let client = patient(TcpStream::connect((address, port)).unwrap());
+        (&client).write_all(b"hello").unwrap();
+        assert_eq!(read_exact(&accept(&listener), 5), b"hello", "{address}");
+    }
+}
+
+#[test]
+fn an_ipv6_target_may_be_in_brackets() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+    let port = listener.local_addr().unwrap().port();
+    for host in ["::1", "[::1]"] {
+        let pipe =
+            Pipe::bind(Settings { bind: Some(Ipv4Addr::LOCALHOST.into()), ..Settings::new(0, host, port) }).unwrap();
+        let client = connect(&pipe);
+        (&client).write_all(b"six").unwrap();
+        assert_eq!(read_exact(&accept(&listener), 3), b"six");
+    }
+}
+
+/// Sends `length` bytes each way at once and checks them as they arrive.
+fn both_ways(length: u64) {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    thread::scope(|scope| {
+        for (seed, from, to) in [(11, &client, &target), (12, &target, &client)] {
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                let mut left = length;
+                while left > 0 {
+                    let block = pattern(random.next(), left.min(1 << 20) as usize);
+                    (&*from).write_all(&block).unwrap();
+                    left -= block.len() as u64;
+                }
+                from.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                let mut left = length;
+                while left > 0 {
+                    let block = pattern(random.next(), left.min(1 << 20) as usize);
+                    assert!(read_exact(to, block.len()) == block, "differs with {left} bytes to go");
+                    left -= block.len() as u64;
+                }
+                assert_eq!(read_to_end(to), b"");
+            });
+        }
+    });
+    wait_for_count(&mut pipe, (length, length));
+}
+
+#[test]
+fn bulk_both_ways_at_once_arrives_as_it_was_sent() {
+    both_ways(48 << 20);
+}
+
+#[test]
+#[ignore = "takes a while without optimisation: cargo test --release -- --ignored"]
+fn a_gigabyte_both_ways_at_once_arrives_as_it_was_sent() {
+    both_ways(1 << 30);
+}
+
+/// What one end of a connection does with its sending side.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Send {
+        seed: u64,
+        length: usize,
+    },
+    Pause(Duration),
+    End,
+    /// Waits until the other end has received everything, and resets.
+    SettledReset,
+    /// Resets whatever is on its way.
+    Reset,
+}
+
+/// How a stream looked from the end that received it.
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    /// All of it, then its end.
+    Whole,
+    /// All that was sent before the reset, then the reset.
+    Settled,
+    /// A part of what was sent, or all, then the reset. How much is chance, in a direct connection too.
+    Part,
+    /// Nobody looked any more: the end itself had reset.
+    Nothing,
+}
+
+/// A random life: bytes, pauses, then an end in order; and in one of four, one of the ends resets somewhere.
+fn plan(seed: u64) -> [Vec<Step>; 2] {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut plan = [0, 1].map(|_| {
+        let mut steps = Vec::new();
+        for _ in 0..random.below(6) {
+            steps.push(match random.below(3) {
+                0 => Step::Pause(Duration::from_micros(random.below(3000))),
+                _ => {
+                    let most = 1 << random.below(19);
+                    Step::Send { seed: random.next(), length: random.below(most + 1) as usize }
+                }
+            });
+        }
+        steps.push(Step::End);
+        steps
+    });
+    if random.below(4) == 0 {
+        let steps = &mut plan[random.below(2) as usize];
+        steps.truncate(random.below(steps.len() as u64) as usize);
+        steps.push(if random.below(2) == 0 { Step::SettledReset } else { Step::Reset });
+    }
+    plan
+}
+
+fn sends(steps: &[Step]) -> Vec<u8> {
+    let bytes = steps.iter().map(|step| match *step {
+        Step::Send { seed, length } => pattern(seed, length),
+        _ => Vec::new(),
+    });
+    bytes.flatten().collect()
+}
+
+/// Lives through a plan between two connected sockets and tells what each end received.
+fn live(ends: [TcpStream; 2], plan: &[Vec<Step>; 2]) -> [Received; 2] {
+    let ends = ends.map(|end| Arc::new(patient(end)));
+    thread::scope(|scope| {
+        let readers = [0, 1].map(|end| {
+            let (settled, wait) = mpsc::channel();
+            // A socket is closed, and so reset, when the last of its threads has let go of it.
+            let (own, other) = (Arc::clone(&ends[end]), Arc::clone(&ends[1 - end]));
+            let writer = scope.spawn(move || act(other, &plan[1 - end], &wait));
+            (writer, scope.spawn(move || receive(own, &sends(&plan[1 - end]), &settled)))
+        });
+        drop(ends);
+        let [(second_failed, first), (first_failed, second)] =
+            readers.map(|(writer, reader)| (writer.join().unwrap(), reader.join().unwrap()));
+        [judge(first, first_failed, &plan[0], &plan[1]), judge(second, second_failed, &plan[1], &plan[0])]
+    })
+}
+
+/// What an end has received, from what its reader saw and whether its writer was told of a reset.
+fn judge((whole, in_order): (bool, bool), told: bool, own: &[Step], other: &[Step]) -> Received {
+    if resets(own) {
+        return Received::Nothing;
+    }
+    // A reset is told once, to the reader or to the writer.
+    let reset = !in_order || told;
+    match (other.last(), reset, whole) {
+        (Some(Step::SettledReset), true, true) => Received::Settled,
+        (Some(Step::Reset), true, _) => Received::Part,
+        (Some(Step::End), false, true) => Received::Whole,
+        unexpected => panic!("(end, reset, whole) is {unexpected:?}"),
+    }
+}
+
+fn resets(steps: &[Step]) -> bool {
+    matches!(steps.last(), Some(Step::Reset | Step::SettledReset))
+}
+
+/// Sends as planned; returns whether it was told of a reset.
+fn act(stream: Arc<TcpStream>, steps: &[Step], settled: &mpsc::Receiver<()>) -> bool {
+    for step in steps {
+        let done = match *step {
+            Step::Send { seed, length } => (&*stream).write_all(&pattern(seed, length)),
+            Step::Pause(time) => {
+                thread::sleep(time);
+                Ok(())
+            }
+            Step::End => stream.shutdown(Shutdown::Write),
+            Step::SettledReset | Step::Reset => {
+                if matches!(step, Step::SettledReset) {
+                    let _ = settled.recv();
+                }
+                setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+                // Wakes the reader, which lets go too.
+                let _ = stream.shutdown(Shutdown::Read);
+                return false;
+            }
+        };
+        if let Err(error) = done {
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "{step:?}: nothing moved for {PATIENCE:?}");
+            return true;
+        }
+    }
+    false
+}
+
+/// Reads to the end; returns whether all of `expected` came, and whether an end in order followed.
+fn receive(stream: Arc<TcpStream>, expected: &[u8], settled: &mpsc::Sender<()>) -> (bool, bool) {
+    let mut buffer = vec![0; 1 << 16];
+    let mut length = 0;
+    loop {
+        if length == expected.len() {
+            let _ = settled.send(());
+        }
+        match (&*stream).read(&mut buffer) {
+            Ok(0) => return (length == expected.len(), true),
+            Ok(read) => {
+                assert!(
+                    expected[length..].starts_with(&buffer[..read]),
+                    "differs within {read} bytes from {length} on"
+                );
+                length += read;
+            }
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::WouldBlock, "nothing came for {PATIENCE:?}");
+                return (length == expected.len(), false);
+            }
+        }
+    }
+}
+
+/// Lives each seed's plan directly and through a pipe, many at a time.
+fn like_direct_connections(seeds: std::ops::Range<u64>) {
+    let next = AtomicU64::new(seeds.start);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let pipe = Pipe::bind(settings(listener.local_addr().unwrap())).unwrap();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let plan = plan(seed);
+                    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    let direct = live([client, listener.accept().unwrap().0], &plan);
+                    let client = TcpStream::connect(pipe.local_address()).unwrap();
+                    let piped = live([client, listener.accept().unwrap().0], &plan);
+                    assert_eq!(piped, direct, "seed {seed}: {plan:?}");
+                    wait_until("the end of the connection", || pipe.connections() == 0);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn random_connections_look_like_direct_ones() {
+    like_direct_connections(0..300);
+}
+
+#[test]
+#[ignore = "takes a while without optimisation: cargo test --release -- --ignored"]
+fn two_thousand_random_connections_look_like_direct_ones() {
+    like_direct_connections(1000..3000);
+}
