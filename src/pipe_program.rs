@@ -1,54 +1,50 @@
-//! `runpipe`: one pipe, and its totals once a second.
+//! What runpipe runs: one pipe, and its totals once a second.
 
 use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::figures::Figures;
 use crate::pipe::{Pipe, Settings, raise_descriptor_limit};
-use crate::report;
 use crate::run::{self, Next, Program, Screen, Signals};
-use crate::source::Source;
 
 /// Forwards as `settings` say and shows the totals until it is interrupted: the first time it only stops to accept
-/// connections, the second time it closes those that are open.
+/// connections, the second time it ends those that are open.
 ///
 /// # Errors
 /// When the port cannot be listened on, stdout cannot be written to, or the kernel refuses what every program needs.
 pub fn run(settings: Settings) -> Result<()> {
     let signals = Signals::take()?;
-    // Without it the pipe works, with fewer connections.
-    let refused = raise_descriptor_limit().err();
-    let pipe = Pipe::bind(settings)?;
-    run::run(
-        &mut PipeProgram { pipe, interrupted: false, notes: refused.iter().map(|e| format!("{e:#}")).collect() },
-        signals,
-    )
+    // Should that be refused, there can be fewer connections, and clients have to wait.
+    let _ = raise_descriptor_limit();
+    let figures = Figures::totals(Pipe::bind(settings)?);
+    run::run(&mut PipeProgram { figures, stopping: false, finished: false }, signals)
 }
 
 struct PipeProgram {
-    pipe: Pipe,
-    interrupted: bool,
-    notes: Vec<String>,
+    figures: Figures<Pipe>,
+    stopping: bool,
+    finished: bool,
 }
 
 impl Program for PipeProgram {
     fn tick(&mut self, now: Instant) -> Result<Screen> {
-        let table = report::totals(&self.pipe.read(now)?);
-        let mut notes = std::mem::take(&mut self.notes);
-        notes.extend(self.pipe.notes());
-        Ok(Screen { table, notes })
+        // Asked before the totals are read: then these are the last.
+        self.finished = self.figures.source().is_finished();
+        self.figures.tick(now)
     }
 
     fn interrupted(&mut self, screen: &mut Screen) -> Next {
-        if std::mem::replace(&mut self.interrupted, true) {
+        if std::mem::replace(&mut self.stopping, true) {
             return Next::End;
         }
         screen.table.extend_from_slice(b"Waiting for threads to finish...\n");
-        self.pipe.stop_accepting();
-        self.next()
+        let pipe = self.figures.source();
+        pipe.stop_accepting();
+        if pipe.connections() == 0 { Next::End } else { Next::Continue }
     }
 
     fn next(&self) -> Next {
-        if self.pipe.is_finished() { Next::End } else { Next::Continue }
+        if self.finished { Next::End } else { Next::Continue }
     }
 }

@@ -436,7 +436,7 @@ fn a_port_in_use_is_an_error_that_names_it() {
     let (pipe, listener) = pipe_to(|_| {});
     let taken = pipe.local_address();
     let error = Pipe::bind(Settings { port: taken.port(), ..settings(listener.local_addr().unwrap()) }).unwrap_err();
-    assert_eq!(format!("{error:#}"), format!("cannot listen on {taken}: EADDRINUSE: Address already in use"));
+    assert_eq!(format!("{error:#}"), format!("cannot listen on {taken}: Address already in use (os error 98)"));
 }
 
 #[test]

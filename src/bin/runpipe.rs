@@ -5,7 +5,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bwmon::{number, pipe::Settings, pipe_program};
+use bwmon::{number, pipe::Settings, pipe_program, run};
 use clap::Parser;
 
 /// Forward a TCP port to another host, and show how many bytes went there and back
@@ -13,13 +13,13 @@ use clap::Parser;
 #[command(name = "runpipe", version, infer_long_args = true, args_override_self = true)]
 struct Args {
     /// Port to listen on
-    #[arg(value_name = "PORT", value_parser = number::port, allow_hyphen_values = true)]
+    #[arg(value_name = "PORT", value_parser = number::port, allow_negative_numbers = true)]
     port: u16,
     /// Name or address of the host to forward to
     #[arg(value_name = "REMOTE-HOST")]
     host: String,
     /// Port to forward to [default: PORT]
-    #[arg(value_name = "REMOTE-PORT", value_parser = number::port, allow_hyphen_values = true)]
+    #[arg(value_name = "REMOTE-PORT", value_parser = number::port, allow_negative_numbers = true)]
     remote_port: Option<u16>,
     /// Listen on this address only [default: all, IPv4 and IPv6]
     #[arg(long, value_name = "ADDRESS")]
@@ -31,10 +31,10 @@ struct Args {
     #[arg(long, value_name = "N")]
     max_connections: Option<NonZeroUsize>,
     /// Give each address of REMOTE-HOST so many seconds to answer
-    #[arg(long, value_name = "S", default_value_t = 10)]
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     connect_timeout: u32,
     /// Close connections in which nothing moved for so many seconds
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     idle_timeout: Option<u32>,
 }
 
@@ -48,11 +48,5 @@ fn main() -> ExitCode {
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..Settings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))
     };
-    match pipe_program::run(settings) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("runpipe: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run::exit_code("runpipe", pipe_program::run(settings))
 }

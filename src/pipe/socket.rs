@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -37,7 +38,7 @@ pub fn listener(address: Option<IpAddr>, port: u16) -> Result<TcpListener> {
             opened => opened,
         },
     };
-    opened.with_context(|| match address {
+    opened.map_err(io::Error::from).with_context(|| match address {
         Some(address) => format!("cannot listen on {}", SocketAddr::new(address, port)),
         None => format!("cannot listen on port {port}"),
     })

@@ -1,0 +1,192 @@
+//! The program runpipe, run as its users run it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const RUNPIPE: &str = env!("CARGO_BIN_EXE_runpipe");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(RUNPIPE).args(arguments).env_remove("COLUMNS").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A runpipe to a listener of the test's own.
+struct Running {
+    child: Child,
+    port: u16,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+    listener: TcpListener,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap().port().to_string();
+        command.args(["0", "127.0.0.1", &target, "--bind=127.0.0.1"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        let port = line.trim_end().rsplit_once("listens on port ").expect(&line).1.parse().unwrap();
+        Self { child, port, stdout, stderr, listener }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn accept(&self) -> TcpStream {
+        let stream = self.listener.accept().unwrap().0;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
+    }
+
+    /// The next line of the display that is `expected`, whatever comes before.
+    fn wait_for(&mut self, expected: &str) {
+        let mut line = String::new();
+        while line.trim_end() != expected {
+            line.clear();
+            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "no {expected:?} before the end");
+        }
+    }
+
+    /// Waits for a successful end.
+    fn end(mut self) {
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+fn exchange(client: &TcpStream, target: &TcpStream) -> std::io::Result<()> {
+    let mut byte = [0];
+    (&mut &*client).write_all(b"?")?;
+    (&mut &*target).read_exact(&mut byte)?;
+    (&mut &*target).write_all(b"!")?;
+    (&mut &*client).read_exact(&mut byte)
+}
+
+#[test]
+fn wrong_usage_says_so_and_exits_with_2() {
+    let wrong: [&[&str]; 14] = [
+        &[],
+        &["2222"],
+        &["2297", "127.0.0.1", "1", "extra"],
+        &["abc", "localhost"],
+        &["2299", "localhost", "http"],
+        &["22.5", "localhost"],
+        &["0x16", "localhost"],
+        &["2293L", "localhost"],
+        &["2_293", "localhost"],
+        &["", "localhost"],
+        &["2299", "localhost", ""],
+        &["70000", "localhost"],
+        &["-1", "localhost"],
+        &["2299", "localhost", "99999"],
+    ];
+    for arguments in wrong {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+        assert!(text(&output.stderr).starts_with("error: "), "{arguments:?}");
+    }
+}
+
+#[test]
+fn ports_are_numbers_as_the_original_read_them() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().port();
+    for port in [format!(" {taken} "), format!("+{taken}"), format!("0{taken}")] {
+        let output = run(&["--bind=127.0.0.1", &port, "localhost"]);
+        let expected = format!("runpipe: cannot listen on 127.0.0.1:{taken}: Address already in use (os error 98)\n");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), expected.as_str()));
+    }
+}
+
+#[test]
+fn help_is_no_error() {
+    let output = run(&["--help"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert!(text(&output.stdout).contains("Usage: runpipe [OPTIONS] <PORT> <REMOTE-HOST> [REMOTE-PORT]"));
+}
+
+#[test]
+fn totals_are_shown_until_it_is_interrupted() {
+    let mut runpipe = Running::start(Command::new(RUNPIPE));
+    let (client, target) = (runpipe.connect(), runpipe.accept());
+    (&client).write_all(&[b'x'; 1500]).unwrap();
+    (&target).write_all(&[b'y'; 20]).unwrap();
+    let target_port = runpipe.listener.local_addr().unwrap().port();
+    runpipe.wait_for(&format!("      1500 /         20 -- pipe-0:127.0.0.1:{target_port}"));
+    let mut bytes = vec![0; 1500];
+    (&target).read_exact(&mut bytes).unwrap();
+    drop((client, target));
+    runpipe.interrupt();
+    runpipe.wait_for("Waiting for threads to finish...");
+    runpipe.end();
+}
+
+#[test]
+fn the_first_interrupt_lets_open_connections_finish() {
+    let mut runpipe = Running::start(Command::new(RUNPIPE));
+    let (client, target) = (runpipe.connect(), runpipe.accept());
+    runpipe.interrupt();
+    runpipe.wait_for("Waiting for threads to finish...");
+    assert!(TcpStream::connect(("127.0.0.1", runpipe.port)).is_err());
+    exchange(&client, &target).unwrap();
+    drop((client, target));
+    runpipe.end();
+}
+
+#[test]
+fn the_second_interrupt_ends_them() {
+    let mut runpipe = Running::start(Command::new(RUNPIPE));
+    let (client, target) = (runpipe.connect(), runpipe.accept());
+    runpipe.interrupt();
+    runpipe.wait_for("Waiting for threads to finish...");
+    runpipe.interrupt();
+    assert!((&client).read(&mut [0]).is_err());
+    assert!((&target).read(&mut [0]).is_err());
+    runpipe.end();
+}
+
+#[test]
+fn with_too_few_descriptors_it_serves_what_it_has_and_accepts_again_when_it_can() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\"", RUNPIPE]);
+    let mut runpipe = Running::start(limited);
+    // Each takes two, and there are some that the program needs itself: about 15 find room.
+    let clients: Vec<TcpStream> = (0..30).map(|_| runpipe.connect()).collect();
+    let mut note = String::new();
+    runpipe.stderr.read_line(&mut note).unwrap();
+    assert!(note.contains("cannot accept connections for the moment"), "{note}");
+
+    let mut waiting = clients.into_iter();
+    for client in waiting.by_ref().take(10) {
+        // Served although others wait, and with its end there is room for one of them.
+        exchange(&client, &runpipe.accept()).unwrap();
+    }
+    for client in waiting {
+        exchange(&client, &runpipe.accept()).unwrap();
+    }
+    // All are gone, and with them the shortage.
+    exchange(&runpipe.connect(), &runpipe.accept()).unwrap();
+    runpipe.interrupt();
+    runpipe.wait_for("Waiting for threads to finish...");
+    runpipe.end();
+}
