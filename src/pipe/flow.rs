@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 
 use super::kernel_pipe::{KernelPipe, PIPE_BYTES, Pool};
-use super::socket::do_not_pace_locally;
+use super::socket::ease_locally;
 
 /// The thread's buffer: what one copy moves at most while there is no kernel pipe to be had.
 const BUFFER_BYTES: usize = 1 << 16;
@@ -90,14 +90,14 @@ pub struct Flow {
     phase: Phase,
     care: Care,
     bulk: bool,
-    /// Whether it ever was bulk.
-    was_bulk: bool,
+    /// Whether its sockets were made ready for bulk.
+    eased: bool,
 }
 
 impl Flow {
     /// A flow whose source may already have bytes.
     pub fn ready() -> Self {
-        Self { phase: Phase::Ready, care: Care::Event, bulk: false, was_bulk: false }
+        Self { phase: Phase::Ready, care: Care::Event, bulk: false, eased: false }
     }
 
     /// A flow whose source will have an event when it has bytes.
@@ -194,8 +194,9 @@ impl Flow {
             self.phase = Phase::Waiting;
         }
         self.bulk = read == room && self.care < Care::Urgent;
-        if self.bulk && !std::mem::replace(&mut self.was_bulk, true) {
-            do_not_pace_locally(destination);
+        if self.bulk && !std::mem::replace(&mut self.eased, true) {
+            ease_locally(source);
+            ease_locally(destination);
         }
         let sent = send(destination, &buffer[..read], delivered)?;
         if sent < read {

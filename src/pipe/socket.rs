@@ -2,15 +2,18 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::sockopt::{
-    Ipv6V6Only, KeepAlive, OobInline, ReuseAddr, TcpCongestion, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
+    Ipv6V6Only, KeepAlive, OobInline, RcvBuf, RcvBufForce, ReuseAddr, SndBuf, SndBufForce, TcpCongestion, TcpKeepCount,
+    TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
 };
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
@@ -24,6 +27,9 @@ use nix::sys::socket::{
 const KEEPALIVE_IDLE_S: u32 = 60;
 const KEEPALIVE_INTERVAL_S: u32 = 15;
 const KEEPALIVE_COUNT: u32 = 4;
+
+/// What the buffers of a bulk connection within this machine are to hold (the kernel doubles it for its own needs).
+const LOCAL_BUFFER_BYTES: usize = 1 << 20;
 
 /// Listens on `port` of `address`, by default of all addresses, IPv4 and IPv6.
 ///
@@ -97,14 +103,31 @@ fn prepare(socket: &impl AsFd) -> Result<(), Errno> {
     setsockopt(socket, TcpKeepCount, &KEEPALIVE_COUNT)
 }
 
-/// Spares a connection within this machine the pacing of its congestion control: on the loopback interface there is no
-/// congestion, and BBR's timers (net/ipv4/tcp_bbr.c) halve what goes through. Elsewhere the administrator's choice stays.
-pub fn do_not_pace_locally(socket: &TcpStream) {
+/// Makes a bulk connection within this machine fast; elsewhere the administrator's and the kernel's choices stay.
+///
+/// On the loopback interface there is no congestion, and the timers of a congestion control that paces (BBR,
+/// net/ipv4/tcp_bbr.c) only cost. Nor is there a long way to be filled with bytes: with the buffers of many MB that
+/// net.ipv4.tcp_rmem lets the kernel choose, bytes have left the processor's caches when the reader gets to them.
+pub fn ease_locally(socket: &TcpStream) {
     let (Ok(own), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return };
-    if own.ip() == peer.ip() || peer.ip().to_canonical().is_loopback() {
-        // Reno is part of every kernel and allowed to everyone. Without it the bytes go all the same.
-        let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
+    if own.ip() != peer.ip() && !peer.ip().to_canonical().is_loopback() {
+        return;
     }
+    // All of it is for speed: the bytes go without it too. Reno is part of every kernel and allowed to everyone.
+    let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
+    // A user without CAP_NET_ADMIN is held to a limit, and below that size the kernel's choice is better.
+    if setsockopt(socket, RcvBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("rmem_max") {
+        let _ = setsockopt(socket, RcvBuf, &LOCAL_BUFFER_BYTES);
+    }
+    if setsockopt(socket, SndBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("wmem_max") {
+        let _ = setsockopt(socket, SndBuf, &LOCAL_BUFFER_BYTES);
+    }
+}
+
+/// Whether a limit of socket buffers, a file of /proc/sys/net/core, leaves us ours.
+fn is_allowed(limit: &str) -> bool {
+    let text = fs::read_to_string(Path::new("/proc/sys/net/core").join(limit));
+    text.is_ok_and(|text| text.trim_end().parse().is_ok_and(|most: usize| most >= LOCAL_BUFFER_BYTES))
 }
 
 /// Whether an error means that the machine has no descriptor or memory left just now.
