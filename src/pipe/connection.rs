@@ -50,7 +50,7 @@ pub enum Fate {
     /// It goes on.
     Lives,
     /// It goes on when there is a descriptor: [`Connection::retry`].
-    Starved,
+    Starved(Errno),
     /// It is over, and closed by dropping it.
     Ended,
 }
@@ -158,8 +158,7 @@ impl Connection {
         match answer {
             Ok(addresses) => self.connect(Candidates { addresses: Arc::clone(addresses), index: 0 }, None, shared),
             Err(error) => {
-                let host = &shared.settings.target_host;
-                shared.notes.add(Trouble::Connect, shared.now, || format!("cannot resolve {host}: {error}"));
+                shared.notes.add(Trouble::Connect, shared.now, || format!("cannot resolve the target: {error}"));
                 self.reset()
             }
         }
@@ -185,7 +184,7 @@ impl Connection {
                 }
                 Err(errno) if is_shortage(errno) => {
                     self.state = State::Starved(candidates);
-                    return Fate::Starved;
+                    return Fate::Starved(errno);
                 }
                 Err(errno) => failure = Some(errno.into()),
             }
@@ -262,6 +261,8 @@ impl Connection {
             }
         }
     }
+
+    /// Something happened while both sides are there: first room is used, then what came is moved.
     fn relay_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
         let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
         self.since = shared.now;
@@ -394,6 +395,7 @@ impl Connection {
         Fate::Ended
     }
 
+    /// The state by value; the caller puts the next one in its place, or ends the connection.
     fn take_state(&mut self) -> State {
         std::mem::replace(&mut self.state, State::Resolving)
     }

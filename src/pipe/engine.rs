@@ -218,9 +218,9 @@ impl Serving {
                     self.sweep_at = Some(self.shared.now + self.sweep_interval());
                 }
             }
-            Fate::Starved => {
+            Fate::Starved(errno) => {
                 self.starved.push_back(id);
-                self.run_short(Errno::EMFILE);
+                self.run_short(errno);
             }
             Fate::Ended => {
                 self.connections.remove(id);
@@ -260,11 +260,15 @@ impl Serving {
             self.shared.target.ask(move |answer| mailbox.send(Message::Resolved(answer)));
             self.with(id, |_, _| Fate::Lives);
         }
-        if self.shared.settings.max_connections.is_some_and(|most| self.connections.len() >= most.get()) {
+        if self.is_full() {
             let most = self.connections.len();
             self.shared.notes.add(Trouble::Full, now, || format!("{most} connections are open, others have to wait"));
             self.pause(Accepting::Full);
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.shared.settings.max_connections.is_some_and(|most| self.connections.len() >= most.get())
     }
 
     /// Accepts nobody for a while: descriptors or memory ran out.
@@ -292,6 +296,9 @@ impl Serving {
 
     fn accept_again(&mut self) -> Result<(), Errno> {
         self.accepting = match std::mem::replace(&mut self.accepting, Accepting::Closed) {
+            Accepting::Short { listener, .. } | Accepting::Full(listener) if self.is_full() => {
+                Accepting::Full(listener)
+            }
             Accepting::Short { listener, .. } | Accepting::Full(listener) => {
                 let watched = self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER));
                 if let Err(errno) = watched {

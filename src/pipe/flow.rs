@@ -176,7 +176,7 @@ impl Flow {
         mover: &mut Mover,
         delivered: &AtomicU64,
     ) -> Result<usize, Broken> {
-        let room = if self.bulk { BUFFER_BYTES } else { SMALL_BYTES.min(BUFFER_BYTES) };
+        let room = if self.bulk { BUFFER_BYTES } else { SMALL_BYTES };
         let asked = room.min(most);
         let buffer = &mut mover.buffer[..asked];
         let read = match (&mut &*source).read(buffer) {

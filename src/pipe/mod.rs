@@ -103,14 +103,14 @@ impl Pipe {
     ///
     /// # Errors
     /// When the port cannot be listened on (in use, not allowed), with the address in the message, or the kernel gives no
-    /// thread or epoll.
+    /// thread. What fails later is an error of [`Source::read`].
     pub fn bind(settings: Settings) -> Result<Self> {
         let name = settings.name();
         ensure!(!settings.target_host.is_empty(), "{name}: no host to forward to");
         let listener = socket::listener(settings.bind, settings.port)?;
         let local_address = listener.local_addr().context("cannot tell the listener's address")?;
         let counters = Arc::new(Counters::default());
-        let notes = Arc::new(Notes::new(name.clone()));
+        let notes = Arc::new(Notes::new(name.escape_debug().to_string()));
         if settings.port == 0 {
             notes.say(&format!("listens on port {}", local_address.port()));
         }
@@ -124,7 +124,7 @@ impl Pipe {
             letters,
         };
         let thread = std::thread::Builder::new()
-            .name(name.clone())
+            .name(format!("pipe-{}", local_address.port()))
             .spawn(move || engine.run())
             .context("cannot start the pipe's thread")?;
         Ok(Self { name: name.into_bytes().into(), local_address, counters, notes, mailbox, thread: Some(thread) })
