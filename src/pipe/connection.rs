@@ -10,7 +10,7 @@
 //! A failure never ends in a plain close: the sockets are reset (SO_LINGER of 0, socket(7)), so that nobody takes half a
 //! stream for a whole one.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
@@ -255,6 +255,11 @@ impl Connection {
     fn decided(&mut self, target: Watched, mut candidates: Candidates, shared: &mut Shared) -> Fate {
         match target.stream.take_error() {
             Ok(None) => self.relay(target, &candidates, shared),
+            // A refusal is ECONNREFUSED; this one had answered, and may have said something before it reset.
+            Ok(Some(error)) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                self.state = State::Relaying(Relay { target, flows: [Flow::waiting(), Flow::waiting()] });
+                self.lost(Side::Target, &error, shared)
+            }
             Ok(Some(error)) | Err(error) => {
                 candidates.index += 1;
                 self.connect(candidates, Some(error), shared)
@@ -366,7 +371,7 @@ impl Connection {
             State::Connecting { .. } => {
                 let State::Connecting { mut candidates, .. } = self.take_state() else { return Fate::Lives };
                 candidates.index += 1;
-                return self.connect(candidates, Some(io::ErrorKind::TimedOut.into()), shared);
+                return self.connect(candidates, Some(ErrorKind::TimedOut.into()), shared);
             }
             State::Resolving => return self.gave_up("resolving the target takes too long", shared),
             State::Starved(_) => return self.gave_up("no descriptor for a connection to the target", shared),

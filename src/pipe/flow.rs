@@ -140,6 +140,9 @@ impl Flow {
     pub fn source_is_lost(&mut self) {
         self.care = Care::Lost;
         self.bulk = false;
+        if matches!(self.phase, Phase::Waiting) {
+            self.phase = Phase::Ready;
+        }
     }
 
     /// Moves bytes from `source` to `destination`: first what is held, then at most `allowance` new ones. Adds to
