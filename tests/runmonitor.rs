@@ -1,6 +1,7 @@
 //! The program as it is run: what it prints where, and how it ends.
 
 mod common {
+    pub mod inside;
     pub mod program;
     pub mod vectors;
 }
@@ -17,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use common::inside::inside;
 use common::program::{Running, wait_for};
 use common::vectors::{list, vectors};
 
@@ -162,7 +164,7 @@ fn a_signal_ends_it_quietly_and_with_success() {
     let _traffic = Traffic::new();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut program = Running::start(&mut runmonitor(&[]));
-        let first = program.line();
+        let first = program.stdout.line();
         program.signal(signal);
         let (status, shown, said) = program.end();
         assert_eq!(status.code(), Some(0), "{signal}");
@@ -176,25 +178,27 @@ fn a_signal_ends_it_quietly_and_with_success() {
 fn a_pattern_chooses_what_is_shown() {
     let _traffic = Traffic::new();
     let own_name = std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    let mut program = Running::start(&mut runmonitor(&[&format!("--include={own_name}")]));
-    assert!(is_figure(&program.line()));
+    let program = Running::start(&mut runmonitor(&[&format!("--include={own_name}")]));
+    assert!(is_figure(&program.stdout.line()));
     let hidden = runmonitor(&[&format!("--exclude={own_name}"), "--exclude="]);
     let mut child = { hidden }.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     // It shows something twice while the other, that began later, shows nothing.
     wait_until_it_runs(&mut child);
-    program.line();
-    program.line();
+    program.stdout.line();
+    program.stdout.line();
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), ""));
 }
 
-/// Runs the program on a terminal of type `term` until it has shown a figure twice, and sends it `signal` then. All that
-/// the terminal was sent.
-fn on_a_terminal(term: &str, signal: Signal) -> String {
+/// Runs the program on a terminal of type `term` until it has shown this process twice, and sends it `signal` then. All
+/// that the terminal was sent.
+fn on_a_terminal(term: &str, arguments: &[&str], signal: Signal) -> String {
     let _traffic = Traffic::new();
+    // As much of the command line as is shown at least.
+    let this: String = std::env::current_exe().unwrap().display().to_string().chars().take(57).collect();
     let pty = openpty(None, None).unwrap();
-    let mut command = runmonitor(&[]);
+    let mut command = runmonitor(arguments);
     let (stdout, stderr) = (pty.slave.try_clone().unwrap(), pty.slave);
     let mut child = command.env("TERM", term).stdout(stdout).stderr(stderr).spawn().unwrap();
     // It holds the other end of the terminal, which is to close with the program.
@@ -206,7 +210,7 @@ fn on_a_terminal(term: &str, signal: Signal) -> String {
     // EIO is how a terminal says that nobody has it open any more.
     while let Ok(length @ 1..) = terminal.read(&mut buffer) {
         shown.extend(&buffer[..length]);
-        if !signalled && text(&shown).matches(" -- ").count() >= 2 {
+        if !signalled && text(&shown).matches(&this).count() >= 2 {
             kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
             signalled = true;
         }
@@ -217,7 +221,7 @@ fn on_a_terminal(term: &str, signal: Signal) -> String {
 
 #[test]
 fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
-    let shown = on_a_terminal("xterm", Signal::SIGINT);
+    let shown = on_a_terminal("xterm", &[], Signal::SIGINT);
     let screens: Vec<&str> = shown.split("\x1b[H\x1b[2J").collect();
     assert_eq!(screens[0], "");
     assert!(screens.len() >= 3, "{shown:?}");
@@ -227,8 +231,21 @@ fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
 }
 
 #[test]
+fn notes_stay_below_the_table_of_a_terminal() {
+    if !inside("notes_stay_below_the_table_of_a_terminal") {
+        return;
+    }
+    let shown = on_a_terminal("xterm", &["--source=auto"], Signal::SIGINT);
+    for screen in shown.split("\x1b[H\x1b[2J").skip(1) {
+        let (figures, notes): (Vec<&str>, Vec<&str>) = screen.lines().partition(|line| is_figure(line));
+        assert!(screen.starts_with(&figures.join("\r\n")) && !figures.is_empty(), "{screen:?}");
+        assert!(notes.iter().any(|note| note.contains("For full counting run: ")), "{screen:?}");
+    }
+}
+
+#[test]
 fn a_terminal_that_cannot_clear_gets_a_blank_line() {
-    let shown = on_a_terminal("dumb", Signal::SIGTERM);
+    let shown = on_a_terminal("dumb", &[], Signal::SIGTERM);
     assert!(shown.starts_with("\r\n") && !shown.contains('\x1b'), "{shown:?}");
     assert!(shown.lines().nth(1).is_some_and(is_figure), "{shown:?}");
 }
@@ -236,7 +253,7 @@ fn a_terminal_that_cannot_clear_gets_a_blank_line() {
 #[test]
 fn what_is_no_terminal_gets_no_clear_sequence() {
     let _traffic = Traffic::new();
-    let mut program = Running::start(runmonitor(&[]).env("TERM", "xterm"));
-    let lines = [program.line(), program.line()];
+    let program = Running::start(runmonitor(&[]).env("TERM", "xterm"));
+    let lines = [program.stdout.line(), program.stdout.line()];
     assert!(lines.iter().all(|line| is_figure(line)), "{lines:?}");
 }

@@ -26,26 +26,16 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
 /// The program. Killed if the test ends before it does.
 pub struct Running {
     child: Child,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
+    pub stdout: Lines,
+    pub stderr: Lines,
 }
 
 impl Running {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = lines(child.stdout.take().unwrap());
-        let stderr = lines(child.stderr.take().unwrap());
+        let stdout = Lines::of(child.stdout.take().unwrap());
+        let stderr = Lines::of(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
-    }
-
-    /// The next line of stdout.
-    pub fn line(&mut self) -> String {
-        self.stdout.recv_timeout(DEADLINE).unwrap_or_else(|error| panic!("no line: {error}, {:?}", self.said()))
-    }
-
-    /// What has come on stderr since the call before.
-    pub fn said(&mut self) -> Vec<String> {
-        self.stderr.try_iter().collect()
     }
 
     pub fn signal(&mut self, signal: Signal) {
@@ -55,7 +45,7 @@ impl Running {
     /// Waits for its end: how it ended, and the rest of stdout and stderr.
     pub fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
         let status = wait_for("the program's end", || self.child.try_wait().unwrap());
-        (status, self.stdout.iter().collect(), self.stderr.iter().collect())
+        (status, self.stdout.0.iter().collect(), self.stderr.0.iter().collect())
     }
 }
 
@@ -66,15 +56,24 @@ impl Drop for Running {
     }
 }
 
-/// Reads lines as they come, so that the program never waits for its reader.
-fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
+/// Lines that are read as they come, so that the program never waits for its reader.
+pub struct Lines(Receiver<String>);
+
+impl Lines {
+    fn of(pipe: impl Read + Send + 'static) -> Self {
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
             }
-        }
-    });
-    receiver
+        });
+        Self(receiver)
+    }
+
+    /// The next one.
+    pub fn line(&self) -> String {
+        self.0.recv_timeout(DEADLINE).expect("a line")
+    }
 }

@@ -1,0 +1,62 @@
+//! Network namespaces, and cables between them.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace.
+pub struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    /// The one this thread is in.
+    pub fn here() -> Self {
+        Self { file: File::open("/proc/thread-self/ns/net").unwrap() }
+    }
+
+    /// A new one, whose loopback interface is up.
+    pub fn new() -> Self {
+        let namespace = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                Self::here()
+            });
+            thread.join().unwrap()
+        });
+        namespace.shell("ip link set lo up");
+        namespace
+    }
+
+    /// Does something in it.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        // The thread comes back by ending.
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs a command line in it, and gives what that prints.
+    pub fn shell(&self, line: &str) -> String {
+        let output = self.run(|| Command::new("sh").args(["-ec", line]).output().unwrap());
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Connects it with another by a cable `name`, with one address of each family at either end.
+    pub fn connect(&self, name: &str, ends: [String; 2], other: &Self, other_ends: [String; 2]) {
+        let there = format!("/proc/{}/fd/{}", std::process::id(), other.file.as_raw_fd());
+        self.shell(&format!("ip link add {name} type veth peer name {name} netns {there}"));
+        for (namespace, [v4, v6]) in [(self, ends), (other, other_ends)] {
+            namespace.shell(&format!(
+                "ip addr add {v4}/30 dev {name}; ip addr add {v6}/126 dev {name} nodad; ip link set {name} up"
+            ));
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! The program on real connections: in network namespaces of the tests' own, where they can be made without root or with
+//! it, else over loopback.
+
+mod common {
+    pub mod inside;
+    pub mod netns;
+    pub mod program;
+    pub mod truth;
+}
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use bwmon::monitor::TURN_ON;
+use nix::sys::prctl::set_dumpable;
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use tempfile::TempDir;
+
+use common::inside::inside;
+use common::netns::Namespace;
+use common::program::{DEADLINE, Running};
+use common::truth::{Bytes, Truth};
+
+/// What a TCP client sends and what it is answered.
+const REQUEST: usize = 300_000;
+const ANSWER: usize = 2_000_000;
+/// The datagrams of a UDP client, each of which is sent back.
+const DATAGRAMS: usize = 50;
+const DATAGRAM: usize = 700;
+
+const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
+
+/// How the program begins to tell a user that there are processes that are not shown.
+const ONLY_OWN: &str = "only your own processes are shown";
+
+/// Who is nobody in particular on any Linux.
+const NOBODY: u32 = 65534;
+
+/// In the environment of a process that makes traffic: what it does.
+const ROLE: &str = "BWMON_TEST_ROLE";
+
+/// No test, but what [`role_command`] runs.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let words: Vec<&str> = role.split(' ').collect();
+    let [protocol, act, address, ref manner @ ..] = words[..] else { panic!("{role}") };
+    if manner == ["hidden"] {
+        // Like another user's process, whose descriptors only root may see.
+        set_dumpable(false).unwrap();
+    }
+    let address: SocketAddr = address.parse().unwrap();
+    match (protocol, act) {
+        ("tcp", "serve") => {
+            let listener = TcpListener::bind(address).unwrap();
+            tell(listener.local_addr().unwrap().port());
+            let (mut client, _) = listener.accept().unwrap();
+            client.read_exact(&mut vec![0; REQUEST]).unwrap();
+            client.write_all(&vec![7; ANSWER]).unwrap();
+            stay();
+        }
+        ("tcp", "ask") => {
+            let mut server = TcpStream::connect(address).unwrap();
+            server.write_all(&vec![7; REQUEST]).unwrap();
+            server.read_exact(&mut vec![0; ANSWER]).unwrap();
+            tell(0);
+            stay();
+        }
+        ("udp", "serve") => {
+            let socket = UdpSocket::bind(address).unwrap();
+            tell(socket.local_addr().unwrap().port());
+            let mut datagram = [0; DATAGRAM];
+            for _ in 0..DATAGRAMS {
+                let (length, client) = socket.recv_from(&mut datagram).unwrap();
+                socket.send_to(&datagram[..length], client).unwrap();
+            }
+            stay();
+        }
+        ("udp", "ask" | "ask-connected") => {
+            let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            if act == "ask-connected" {
+                socket.connect(address).unwrap();
+            }
+            for _ in 0..DATAGRAMS {
+                match act {
+                    "ask-connected" => socket.send(&[7; DATAGRAM]).unwrap(),
+                    _ => socket.send_to(&[7; DATAGRAM], address).unwrap(),
+                };
+                socket.recv(&mut [0; DATAGRAM]).unwrap();
+            }
+            tell(0);
+            stay();
+        }
+        _ => panic!("{role}"),
+    }
+}
+
+/// Tells the test a number.
+fn tell(number: u16) {
+    println!("{number}");
+}
+
+/// Keeps its sockets open until the test is over.
+fn stay() {
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// The command that runs `program`, which is this one, as a process that acts and whose command line begins with `name`.
+fn role_command(program: &Path, name: &str, role: &str) -> Command {
+    let mut command = Command::new(program);
+    command.arg0(name).args(["role", "--exact", "--nocapture", "--test-threads=2"]).env(ROLE, role);
+    command.stdin(Stdio::piped());
+    command
+}
+
+/// Starts a process in `namespace` that acts.
+fn start_role(namespace: &Namespace, name: &str, role: &str) -> Running {
+    let mut command = role_command(&std::env::current_exe().unwrap(), name, role);
+    namespace.run(|| Running::start(&mut command))
+}
+
+/// What a role tells.
+fn told(role: &Running) -> u16 {
+    loop {
+        // Between the lines of the test harness.
+        if let Ok(number) = role.stdout.line().parse() {
+            return number;
+        }
+    }
+}
+
+/// A flow between two processes, `<name>_client` and `<name>_server`.
+struct Flow<'a> {
+    name: &'static str,
+    protocol: &'static str,
+    /// Where the server runs, and the address it listens on.
+    server: (&'a Namespace, &'a str),
+    /// Where the client runs, what it does, and the address it knows the server by.
+    client: (&'a Namespace, &'static str, &'a str),
+}
+
+/// The processes of flows whose bytes have all been sent.
+#[derive(Default)]
+struct Traffic {
+    roles: Vec<Running>,
+}
+
+impl Traffic {
+    /// Has a flow send all it has to. `prepare` is called with the server's port before the first packet.
+    fn send(&mut self, flow: &Flow, prepare: impl FnOnce(u16)) {
+        let &Flow { name, protocol, server: (server_side, listen), client: (client_side, act, server_address) } = flow;
+        let server = start_role(server_side, &format!("{name}_server"), &format!("{protocol} serve {listen}"));
+        let port = told(&server);
+        prepare(port);
+        let role = format!("{protocol} {act} {server_address}:{port}");
+        let client = start_role(client_side, &format!("{name}_client"), &role);
+        told(&client);
+        self.roles.extend([server, client]);
+    }
+}
+
+/// The program while it monitors.
+struct Monitor {
+    program: Running,
+    /// Bytes in and out of those whose command line begins so, as last shown.
+    figures: BTreeMap<String, (u64, u64)>,
+}
+
+impl Monitor {
+    fn start(arguments: &[&str]) -> Self {
+        Self::run(Command::new(RUNMONITOR).args(arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        Self { program: Running::start(command.stdin(Stdio::null())), figures: BTreeMap::new() }
+    }
+
+    /// Waits until it shows what is `expected`, which is asked for again and again.
+    fn wait_for(&mut self, expected: impl Fn() -> Expected) {
+        let give_up = Instant::now() + DEADLINE;
+        loop {
+            // One screen, or about that.
+            for _ in 0..=self.figures.len() {
+                let line = self.program.stdout.line();
+                let (figures, name) = line.split_once(" -- ").expect("a line of the table");
+                let (bytes_in, bytes_out) = figures.split_once('/').expect("bytes in and out");
+                let figures = (bytes_in.trim().parse().unwrap(), bytes_out.trim().parse().unwrap());
+                self.figures.insert(name.split(' ').next().unwrap().into(), figures);
+            }
+            let expected = expected();
+            if expected.iter().all(|(name, figures)| self.figures.get(name) == Some(figures)) {
+                return;
+            }
+            assert!(Instant::now() < give_up, "it shows {:#?}, not {expected:#?}", self.figures);
+        }
+    }
+
+    /// Ends it: what it said on stderr, but for what it says of the host's processes, which are not the test's.
+    fn end(self) -> Vec<String> {
+        self.end_with(|line| !line.starts_with(ONLY_OWN))
+    }
+
+    /// Ends it: those lines on stderr that are `wanted`.
+    fn end_with(mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        self.program.signal(Signal::SIGTERM);
+        let (status, _, mut said) = self.program.end();
+        assert_eq!(status.code(), Some(0));
+        said.retain(|line| wanted(line));
+        said
+    }
+}
+
+/// The figures that processes are to have, by their names: bytes in and out.
+type Expected = BTreeMap<String, (u64, u64)>;
+
+/// What the processes in these namespaces move that have an end of a flow, of which `truth` says by its name what it
+/// carried.
+fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Expected {
+    let mut expected = Expected::new();
+    let among = |end| namespaces.iter().any(|namespace| std::ptr::eq(*namespace, end));
+    for &Flow { name, server: (server, _), client: (client, ..), .. } in flows {
+        let (from_client, from_server) = truth[name];
+        if among(server) {
+            expected.insert(format!("{name}_server"), (from_client, from_server));
+        }
+        if among(client) {
+            expected.insert(format!("{name}_client"), (from_server, from_client));
+        }
+    }
+    expected
+}
+
+/// What those of TCP flows move, counted as payload.
+fn payload(names: &[&str]) -> Expected {
+    let mut expected = Expected::new();
+    for name in names {
+        expected.insert(format!("{name}_server"), (REQUEST as u64, ANSWER as u64));
+        // TCP numbers the SYN of who connects as if it were a byte.
+        expected.insert(format!("{name}_client"), (ANSWER as u64, REQUEST as u64 + 1));
+    }
+    expected
+}
+
+/// An address of each family that no other test has at the same time, should namespaces see each other. Four numbers in a
+/// row are a network, of which the middle two are hosts.
+fn address(number: u8) -> [String; 2] {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    [format!("10.{high}.{low}.{number}"), format!("fd00:{high:x}{low:02x}::{number}")]
+}
+
+/// This namespace and another that are connected, with the addresses 1 and 2.
+fn host_and_remote() -> (Namespace, Namespace) {
+    let (host, remote) = (Namespace::here(), Namespace::new());
+    host.connect("cable", address(1), &remote, address(2));
+    // A client's port here is never a server's there, which the true counters go by.
+    remote.shell("sysctl -w net.ipv4.ip_local_port_range='10000 19999'");
+    host.shell("sysctl -w net.ipv4.ip_local_port_range='20000 29999'");
+    (host, remote)
+}
+
+#[test]
+fn conntrack_counts_every_kind_of_flow_exactly() {
+    if !inside("conntrack_counts_every_kind_of_flow_exactly") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    host.shell(TURN_ON);
+    let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
+    // 192.0.2.1 is translated to the remote host, 192.0.2.2 to this one.
+    host.shell(&format!(
+        "ip route add 192.0.2.1 via {remote_v4}; nft 'add table ip nat; \
+         add chain ip nat output {{ type nat hook output priority -100; }}; \
+         add chain ip nat input {{ type nat hook prerouting priority -100; }}; \
+         add rule ip nat output ip daddr 192.0.2.1 dnat to {remote_v4}; \
+         add rule ip nat input ip daddr 192.0.2.2 dnat to {host_v4}'"
+    ));
+    remote.shell(&format!("ip route add 192.0.2.2 via {host_v4}"));
+    let flow = |name, protocol, server, client| Flow { name, protocol, server, client };
+    let flows = [
+        flow("tcp_v4", "tcp", (remote, "0.0.0.0:0"), (host, "ask", &*remote_v4)),
+        flow("tcp_v6", "tcp", (remote, "[::]:0"), (host, "ask", &remote_v6)),
+        flow("tcp_dual_stack", "tcp", (host, "[::]:0"), (remote, "ask", &host_v4)),
+        flow("tcp_server_v6", "tcp", (host, "[::]:0"), (remote, "ask", &host_v6)),
+        flow("tcp_loopback", "tcp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
+        flow("tcp_loopback_v6", "tcp", (host, "[::1]:0"), (host, "ask", "[::1]")),
+        flow("tcp_own_address", "tcp", (host, "[::]:0"), (host, "ask", &host_v4)),
+        flow("tcp_translated", "tcp", (remote, "0.0.0.0:0"), (host, "ask", "192.0.2.1")),
+        flow("tcp_server_translated", "tcp", (host, "0.0.0.0:0"), (remote, "ask", "192.0.2.2")),
+        flow("udp_connected", "udp", (remote, "0.0.0.0:0"), (host, "ask-connected", &remote_v4)),
+        flow("udp_unconnected", "udp", (remote, "0.0.0.0:0"), (host, "ask", &remote_v4)),
+        flow("udp_server", "udp", (host, "0.0.0.0:0"), (remote, "ask-connected", &host_v4)),
+        flow("udp_dual_stack", "udp", (host, "[::]:0"), (remote, "ask", &host_v4)),
+        flow("udp_v6", "udp", (remote, "[::]:0"), (host, "ask-connected", &remote_v6)),
+        flow("udp_loopback", "udp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
+        flow("udp_translated", "udp", (remote, "0.0.0.0:0"), (host, "ask", "192.0.2.1")),
+    ];
+
+    let mut monitor = Monitor::start(&[]);
+    let truth = Truth::new(host);
+    let mut traffic = Traffic::default();
+    for flow in &flows {
+        traffic.send(flow, |port| truth.count(flow.name, flow.protocol, port));
+    }
+    let expected = || figures_of(&flows, &[host], &truth.bytes());
+    monitor.wait_for(expected);
+    assert!(expected().values().all(|&(bytes_in, bytes_out)| bytes_in > 30_000 && bytes_out > 30_000));
+    assert_eq!(monitor.end(), [""; 0]);
+
+    // One that comes when all is over finds the same.
+    Monitor::start(&[]).wait_for(expected);
+}
+
+#[test]
+fn a_container_is_shown_by_its_own_command_line() {
+    if !inside("a_container_is_shown_by_its_own_command_line") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let container = &Namespace::new();
+    host.connect("bridge", address(5), container, address(6));
+    host.shell(TURN_ON);
+    // As container engines do it: a network behind this host, which goes by this host's address outside.
+    host.shell(
+        "sysctl -w net.ipv4.ip_forward=1; nft 'add table ip nat; \
+         add chain ip nat out { type nat hook postrouting priority 100; }; \
+         add rule ip nat out oifname cable masquerade'",
+    );
+    let [[host_v4, _], [remote_v4, _], [gateway, _]] = [1, 2, 5].map(address);
+    container.shell(&format!("ip route add default via {gateway}"));
+    let flow = |name, protocol, server, client| Flow { name, protocol, server, client };
+    let flows = [
+        flow("tcp_out", "tcp", (remote, "0.0.0.0:0"), (container, "ask", &*remote_v4)),
+        flow("udp_out", "udp", (remote, "0.0.0.0:0"), (container, "ask", &remote_v4)),
+        flow("tcp_to_host", "tcp", (host, "0.0.0.0:0"), (container, "ask", &host_v4)),
+    ];
+
+    let mut monitor = Monitor::start(&[]);
+    let truth = Truth::new(host);
+    let mut traffic = Traffic::default();
+    for flow in &flows {
+        traffic.send(flow, |port| truth.count(flow.name, flow.protocol, port));
+    }
+    monitor.wait_for(|| figures_of(&flows, &[host, container], &truth.bytes()));
+}
+
+/// A flow over loopback.
+fn over_loopback<'a>(name: &'static str, protocol: &'static str, host: &'a Namespace) -> Flow<'a> {
+    Flow { name, protocol, server: (host, "127.0.0.1:0"), client: (host, "ask", "127.0.0.1") }
+}
+
+#[test]
+fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on() {
+    if !inside("without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let [remote_v4, _] = address(2);
+    let outside =
+        Flow { name: "outside", protocol: "tcp", server: (remote, "0.0.0.0:0"), client: (host, "ask", &remote_v4) };
+    let mut traffic = Traffic::default();
+    let mut monitor = Monitor::start(&[]);
+    for flow in [outside, over_loopback("inside", "tcp", host), over_loopback("datagrams", "udp", host)] {
+        traffic.send(&flow, |_| ());
+    }
+    monitor.wait_for(|| payload(&["outside", "inside"]));
+    assert!(!monitor.figures.contains_key("datagrams_client"));
+    let said = monitor.end();
+    let [note] = &said[..] else { panic!("{said:?}") };
+    assert!(note.contains("TCP payload per socket is counted, without UDP and without packet headers"), "{note}");
+    let (_, turn_on) = note.split_once("For full counting run: ").expect(note);
+
+    host.shell(turn_on);
+    let flows = [over_loopback("now_counted", "tcp", host), over_loopback("now_too", "udp", host)];
+    let truth = Truth::new(host);
+    let mut monitor = Monitor::start(&[]);
+    for flow in &flows {
+        traffic.send(flow, |port| truth.count(flow.name, flow.protocol, port));
+    }
+    monitor.wait_for(|| figures_of(&flows, &[host], &truth.bytes()));
+    assert_eq!(monitor.end(), [""; 0]);
+}
+
+#[test]
+fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original() {
+    if !inside("where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original") {
+        return;
+    }
+    let host = &Namespace::here();
+    host.shell(&format!("{TURN_ON} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
+    let mut monitor = Monitor::start(&[]);
+    let mut traffic = Traffic::default();
+    traffic.send(&over_loopback("flow", "tcp", host), |_| ());
+    monitor.wait_for(|| payload(&["flow"]));
+    let said = monitor.end();
+    let [note] = &said[..] else { panic!("{said:?}") };
+    let original = "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable \
+                    accounting.";
+    assert!(note.starts_with(original) && note.contains("TCP payload per socket is counted"), "{note}");
+}
+
+#[test]
+fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
+    if !inside("conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on") {
+        return;
+    }
+    let host = &Namespace::here();
+    let mut traffic = Traffic::default();
+    let mut monitor = Monitor::start(&["--source=conntrack"]);
+    traffic.send(&over_loopback("before", "tcp", host), |_| ());
+    // Once it has said so it has looked.
+    let note = monitor.program.stderr.line();
+    assert!(note.contains("nothing is counted") && note.contains(TURN_ON), "{note}");
+    host.shell(TURN_ON);
+    let flows = [over_loopback("after", "tcp", host)];
+    let truth = Truth::new(host);
+    traffic.send(&flows[0], |port| truth.count("after", "tcp", port));
+    monitor.wait_for(|| figures_of(&flows, &[host], &truth.bytes()));
+    assert!(!monitor.figures.contains_key("before_client"), "{:?}", monitor.figures);
+}
+
+#[test]
+fn the_sockets_own_counters_can_be_insisted_on() {
+    if !inside("the_sockets_own_counters_can_be_insisted_on") {
+        return;
+    }
+    let host = &Namespace::here();
+    host.shell(TURN_ON);
+    let mut traffic = Traffic::default();
+    let mut monitor = Monitor::start(&["--source=sockets"]);
+    traffic.send(&over_loopback("flow", "tcp", host), |_| ());
+    monitor.wait_for(|| payload(&["flow"]));
+    assert_eq!(monitor.end(), [""; 0]);
+}
+
+#[test]
+fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
+    // Over the host's own loopback, since in a user namespace of one's own one is root. If the test is run by root,
+    // nobody is the user, who needs to get at the programs.
+    let programs = TempDir::new().unwrap();
+    std::fs::set_permissions(programs.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = |name: &str, program: &Path| {
+        let copy = programs.path().join(name);
+        std::fs::copy(program, &copy).unwrap();
+        copy
+    };
+    let this = copy("role", &std::env::current_exe().unwrap());
+    let runmonitor = copy("runmonitor", Path::new(RUNMONITOR));
+    let by_user = |mut command: Command| {
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    };
+    let start = |name: &str, role: &str| {
+        let role = Running::start(&mut by_user(role_command(&this, name, role)));
+        let told = told(&role);
+        (role, told)
+    };
+
+    let mut monitor = Monitor::run(&mut by_user(Command::new(runmonitor)));
+    let (_own_server, port) = start("own_server", "tcp serve 127.0.0.1:0");
+    let _own_client = start("own_client", &format!("tcp ask 127.0.0.1:{port}"));
+    let (_hidden_server, port) = start("hidden_server", "tcp serve 127.0.0.1:0 hidden");
+    let _hidden_client = start("hidden_client", &format!("tcp ask 127.0.0.1:{port} hidden"));
+    for _at_two_ticks in 0..2 {
+        monitor.wait_for(|| payload(&["own"]));
+    }
+    assert!(!monitor.figures.keys().any(|name| name.starts_with("hidden")), "{:?}", monitor.figures);
+    let said = monitor.end_with(|_| true);
+    assert_eq!(said.iter().filter(|line| line.starts_with(ONLY_OWN)).count(), 1, "{said:?}");
+    let how = said.iter().find(|line| line.contains("TCP payload per socket is counted")).expect("what is counted");
+    assert!(how.contains("as root (sudo)") && how.contains(TURN_ON), "{how}");
+}
