@@ -154,6 +154,17 @@ mod tests {
     }
 
     #[test]
+    fn the_word_behind_a_pattern_option_is_its_pattern_whatever_it_is() {
+        for word in ["-x", "--", "-h", "--help", "--bandwidth", "-"] {
+            let include = parse_words(&format!("--include {word}"));
+            let exclude = parse_words(&format!("--exclude {word}"));
+            let Meaning::Run { include, .. } = include else { panic!("{include:?}") };
+            let Meaning::Run { exclude, .. } = exclude else { panic!("{exclude:?}") };
+            assert_eq!([include, exclude], [[word.as_bytes()]; 2]);
+        }
+    }
+
+    #[test]
     fn the_source_of_the_counters_can_be_forced() {
         let source = |words: &[&str]| Arguments::try_parse_from(words).map(|arguments| arguments.source);
         assert_eq!(source(&["runmonitor"]).unwrap(), CountersFrom::Auto);
