@@ -1,0 +1,153 @@
+//! What stands behind the crate: `%(key)s` in a value stands for the value of another key.
+//!
+//! Only a value with `%(` in it is touched; then all of it is a format of Python's `%` operator, so that `%%` is one
+//! per cent sign and `%(key)10s` has a width. `100%` and `date +%F` stay as they are.
+//!
+//! Source: <https://docs.python.org/2.7/library/stdtypes.html#string-formatting-operations>.
+
+/// How often a value is looked at again, since what was filled in may name further keys.
+const ROUNDS: usize = 10;
+
+/// Bytes that a value may grow to. Ten rounds could make a file of one line fill the memory.
+const LONGEST: usize = 64 * 1024;
+
+/// `raw` with every key filled in; `lookup` gives the raw value of a key.
+///
+/// # Errors
+/// What is wrong and how to write it, in words.
+pub(super) fn interpolate<'a>(raw: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>) -> Result<String, String> {
+    let mut value = raw.to_owned();
+    for _ in 0..ROUNDS {
+        if !value.contains("%(") {
+            return Ok(value);
+        }
+        value = format_once(&value, lookup)?;
+    }
+    if value.contains("%(") {
+        return Err(format!("{raw:?} names keys that name further keys, more than {ROUNDS} deep or in a circle"));
+    }
+    Ok(value)
+}
+
+/// One pass of the `%` operator.
+fn format_once<'a>(format: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = format;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let (spec, remaining) = Spec::parse(after).ok_or_else(|| incomplete(format))?;
+        rest = remaining;
+        let value = match &spec.key {
+            Some(key) => Some(lookup(key).ok_or_else(|| no_such_key(key))?),
+            None => None,
+        };
+        match (spec.conversion, value) {
+            ('%', _) => out.push('%'),
+            ('s', Some(value)) => spec.pad(value, &mut out),
+            ('r', Some(value)) => spec.pad(&repr(value), &mut out),
+            (other, Some(_)) => return Err(format!("%(...){other} in {format:?}; write %(key)s, a key's text")),
+            (other, None) => {
+                return Err(format!("%{other} in {format:?}, which also has %(; write %% for a per cent sign"));
+            }
+        }
+        if out.len() > LONGEST {
+            return Err(format!("the value grows beyond {LONGEST} bytes when its keys are filled in"));
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn incomplete(format: &str) -> String {
+    format!("{format:?} has a % that is not complete; write %(key)s, or %% for a per cent sign")
+}
+
+fn no_such_key(key: &str) -> String {
+    format!(
+        "%({key}) names a key that is neither in this section nor in [DEFAULT]; a pattern can say [%]( for %( itself"
+    )
+}
+
+/// One `%(key)-10.3s`, from behind its per cent sign.
+struct Spec {
+    key: Option<String>,
+    left: bool,
+    width: usize,
+    precision: usize,
+    conversion: char,
+}
+
+impl Spec {
+    /// The spec and what follows it; `None` if it is not complete.
+    fn parse(text: &str) -> Option<(Self, &str)> {
+        let (key, text) = match text.strip_prefix('(') {
+            None => (None, text),
+            Some(text) => {
+                let (key, text) = text.split_at(closing(text)?);
+                let text = &text[1..];
+                // As in the original: only before a plain s is the key one that may be in upper case.
+                let key = if text.starts_with('s') { key.to_ascii_lowercase() } else { key.to_owned() };
+                (Some(key), text)
+            }
+        };
+        let unflagged = text.trim_start_matches(['-', '+', ' ', '#', '0']);
+        let left = text[..text.len() - unflagged.len()].contains('-');
+        let (width, text) = number(unflagged);
+        let (precision, text) = match text.strip_prefix('.') {
+            None => (usize::MAX, text),
+            Some(text) => number(text),
+        };
+        let text = text.strip_prefix(['h', 'l', 'L']).unwrap_or(text);
+        let mut rest = text.chars();
+        let conversion = rest.next()?;
+        Some((Self { key, left, width: width.min(LONGEST), precision, conversion }, rest.as_str()))
+    }
+
+    fn pad(&self, value: &str, out: &mut String) {
+        let value: String = value.chars().take(self.precision).collect();
+        let fill = " ".repeat(self.width.saturating_sub(value.chars().count()));
+        out.extend(if self.left { [value, fill] } else { [fill, value] });
+    }
+}
+
+/// Where the bracket closes that was opened before `text`.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 1;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// The digits that `text` begins with, as far as they matter, and the rest.
+fn number(text: &str) -> (usize, &str) {
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let digits = &text[..text.len() - rest.len()];
+    (if digits.is_empty() { 0 } else { digits.parse().unwrap_or(LONGEST) }, rest)
+}
+
+/// A value as Python writes a byte string in its source.
+fn repr(value: &str) -> String {
+    let quote = if value.contains('\'') && !value.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for byte in value.bytes() {
+        match byte {
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            b'\\' => out.push_str("\\\\"),
+            _ if char::from(byte) == quote => out.extend(['\\', quote]),
+            b' '..=b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out.push(quote);
+    out
+}
