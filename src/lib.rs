@@ -1,5 +1,6 @@
 //! Which application on a Linux host uses how much network traffic.
 
+pub mod config;
 pub mod connects;
 pub mod conntrack;
 pub mod figures;

@@ -34,20 +34,31 @@ impl std::error::Error for SplitError {}
 /// # Errors
 /// A quote that is not closed, or a backslash at the very end.
 pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, SplitError> {
-    let mut words = Vec::new();
-    // None between words: an empty pair of quotes is a word too.
-    let mut word: Option<Vec<u8>> = None;
     let mut rest = text.iter().copied();
+    std::iter::from_fn(|| next_word(&mut rest).transpose()).collect()
+}
+
+/// The first word of `text`, if it has one; what follows it may be anything.
+///
+/// # Errors
+/// As for [`split`], within the word.
+pub fn first_word(text: &[u8]) -> Result<Option<Vec<u8>>, SplitError> {
+    next_word(&mut text.iter().copied())
+}
+
+fn next_word(rest: &mut impl Iterator<Item = u8>) -> Result<Option<Vec<u8>>, SplitError> {
+    // None before the word: an empty pair of quotes is a word too.
+    let mut word: Option<Vec<u8>> = None;
     while let Some(byte) = rest.next() {
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' => words.extend(word.take()),
+            b' ' | b'\t' | b'\r' | b'\n' if word.is_none() => {}
+            b' ' | b'\t' | b'\r' | b'\n' => break,
             b'\\' => word.get_or_insert_default().push(rest.next().ok_or(SplitError::NoEscapedCharacter)?),
-            b'\'' | b'"' => quoted(byte, &mut rest, word.get_or_insert_default())?,
+            b'\'' | b'"' => quoted(byte, rest, word.get_or_insert_default())?,
             _ => word.get_or_insert_default().push(byte),
         }
     }
-    words.extend(word);
-    Ok(words)
+    Ok(word)
 }
 
 /// Takes what stands before the closing `quote` into `word`.
@@ -98,6 +109,7 @@ mod tests {
         #[test]
         fn any_text_is_split_or_refused(text in r#"[ab\\'" \n\x00é]{0,40}"#) {
             if let Ok(words) = split(text.as_bytes()) {
+                prop_assert_eq!(first_word(text.as_bytes()), Ok(words.first().cloned()));
                 let kept: usize = words.iter().map(Vec::len).sum();
                 prop_assert!(kept <= text.len());
             }

@@ -1,0 +1,136 @@
+//! The monitors file: what is watched, and which pipes are opened.
+//!
+//! ```text
+//! [General]
+//! type=monitor
+//! exclude=ssh
+//! [SSH Pipe]
+//! type=pipe
+//! port=2222
+//! newhost=example.org
+//! newport=22
+//! ```
+
+use super::{Findings, Keys, sections};
+use crate::pattern::Pattern;
+
+const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
+const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_threshold"];
+
+/// What a monitors file asks for, each in file order.
+#[derive(Debug, Default)]
+pub struct Monitors {
+    /// The sections with `type=monitor`.
+    pub monitors: Vec<MonitorSettings>,
+    /// The sections with `type=pipe`.
+    pub pipes: Vec<PipeSettings>,
+}
+
+/// A section with `type=monitor`: which processes' traffic counts.
+#[derive(Debug, Default)]
+pub struct MonitorSettings {
+    /// Processes whose command line this matches; all where there is none.
+    pub include: Option<Pattern>,
+    /// But not those that this matches.
+    pub exclude: Option<Pattern>,
+    /// Whether traffic within the host does not count.
+    pub ignore_local: bool,
+}
+
+/// A section with `type=pipe`: a port that is forwarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipeSettings {
+    /// The section's name, for what goes wrong later.
+    pub section: String,
+    /// The line of the port, for what goes wrong later.
+    pub line: usize,
+    /// The port to listen on; 0 leaves the choice to the kernel.
+    pub port: u16,
+    /// The host to forward to.
+    pub newhost: String,
+    /// The port to forward to.
+    pub newport: u16,
+    /// What may pass in each direction, in kB (1024 bytes) per second.
+    pub shape_threshold_kb_per_s: Option<u32>,
+}
+
+/// Reads a monitors file; `file` is how messages call it.
+pub fn monitors(file: &str, text: &[u8], findings: &mut Findings) -> Monitors {
+    let mut read = Monitors::default();
+    for section in &sections(file, text, findings) {
+        let mut keys = Keys { file, section, findings };
+        match keys.required("type", "monitor") {
+            Some("monitor") => read.monitors.push(monitor(&mut keys)),
+            Some("pipe") => {
+                if let Some(pipe) = pipe(&mut keys, &read.pipes) {
+                    read.pipes.push(pipe);
+                }
+            }
+            // As the original does: it says so and goes on with the other sections.
+            Some(other) => {
+                keys.warn("type", format!("unknown monitor type {other:?}, section left out; it is monitor or pipe"));
+            }
+            None => {}
+        }
+    }
+    read
+}
+
+fn monitor(keys: &mut Keys) -> MonitorSettings {
+    keys.warn_of_unknown(&MONITOR_KEYS, &PIPE_KEYS);
+    MonitorSettings {
+        include: filter(keys, "include"),
+        exclude: filter(keys, "exclude"),
+        ignore_local: switch(keys, "ignorelocal"),
+    }
+}
+
+/// An empty pattern would match every process, which is right for `include` and certainly not meant by `exclude`.
+fn filter(keys: &mut Keys, key: &str) -> Option<Pattern> {
+    if keys.text(key).is_some_and(str::is_empty) {
+        return None;
+    }
+    keys.pattern(key)
+}
+
+fn switch(keys: &mut Keys, key: &str) -> bool {
+    let Some(text) = keys.text(key) else { return false };
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => true,
+        "false" | "no" | "off" | "0" => false,
+        _ => {
+            keys.error(key, format!("{text:?} is neither true nor false"));
+            false
+        }
+    }
+}
+
+/// A pipe, if everything it needs is there and right.
+fn pipe(keys: &mut Keys, others: &[PipeSettings]) -> Option<PipeSettings> {
+    keys.warn_of_unknown(&PIPE_KEYS, &MONITOR_KEYS);
+    let port = port(keys, "port", 0, "8080");
+    let newhost = keys.required("newhost", "example.org");
+    let newport = self::port(keys, "newport", 1, "80");
+    let shape = keys.number("shape_threshold", 0..=i64::from(u32::MAX), "100");
+    match newhost {
+        Some("") => keys.error("newhost", "names no host; this one is localhost".to_owned()),
+        Some(host) if host.contains('\\') => {
+            keys.warn("newhost", "a host name has no backslash, and this is no pattern".to_owned());
+        }
+        _ => {}
+    }
+    let (port, newhost, newport) = (port?, newhost?.to_owned(), newport?);
+    if let Some(other) = others.iter().find(|other| other.port == port && port != 0) {
+        keys.error("port", format!("{port} is the port of [{}] in line {} already", other.section, other.line));
+        return None;
+    }
+    let line = keys.entry("port").map_or(keys.section.line, |entry| entry.line);
+    let shape_threshold_kb_per_s = shape.and_then(|kb| u32::try_from(kb).ok()).filter(|&kb| kb != 0);
+    Some(PipeSettings { section: keys.section.name.clone(), line, port, newhost, newport, shape_threshold_kb_per_s })
+}
+
+fn port(keys: &mut Keys, key: &str, lowest: u16, example: &str) -> Option<u16> {
+    keys.required(key, example);
+    let number = keys.number(key, lowest.into()..=u16::MAX.into(), example)?;
+    u16::try_from(number).ok()
+}

@@ -1,0 +1,103 @@
+//! The notification file: when somebody is to be told, and how.
+//!
+//! ```text
+//! [SSH limit]
+//! process_filter=ssh
+//! in_threshold=50
+//! interval=5
+//! notification_command=mail -s "SSH over the limit" root
+//! ```
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::{Findings, Keys, sections};
+use crate::pattern::Pattern;
+
+const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
+const KEYS: [&str; 8] = [
+    "process_filter",
+    "in_threshold",
+    "out_threshold",
+    "notification_threshold",
+    "interval",
+    "notification_command",
+    "repeat",
+    "recovery_command",
+];
+
+/// A section: whom it watches, and what happens above which rate.
+#[derive(Debug)]
+pub struct NotificationSettings {
+    /// The section's name, for what goes wrong with a command.
+    pub section: String,
+    /// The applications it watches, by their names.
+    pub process_filter: Pattern,
+    /// Incoming kB (1024 bytes) per second that may not be exceeded. A negative one always is.
+    pub in_threshold_kb_per_s: Option<i64>,
+    /// The same of what goes out.
+    pub out_threshold_kb_per_s: Option<i64>,
+    /// The time that the rate is averaged over.
+    pub interval: Interval,
+    /// What is run when a threshold is exceeded: a program and its arguments.
+    pub notification_command: Option<Vec<OsString>>,
+    /// The least time between two notifications of one application and direction; zero is each tick.
+    pub repeat: Duration,
+    /// What is run once when the average is back.
+    pub recovery_command: Option<Vec<OsString>>,
+}
+
+/// The time that a rate is averaged over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interval {
+    /// The last so many seconds, at least one.
+    Seconds(u32),
+    /// Everything since the program's start.
+    WholeRun,
+}
+
+/// Reads a notification file; `file` is how messages call it.
+pub fn notifications(file: &str, text: &[u8], findings: &mut Findings) -> Vec<NotificationSettings> {
+    let mut read = Vec::new();
+    for section in &sections(file, text, findings) {
+        let mut keys = Keys { file, section, findings };
+        keys.warn_of_unknown(&KEYS, &[]);
+        keys.required("process_filter", "firefox");
+        let process_filter = keys.pattern("process_filter");
+        let both = threshold(&mut keys, "notification_threshold");
+        let in_threshold = threshold(&mut keys, "in_threshold").or(both);
+        let out_threshold = threshold(&mut keys, "out_threshold").or(both);
+        if THRESHOLDS.iter().all(|key| keys.entry(key).is_none()) {
+            keys.warn(
+                "notification_threshold",
+                "missing, so that it never notifies; add a threshold in kB/s".to_owned(),
+            );
+        }
+        let interval = keys.number("interval", i64::MIN..=i64::MAX, "5").unwrap_or(1);
+        let repeat = keys.number("repeat", 0..=i64::from(u32::MAX), "60").unwrap_or(0);
+        let notification_command = keys.command("notification_command");
+        let recovery_command = keys.command("recovery_command");
+        let Some(process_filter) = process_filter else { continue };
+        read.push(NotificationSettings {
+            section: section.name.clone(),
+            process_filter,
+            // Zero turns a direction off, also where both have a common threshold.
+            in_threshold_kb_per_s: in_threshold.filter(|&kb| kb != 0),
+            out_threshold_kb_per_s: out_threshold.filter(|&kb| kb != 0),
+            interval: match u32::try_from(interval.max(0)) {
+                Ok(0) => Interval::WholeRun,
+                Ok(seconds) => Interval::Seconds(seconds),
+                Err(_) => Interval::Seconds(u32::MAX),
+            },
+            notification_command,
+            repeat: Duration::from_secs(repeat.unsigned_abs()),
+            recovery_command,
+        });
+    }
+    read
+}
+
+/// A threshold in kB/s, if the section has it.
+fn threshold(keys: &mut Keys, key: &str) -> Option<i64> {
+    keys.number(key, i64::MIN..=i64::MAX, "50")
+}

@@ -1,0 +1,250 @@
+use super::*;
+use serde_json::Value;
+
+/// Where a file is not read as the original read it, and why.
+const DEVIATIONS: [(&str, &[&str]); 8] = [
+    (
+        "without exclude the original excluded everything; now that is no exclude",
+        &["only_type", "type_comment", "type_unknown", "include", "include_twice", "exclude_empty"],
+    ),
+    (
+        "ignorelocal ended the program; now it is true or false",
+        &["ignorelocal_true", "ignorelocal_false", "ignorelocal_1", "default_ignorelocal"],
+    ),
+    (
+        "a port that no connection can have failed at the first one; now at the start",
+        &["pipe_port_sign", "pipe_port_big"],
+    ),
+    ("an empty host was this host, by accident", &["pipe_newhost_empty"]),
+    ("notification_threshold was documented and did nothing", &["doc_key"]),
+    ("no traffic reaches such a threshold, nor the highest that we keep", &["thr_big"]),
+    (
+        "a quote that is not closed ended the program at the first notification; now it is an error at the start",
+        &["cmd_semicolon2"],
+    ),
+    ("a bad pattern is an error wherever it stands", &["bad_regex_is_not_checked_here"]),
+];
+
+/// What the patterns of the vectors tell apart.
+const PROBES: [&str; 16] =
+    ["", "ssh", "foo", "foo#bar", "foo.x", "foo!x", "x", "y", "q", "b", "zzz", "a\nb", "a b", "100%", "1", "2"];
+
+/// Whether a pattern is the one that a vector has.
+fn same(pattern: &Pattern, expected: &Value) -> bool {
+    let expected = Pattern::new(expected.as_str().unwrap().as_bytes()).unwrap();
+    PROBES.iter().all(|probe| pattern.is_match(probe.as_bytes()) == expected.is_match(probe.as_bytes()))
+}
+
+/// As [`same`], for the lists of one that the vectors have; nothing is the same as an empty pattern for `include` only.
+fn same_filter(pattern: &Option<Pattern>, expected: &Value, if_none: &str) -> bool {
+    match pattern {
+        Some(pattern) => same(pattern, &expected[0]),
+        None => expected[0] == if_none,
+    }
+}
+
+fn same_monitors(read: &Monitors, expected: &[Value]) -> bool {
+    let of_kind = |kind: &str| expected.iter().filter(|e| e["kind"] == kind).collect::<Vec<_>>();
+    let (monitors, pipes) = (of_kind("monitor"), of_kind("pipe"));
+    read.monitors.len() == monitors.len()
+        && read.pipes.len() == pipes.len()
+        && read.monitors.iter().zip(monitors).all(|(monitor, expected)| {
+            same_filter(&monitor.include, &expected["include"], "")
+                && same_filter(&monitor.exclude, &expected["exclude"], "(nothing)")
+                && expected["ignorelocal"] == monitor.ignore_local
+        })
+        && read.pipes.iter().zip(pipes).all(|(pipe, expected)| {
+            expected["port"] == pipe.port
+                && latin1(&expected["newhost"]) == pipe.newhost.as_bytes()
+                && expected["newport"] == pipe.newport
+        })
+}
+
+fn same_applications(read: &[Application], expected: &[Value]) -> bool {
+    read.len() == expected.len()
+        && read.iter().zip(expected).all(|(application, expected)| {
+            let patterns = expected["regexes"].as_array().unwrap();
+            expected["app"] == *application.name
+                && application.patterns.len() == patterns.len()
+                && application.patterns.iter().zip(patterns).all(|(pattern, expected)| same(pattern, expected))
+        })
+}
+
+fn same_notifications(read: &[NotificationSettings], expected: &[Value]) -> bool {
+    read.len() == expected.len()
+        && read.iter().zip(expected).all(|(read, expected)| {
+            let interval = match read.interval {
+                Interval::Seconds(seconds) => expected["interval"] == seconds,
+                Interval::WholeRun => expected["interval"].as_i64() <= Some(0),
+            };
+            let command = expected["command"].as_str().unwrap().as_bytes();
+            let words: Vec<_> = shlex::split(command).unwrap_or_default().into_iter().map(OsString::from_vec).collect();
+            same(&read.process_filter, &expected["process_filter"])
+                && expected["in_threshold"] == read.in_threshold_kb_per_s.unwrap_or(0)
+                && expected["out_threshold"] == read.out_threshold_kb_per_s.unwrap_or(0)
+                && interval
+                && read.notification_command.clone().unwrap_or_default() == words
+        })
+}
+
+/// The vectors hold one character per byte.
+fn latin1(text: &Value) -> Vec<u8> {
+    text.as_str().unwrap().chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
+}
+
+#[test]
+fn files_are_read_as_the_original_read_them() {
+    let vectors: Value = serde_json::from_str(include_str!("../../tests/vectors/ini-consumers.json")).unwrap();
+    let mut deviations = Vec::new();
+    for kind in ["app_config", "monitor_config", "notification_config"] {
+        for vector in vectors[kind].as_array().unwrap() {
+            let (text, expected) = (latin1(&vector["input"]), &vector["expect"]);
+            let result = expected["result"].as_array().unwrap();
+            let mut findings = Findings::default();
+            let same = match kind {
+                "app_config" => same_applications(&applications("f", &text, &mut findings), result),
+                "monitor_config" => same_monitors(&monitors("f", &text, &mut findings), result),
+                _ => same_notifications(&notifications("f", &text, &mut findings), result),
+            };
+            let failed = findings.has_errors();
+            // What the original said about a type it did not know went to stdout.
+            let unknown = findings.0.iter().any(|finding| finding.what.starts_with("unknown monitor type"));
+            let agrees = if expected["error"].is_null() { same && !failed } else { failed };
+            if !agrees || unknown != (expected["stdout"] != "") {
+                deviations.push(vector["name"].as_str().unwrap());
+            }
+        }
+    }
+    let mut expected: Vec<&str> = DEVIATIONS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    expected.sort();
+    deviations.sort();
+    assert_eq!(deviations, expected);
+}
+
+fn lines(findings: Findings) -> Vec<String> {
+    findings.sorted().iter().map(Finding::to_string).collect()
+}
+
+#[test]
+fn every_mistake_of_a_monitors_file_is_named_with_what_would_be_right() {
+    let text = b"\
+[General]
+type=monitor
+exlude=ssh
+ignorelocal=maybe
+colour=red
+[Pipe]
+type=pipe
+port=22x
+newport=99999
+junk
+[Fine]
+type=pipe
+port=8080
+newhost=khan\\.thpinfo\\.com
+newport=80
+shape_threshold=-1
+include=x
+[Twice]
+type=pipe
+port=8080
+newhost=h
+newport=80
+[Type]
+[Typo]
+type=Monitor
+";
+    let mut findings = Findings::default();
+    let read = monitors("m.cfg", text, &mut findings);
+    assert_eq!((read.monitors.len(), read.pipes.len()), (1, 1));
+    assert_eq!(
+        lines(findings),
+        [
+            "m.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?",
+            "m.cfg:4: [General] ignorelocal: \"maybe\" is neither true nor false",
+            "m.cfg:5: warning: [General] colour: unknown key, known here are type, include, exclude, ignorelocal",
+            "m.cfg:6: [Pipe] newhost: missing; add a line such as newhost=example.org",
+            "m.cfg:8: [Pipe] port: \"22x\" is not a whole number such as 8080",
+            "m.cfg:9: [Pipe] newport: \"99999\" is not between 1 and 65535",
+            "m.cfg:10: [Pipe] neither '=' nor ':'; write key=value, not \"junk\"",
+            "m.cfg:14: warning: [Fine] newhost: a host name has no backslash, and this is no pattern",
+            "m.cfg:16: [Fine] shape_threshold: \"-1\" is not between 0 and 4294967295",
+            "m.cfg:17: warning: [Fine] include: unknown key, known here are type, port, newhost, newport, shape_threshold",
+            "m.cfg:20: [Twice] port: 8080 is the port of [Fine] in line 13 already",
+            "m.cfg:23: [Type] type: missing; add a line such as type=monitor",
+            "m.cfg:25: warning: [Typo] type: unknown monitor type \"Monitor\", section left out; it is monitor or pipe",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_in_the_defaults_is_reported_once_and_there() {
+    let text = b"[DEFAULT]\nport=x\nignorelocal=yes\ntypo=1\n[A]\ntype=pipe\nnewhost=h\nnewport=1\n[B]\ntype=pipe\nnewhost=h\nnewport=1\n";
+    let mut findings = Findings::default();
+    monitors("m.cfg", text, &mut findings);
+    assert_eq!(
+        lines(findings),
+        [
+            "m.cfg:2: [DEFAULT] port: \"x\" is not a whole number such as 8080",
+            "m.cfg:4: warning: [DEFAULT] typo: did you mean type?",
+        ]
+        .map(|line| line.replace("typo: did", "typo: unknown key, did"))
+    );
+}
+
+#[test]
+fn a_key_that_others_refer_to_is_no_typing_mistake() {
+    let mut findings = Findings::default();
+    monitors("m.cfg", b"[A]\nbrowsers=firefox|chrom\ntype=monitor\ninclude=(%(browsers)s)\n", &mut findings);
+    assert_eq!(lines(findings), [""; 0]);
+}
+
+#[test]
+fn the_common_threshold_stands_for_the_one_that_is_absent() {
+    let text = b"[A]\nprocess_filter=x\nnotification_threshold=7\nin_threshold=0\n";
+    let mut findings = Findings::default();
+    let read = notifications("n.cfg", text, &mut findings);
+    assert_eq!((read[0].in_threshold_kb_per_s, read[0].out_threshold_kb_per_s), (None, Some(7)));
+    assert_eq!(lines(findings), [""; 0]);
+}
+
+#[test]
+fn every_mistake_of_a_notification_file_is_named() {
+    let text = b"\
+[Late]
+proces_filter=x
+out_threshold=5.5
+interval=soon
+repeat=-1
+notification_command=sh -c \"a ; b\"
+recovery_command='' x
+[Never]
+process_filter=[
+";
+    let mut findings = Findings::default();
+    assert!(notifications("n.cfg", text, &mut findings).is_empty());
+    let mut lines = lines(findings);
+    assert!(lines.pop().unwrap().starts_with("n.cfg:9: [Never] process_filter: \"[\" is no pattern: "));
+    assert_eq!(
+        lines,
+        [
+            "n.cfg:1: [Late] process_filter: missing; add a line such as process_filter=firefox",
+            "n.cfg:2: warning: [Late] proces_filter: unknown key, did you mean process_filter?",
+            "n.cfg:3: [Late] out_threshold: \"5.5\" is not a whole number such as 50",
+            "n.cfg:4: [Late] interval: \"soon\" is not a whole number such as 5",
+            "n.cfg:5: [Late] repeat: \"-1\" is not between 0 and 4294967295",
+            "n.cfg:6: [Late] notification_command: \"sh -c \\\"a\" is no command: a quote is opened and not closed \
+             (a ; after a blank begins a comment; write it without the blank)",
+            "n.cfg:7: [Late] recovery_command: \"'' x\" names no program",
+            "n.cfg:8: warning: [Never] notification_threshold: missing, so that it never notifies; \
+             add a threshold in kB/s",
+        ]
+    );
+}
+
+#[test]
+fn a_name_cannot_move_the_cursor() {
+    let mut findings = Findings::default();
+    monitors("m.cfg", b"[\x1b[2J]\n", &mut findings);
+    assert_eq!(lines(findings), ["m.cfg:1: [\\u{1b}[2J] type: missing; add a line such as type=monitor"]);
+}
