@@ -1,5 +1,6 @@
 //! Which application on a Linux host uses how much network traffic.
 
+pub mod aggregator;
 pub mod config;
 pub mod connects;
 pub mod conntrack;
@@ -11,6 +12,7 @@ pub mod ledger;
 pub mod monitor;
 pub mod namespace;
 pub mod netlink;
+pub mod notify;
 pub mod number;
 pub mod owner;
 pub mod pattern;

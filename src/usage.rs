@@ -67,7 +67,7 @@ impl Usage {
 }
 
 /// The bytes between two totals; a total that fell was forgotten in between and began again from zero.
-fn moved(total: u64, before: u64) -> u64 {
+pub(crate) fn moved(total: u64, before: u64) -> u64 {
     total.checked_sub(before).unwrap_or(total)
 }
 

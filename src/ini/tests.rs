@@ -83,6 +83,12 @@ fn a_byte_order_mark_is_no_part_of_the_file() {
 }
 
 #[test]
+fn only_ascii_letters_of_a_key_are_folded() {
+    let document = parse("[A]\n\u{c4}PFEL=1\n".as_bytes());
+    assert_eq!(document.sections[0].options[0].key, "\u{c4}pfel");
+}
+
+#[test]
 fn every_mistake_of_a_file_is_reported() {
     let document = parse(b"port=1\nport=2\n[A]\n  indented=1\njunk\n[]\n=x\na=%(nope)s\nb=fine\n");
     let found: Vec<_> = document.mistakes.iter().map(|m| (m.line, m.section.as_deref(), m.key.as_deref())).collect();

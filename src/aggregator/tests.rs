@@ -1,0 +1,156 @@
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::*;
+use crate::config::{Findings, applications};
+
+/// What a test says that a source has counted.
+#[derive(Clone, Default)]
+struct Counted(Rc<RefCell<Vec<(&'static str, u64)>>>);
+
+impl Source for Counted {
+    fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
+        let reading = |&(name, bytes): &(&str, u64)| Reading {
+            name: Arc::from(name.as_bytes()),
+            bytes_in: bytes,
+            bytes_out: 2 * bytes,
+        };
+        Ok(self.0.borrow().iter().map(reading).collect())
+    }
+}
+
+fn grouping(file: &str, auto_group: bool) -> Grouping {
+    let mut findings = Findings::default();
+    let applications = applications("apps.cfg", file.as_bytes(), &mut findings);
+    assert!(!findings.has_errors(), "{findings:?}");
+    Grouping { applications, auto_group }
+}
+
+fn aggregator(grouping: Grouping) -> (Aggregator, Counted) {
+    let counted = Counted::default();
+    (Aggregator::new(grouping, vec![Box::new(counted.clone())]), counted)
+}
+
+/// The incoming totals after one more reading.
+fn totals(aggregator: &mut Aggregator) -> BTreeMap<String, u64> {
+    let readings = aggregator.read(Instant::now()).unwrap();
+    let total = |reading: &Reading| {
+        assert_eq!(reading.bytes_out, 2 * reading.bytes_in);
+        (String::from_utf8_lossy(&reading.name).into_owned(), reading.bytes_in)
+    };
+    readings.iter().map(total).collect()
+}
+
+fn map<const N: usize>(totals: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    totals.map(|(name, total)| (name.to_owned(), total)).into()
+}
+
+#[test]
+fn programs_are_named_as_by_python() {
+    let vectors: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/shlex.json")).unwrap();
+    let latin1 = |text: &str| -> Vec<u8> { text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect() };
+    for vector in vectors["vectors"].as_array().unwrap() {
+        let input = vector["input"].as_str().unwrap();
+        // Python had no name for these, or an empty one.
+        let expected = match (input, vector["auto_group_name"].as_str()) {
+            (r#""""# | "''" | "" | "   ", _) => input,
+            (_, Some(name)) => name,
+            (r"a\", None) => r"a\",
+            (r#""a\"#, None) => r#""a\"#,
+            ("\"unterminated", None) => "\"unterminated",
+            ("it's", None) => "it's",
+            ("sh -c echo 'it", None) => "sh",
+            _ => panic!("a vector that is new: {vector}"),
+        };
+        assert_eq!(program(&latin1(input)), latin1(expected), "{input:?}");
+    }
+    assert_eq!(program(b"  it's here"), b"it's");
+    assert_eq!(program(b"/usr/bin/ x"), b"/usr/bin/ x");
+}
+
+#[test]
+fn an_application_keeps_the_total_of_what_has_ended() {
+    let (mut aggregator, counted) = aggregator(grouping("[Web]\na=wget\nb=curl\n[All]\na=.\n", false));
+    counted.0.replace(vec![("wget x", 100), ("curl y", 20), ("ssh z", 3)]);
+    assert_eq!(totals(&mut aggregator), map([("Web", 120), ("All", 3)]));
+    counted.0.replace(vec![("wget x", 150), ("ssh z", 3)]);
+    assert_eq!(totals(&mut aggregator), map([("Web", 170), ("All", 3)]));
+    // The second curl began from zero; the total that fell is one that its source forgot in between.
+    counted.0.replace(vec![("wget x", 10), ("curl y", 5)]);
+    assert_eq!(totals(&mut aggregator), map([("Web", 185), ("All", 3)]));
+    counted.0.take();
+    assert_eq!(totals(&mut aggregator), map([("Web", 185), ("All", 3)]));
+}
+
+#[test]
+fn several_sources_add_up() {
+    let (first, second) = (Counted::default(), Counted::default());
+    first.0.replace(vec![("a", 1)]);
+    second.0.replace(vec![("a", 10), ("b", 5)]);
+    let mut aggregator = Aggregator::new(Grouping::default(), vec![Box::new(first), Box::new(second.clone())]);
+    assert_eq!(totals(&mut aggregator), map([("a", 11), ("b", 5)]));
+    second.0.replace(vec![("a", 20)]);
+    assert_eq!(totals(&mut aggregator), map([("a", 21)]));
+}
+
+#[test]
+fn a_command_line_by_itself_is_forgotten_with_its_source() {
+    let (mut aggregator, counted) = aggregator(Grouping::default());
+    counted.0.replace(vec![("wget x", 100)]);
+    assert_eq!(totals(&mut aggregator), map([("wget x", 100)]));
+    counted.0.take();
+    assert_eq!(totals(&mut aggregator), map([]));
+}
+
+#[test]
+fn an_application_and_a_command_line_of_its_name_are_one_and_stay() {
+    let (mut aggregator, counted) = aggregator(grouping("[web]\na=wget\n", false));
+    counted.0.replace(vec![("web", 1), ("wget x", 100)]);
+    assert_eq!(totals(&mut aggregator), map([("web", 101)]));
+    counted.0.take();
+    assert_eq!(totals(&mut aggregator), map([("web", 101)]));
+}
+
+#[test]
+fn other_rules_keep_what_is_in_both() {
+    let (mut aggregator, counted) = aggregator(grouping("[Web]\na=wget\nb=curl\n[Old]\na=ssh\n[Gone]\na=dd\n", false));
+    counted.0.replace(vec![("wget x", 100), ("curl y", 20), ("ssh z", 3), ("dd", 9)]);
+    totals(&mut aggregator);
+    counted.0.borrow_mut().pop();
+    totals(&mut aggregator);
+    aggregator.regroup(grouping("[Web]\na=wget\n[Gone]\na=other\n", true));
+    assert_eq!(totals(&mut aggregator), map([("Web", 120), ("curl", 0), ("ssh", 0), ("Gone", 9)]));
+    counted.0.replace(vec![("wget x", 101), ("curl y", 22), ("ssh z", 6)]);
+    assert_eq!(totals(&mut aggregator), map([("Web", 121), ("curl", 2), ("ssh", 3), ("Gone", 9)]));
+}
+
+/// A host that starts twelve different command lines a second, each heard of for a minute.
+struct Busy(u64);
+
+impl Source for Busy {
+    fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
+        self.0 += 12;
+        let reading = |n| Reading { name: Arc::from(format!("/bin/p{n} --{n}").as_bytes()), bytes_in: 1, bytes_out: 1 };
+        Ok((self.0.saturating_sub(12 * 60)..self.0).map(reading).collect())
+    }
+}
+
+#[test]
+fn ever_new_command_lines_do_not_fill_the_memory() {
+    // A day of them is the same as these 400 seconds: all limits are reached.
+    let ticks = 400;
+    for (rules, most, total) in [
+        (grouping("[All]\na=.\n", false), 1, Some(12 * ticks)),
+        (grouping("", true), SILENT_PROGRAMS_KEPT + 12 * 60, None),
+        (grouping("", false), 12 * 60, None),
+    ] {
+        let mut aggregator = Aggregator::new(rules, vec![Box::new(Busy(0))]);
+        let mut readings = Vec::new();
+        for _ in 0..ticks {
+            readings = aggregator.read(Instant::now()).unwrap();
+            assert!(readings.len() <= most && aggregator.members[0].names.len() <= 12 * 60);
+        }
+        assert!(total.is_none_or(|total| readings[0].bytes_in == total));
+    }
+}

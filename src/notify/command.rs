@@ -1,0 +1,55 @@
+//! Running the commands of a notification file: without a shell, and without waiting for them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Stdio};
+
+use super::Notification;
+use crate::config::NotificationSettings;
+use crate::report::printable;
+
+/// Commands that may run at the same time. One that hangs, started each second, would else fill the process table.
+const MOST_RUNNING: usize = 64;
+
+/// The commands that were started and have not ended yet.
+#[derive(Debug, Default)]
+pub struct Commands {
+    running: Vec<Child>,
+}
+
+impl Commands {
+    /// Starts the command that belongs to a notification, if there is one.
+    ///
+    /// It learns what happened from its environment: `BWMON_APPLICATION`, `BWMON_DIRECTION` (`in` or `out`),
+    /// `BWMON_THRESHOLD_KB_PER_S`, `BWMON_VALUE_KB_PER_S` and `BWMON_EVENT` (`exceeded` or `recovered`). Its stdin is
+    /// empty; it has stdout and stderr in common with this program.
+    ///
+    /// # Errors
+    /// Why it could not be started, as one line for the user; the program goes on.
+    pub fn start(&mut self, rule: &NotificationSettings, notification: &Notification) -> Result<(), String> {
+        let command = if notification.recovered { &rule.recovery_command } else { &rule.notification_command };
+        let Some((program, arguments)) = command.as_deref().and_then(<[OsString]>::split_first) else { return Ok(()) };
+        let section = printable(rule.section.as_bytes(), 50);
+        let shown = printable(program.as_bytes(), 50);
+        if self.running.len() >= MOST_RUNNING {
+            return Err(format!("[{section}] {shown} is not started: {MOST_RUNNING} commands are still running"));
+        }
+        let child = Command::new(program)
+            .args(arguments)
+            .env("BWMON_APPLICATION", OsStr::from_bytes(&notification.application))
+            .env("BWMON_DIRECTION", notification.direction.to_string())
+            .env("BWMON_THRESHOLD_KB_PER_S", notification.threshold_kb_per_s.to_string())
+            .env("BWMON_VALUE_KB_PER_S", format!("{:.2}", notification.value_kb_per_s))
+            .env("BWMON_EVENT", if notification.recovered { "recovered" } else { "exceeded" })
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("[{section}] cannot start {shown}: {error}"))?;
+        self.running.push(child);
+        Ok(())
+    }
+
+    /// Takes leave of the commands that have ended, so that they do not stay behind as zombies.
+    pub fn reap(&mut self) {
+        self.running.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+}

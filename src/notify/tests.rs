@@ -1,0 +1,146 @@
+use super::*;
+use crate::config::{Findings, notifications};
+
+/// Ticks of one second, with the rates in kB/s of each.
+struct Run {
+    notifier: Notifier,
+    now: Instant,
+}
+
+impl Run {
+    fn new(file: &str) -> Self {
+        let mut findings = Findings::default();
+        let mut notifier = Notifier::new(notifications("n.cfg", file.as_bytes(), &mut findings));
+        assert!(!findings.has_errors(), "{findings:?}");
+        let now = Instant::now();
+        assert_eq!(notifier.tick(now, &[]), []);
+        Self { notifier, now }
+    }
+
+    fn tick_after(&mut self, seconds: f64, rates: &[(&str, f64, f64)]) -> Vec<Notification> {
+        self.now += Duration::from_secs_f64(seconds);
+        let rate = |&(name, kb_in, kb_out): &(&str, f64, f64)| Rate {
+            name: Arc::from(name.as_bytes()),
+            in_bytes_per_s: kb_in * KB,
+            out_bytes_per_s: kb_out * KB,
+        };
+        self.notifier.tick(self.now, &rates.iter().map(rate).collect::<Vec<_>>())
+    }
+
+    /// The averages that were notified, and `None` for each recovery.
+    fn tick(&mut self, rates: &[(&str, f64, f64)]) -> Vec<Option<f64>> {
+        self.tick_after(1.0, rates).iter().map(|n| (!n.recovered).then_some(n.value_kb_per_s)).collect()
+    }
+}
+
+#[test]
+fn a_limit_is_exceeded_only_above_it_and_then_each_second() {
+    let mut run = Run::new("[A]\nprocess_filter=web\nout_threshold=50\n");
+    assert_eq!(run.tick(&[("web", 900.0, 50.0), ("other", 0.0, 900.0)]), []);
+    assert_eq!(run.tick(&[("web", 0.0, 51.0)]), [Some(51.0)]);
+    assert_eq!(run.tick(&[("web", 0.0, 52.0)]), [Some(52.0)]);
+    assert_eq!(run.tick(&[("web", 0.0, 1.0)]), [None]);
+    assert_eq!(run.tick(&[("web", 0.0, 1.0)]), []);
+}
+
+#[test]
+fn time_in_which_an_application_was_not_there_counts_as_silence() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=4\n");
+    for _ in 0..3 {
+        assert_eq!(run.tick(&[]), []);
+    }
+    assert_eq!(run.tick(&[("new", 40.0, 0.0)]), []);
+    assert_eq!(run.tick(&[("new", 40.0, 0.0)]), [Some(20.0)]);
+    // Gone: what it moved counts until the interval has passed.
+    assert_eq!(run.tick(&[]), [Some(20.0)]);
+    assert_eq!(run.tick(&[]), [Some(20.0)]);
+    assert_eq!(run.tick(&[]), [None]);
+    assert_eq!(run.tick(&[]), []);
+    assert!(run.notifier.applications.is_empty());
+}
+
+#[test]
+fn a_run_shorter_than_the_interval_is_averaged_over_what_there_is() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=4\n");
+    assert_eq!(run.tick(&[("a", 40.0, 0.0)]), [Some(40.0)]);
+    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(20.0)]);
+}
+
+#[test]
+fn an_average_over_the_whole_run_begins_with_the_program() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=0\n");
+    assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0)]);
+    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(15.0)]);
+    assert_eq!(run.tick(&[]), [None]);
+    assert!(run.notifier.applications.is_empty());
+}
+
+#[test]
+fn repetitions_wait_but_a_new_excess_does_not() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\nrepeat=3\n");
+    let (over, under) = ([("a", 11.0, 0.0)], [("a", 0.0, 0.0)]);
+    // A tick that comes early by some milliseconds does not put a repetition off by a second.
+    let times: Vec<usize> = (0..7).map(|_| run.tick_after(0.999, &over).len()).collect();
+    assert_eq!(times, [1, 0, 0, 1, 0, 0, 1]);
+    assert_eq!(run.tick(&under), [None]);
+    assert_eq!(run.tick(&over), [Some(11.0)]);
+}
+
+#[test]
+fn a_late_tick_is_averaged_over_the_time_it_took() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=2\n");
+    assert_eq!(run.tick_after(10.0, &[("a", 9.0, 0.0)]), []);
+    assert_eq!(run.tick_after(10.0, &[("a", 12.0, 0.0)])[0].value_kb_per_s, 12.0);
+}
+
+#[test]
+fn both_directions_and_several_sections_are_told_in_order() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nnotification_threshold=1\n[B]\nprocess_filter=a$\nin_threshold=2\n");
+    let found = run.tick_after(1.0, &[("b", 5.0, 6.0), ("a", 3.0, 4.0)]);
+    let found: Vec<_> = found.iter().map(|n| (&*n.application, n.rule, n.direction, n.value_kb_per_s)).collect();
+    let (a, b): (&[u8], &[u8]) = (b"a", b"b");
+    assert_eq!(
+        found,
+        [
+            (a, 0, Direction::In, 3.0),
+            (a, 0, Direction::Out, 4.0),
+            (a, 1, Direction::In, 3.0),
+            (b, 0, Direction::In, 5.0),
+            (b, 0, Direction::Out, 6.0)
+        ]
+    );
+}
+
+#[test]
+fn a_long_interval_takes_little_memory_and_stays_exact() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=1\ninterval=86400\nrepeat=86400\n");
+    for second in 0..200_000_u32 {
+        let busy = f64::from(second % 2 * 100);
+        run.tick_after(1.0, &[("a", busy, 0.0)]);
+    }
+    let average = &run.notifier.applications.values().next().unwrap().watches[0].average;
+    let [kb_per_s, _] = average.bytes_per_s(run.now - Duration::from_secs(200_000), run.now).map(|b| b / KB);
+    assert!((49.9..50.1).contains(&kb_per_s), "{kb_per_s}");
+    assert!(average.pieces() <= 602, "{}", average.pieces());
+}
+
+#[test]
+fn the_message_is_that_of_the_original() {
+    let notification = |application: &str, recovered| Notification {
+        rule: 0,
+        application: Arc::from(application.as_bytes()),
+        direction: Direction::Out,
+        threshold_kb_per_s: 49,
+        value_kb_per_s: 50.0,
+        recovered,
+    };
+    let name = "x".repeat(51);
+    assert_eq!(
+        notification(&name, false).message("2012-11-22 10:37:01").unwrap(),
+        format!(
+            "2012-11-22 10:37:01: {}... exceeding 'out' bandwidth limit      49.00:      50.00 kB/s (102.04 %)",
+            "x".repeat(47)
+        )
+    );
+    assert_eq!(notification(&name, true).message("2012-11-22 10:37:01"), None);
+}
