@@ -50,7 +50,7 @@ fn totals(tick: &Value) -> BTreeMap<String, (u64, u64)> {
     for row in tick["tcp"].as_str().unwrap().lines().filter(|row| row.contains(':')) {
         let fields: Vec<&str> = row.split_whitespace().collect();
         let port = |address: &str| u16::from_str_radix(address.split_once(':').unwrap().1, 16).unwrap();
-        let owner = tick["fds"].as_array().unwrap().iter().find(|fd| fd[0].to_string() == fields[9]);
+        let owner = tick["fds"].as_array().unwrap().iter().find(|fd| fd[0].as_u64() == fields[9].parse().ok());
         let ports = format!("sport={} dport={} ", port(fields[1]), port(fields[2]));
         let flow = tick["conntrack"].as_str().unwrap().lines().find(|flow| flow.contains(&ports));
         if let (Some(owner), Some(flow)) = (owner, flow) {

@@ -23,7 +23,7 @@ use crate::pattern::Pattern;
 use crate::shlex;
 
 pub use applications::{Application, applications};
-pub use monitors::{MonitorSettings, Monitors, PipeSettings, monitors};
+pub use monitors::{Monitors, PipeSettings, monitors};
 pub use notifications::{Interval, NotificationSettings, notifications};
 
 /// Something wrong with a configuration file.

@@ -12,6 +12,8 @@
 //! ```
 
 use super::{Findings, Keys, sections};
+use crate::filter::Filter;
+use crate::ledger::Selection;
 use crate::pattern::Pattern;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
@@ -20,21 +22,10 @@ const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_thres
 /// What a monitors file asks for, each in file order.
 #[derive(Debug, Default)]
 pub struct Monitors {
-    /// The sections with `type=monitor`.
-    pub monitors: Vec<MonitorSettings>,
+    /// What the sections with `type=monitor` select. Traffic that several of them take counts once.
+    pub selections: Vec<Selection>,
     /// The sections with `type=pipe`.
     pub pipes: Vec<PipeSettings>,
-}
-
-/// A section with `type=monitor`: which processes' traffic counts.
-#[derive(Debug, Default)]
-pub struct MonitorSettings {
-    /// Processes whose command line this matches; all where there is none.
-    pub include: Option<Pattern>,
-    /// But not those that this matches.
-    pub exclude: Option<Pattern>,
-    /// Whether traffic within the host does not count.
-    pub ignore_local: bool,
 }
 
 /// A section with `type=pipe`: a port that is forwarded.
@@ -60,7 +51,7 @@ pub fn monitors(file: &str, text: &[u8], findings: &mut Findings) -> Monitors {
     for section in &sections(file, text, findings) {
         let mut keys = Keys { file, section, findings };
         match keys.required("type", "monitor") {
-            Some("monitor") => read.monitors.push(monitor(&mut keys)),
+            Some("monitor") => read.selections.push(selection(&mut keys)),
             Some("pipe") => {
                 if let Some(pipe) = pipe(&mut keys, &read.pipes) {
                     read.pipes.push(pipe);
@@ -76,21 +67,19 @@ pub fn monitors(file: &str, text: &[u8], findings: &mut Findings) -> Monitors {
     read
 }
 
-fn monitor(keys: &mut Keys) -> MonitorSettings {
+fn selection(keys: &mut Keys) -> Selection {
     keys.warn_of_unknown(&MONITOR_KEYS, &PIPE_KEYS);
-    MonitorSettings {
-        include: filter(keys, "include"),
-        exclude: filter(keys, "exclude"),
-        ignore_local: switch(keys, "ignorelocal"),
-    }
+    let filter = Filter::new(patterns(keys, "include"), patterns(keys, "exclude"));
+    Selection { filter, ignore_local: switch(keys, "ignorelocal") }
 }
 
-/// An empty pattern would match every process, which is right for `include` and certainly not meant by `exclude`.
-fn filter(keys: &mut Keys, key: &str) -> Option<Pattern> {
+/// The key's pattern, if it is there. An empty one matches every process: to include them all is what happens anyway,
+/// and to exclude them all was never meant.
+fn patterns(keys: &mut Keys, key: &str) -> Vec<Pattern> {
     if keys.text(key).is_some_and(str::is_empty) {
-        return None;
+        return Vec::new();
     }
-    keys.pattern(key)
+    keys.pattern(key).into_iter().collect()
 }
 
 fn switch(keys: &mut Keys, key: &str) -> bool {

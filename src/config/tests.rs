@@ -1,4 +1,5 @@
 use super::*;
+use crate::ledger::Selection;
 use serde_json::Value;
 
 /// Where a file is not read as the original read it, and why.
@@ -35,24 +36,24 @@ fn same(pattern: &Pattern, expected: &Value) -> bool {
     PROBES.iter().all(|probe| pattern.is_match(probe.as_bytes()) == expected.is_match(probe.as_bytes()))
 }
 
-/// As [`same`], for the lists of one that the vectors have; nothing is the same as an empty pattern for `include` only.
-fn same_filter(pattern: &Option<Pattern>, expected: &Value, if_none: &str) -> bool {
-    match pattern {
-        Some(pattern) => same(pattern, &expected[0]),
-        None => expected[0] == if_none,
-    }
+/// Whether a selection takes what the two patterns of a vector together take.
+fn same_selection(selection: &Selection, expected: &Value) -> bool {
+    let matches = |key: &str, probe: &str| {
+        let pattern = expected[key][0].as_str().unwrap();
+        Pattern::new(pattern.as_bytes()).unwrap().matches_command_line(probe.as_bytes())
+    };
+    expected["ignorelocal"] == selection.ignore_local
+        && PROBES.iter().all(|probe| {
+            selection.filter.admits(probe.as_bytes()) == (matches("include", probe) && !matches("exclude", probe))
+        })
 }
 
 fn same_monitors(read: &Monitors, expected: &[Value]) -> bool {
     let of_kind = |kind: &str| expected.iter().filter(|e| e["kind"] == kind).collect::<Vec<_>>();
     let (monitors, pipes) = (of_kind("monitor"), of_kind("pipe"));
-    read.monitors.len() == monitors.len()
+    read.selections.len() == monitors.len()
         && read.pipes.len() == pipes.len()
-        && read.monitors.iter().zip(monitors).all(|(monitor, expected)| {
-            same_filter(&monitor.include, &expected["include"], "")
-                && same_filter(&monitor.exclude, &expected["exclude"], "(nothing)")
-                && expected["ignorelocal"] == monitor.ignore_local
-        })
+        && read.selections.iter().zip(monitors).all(|(selection, expected)| same_selection(selection, expected))
         && read.pipes.iter().zip(pipes).all(|(pipe, expected)| {
             expected["port"] == pipe.port
                 && latin1(&expected["newhost"]) == pipe.newhost.as_bytes()
@@ -156,7 +157,7 @@ type=Monitor
 ";
     let mut findings = Findings::default();
     let read = monitors("m.cfg", text, &mut findings);
-    assert_eq!((read.monitors.len(), read.pipes.len()), (1, 1));
+    assert_eq!((read.selections.len(), read.pipes.len()), (1, 1));
     assert_eq!(
         lines(findings),
         [
