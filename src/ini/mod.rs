@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The `configparser` crate keeps sections and options in file order and merges repeated ones, but splits lines by other
-//! rules. So [`lines`] stands in front of it and writes each file out in a form that leaves nothing to interpret, and
-//! [`interpolate`] stands behind it, with what `[DEFAULT]` gives to every section.
+//! rules. So `lines` stands in front of it and writes each file out in a form that leaves nothing to interpret, and
+//! `interpolate` stands behind it, with what `[DEFAULT]` gives to every section.
 //!
 //! Source: <https://docs.python.org/2.7/library/configparser.html>.
 
@@ -110,7 +110,7 @@ pub fn parse(text: &[u8]) -> Document {
     Document { sections, mistakes }
 }
 
-/// The crate, told to interpret nothing beyond what [`lines::canonical`] writes.
+/// The crate, told to interpret nothing beyond what `lines::canonical` writes.
 fn store() -> Ini {
     let mut ini = Ini::new_cs();
     ini.set_multiline(true);
