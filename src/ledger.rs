@@ -105,6 +105,11 @@ impl Ledger {
         }
     }
 
+    /// Counts what any of these takes from now on.
+    pub fn select(&mut self, selections: Vec<Selection>) {
+        self.accounts.select(selections);
+    }
+
     /// Leaves the flow with this original tuple out of the books.
     pub fn ignore(&mut self, original: Option<Tuple>) {
         self.ignored = original;

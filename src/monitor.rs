@@ -154,6 +154,11 @@ impl Monitor {
         }
     }
 
+    /// Counts what any of these takes from now on.
+    pub fn select(&mut self, selections: Vec<Selection>) {
+        self.ledger.select(selections);
+    }
+
     /// Enters all rows of this tick.
     fn read_rows(&mut self) -> Result<()> {
         match &mut self.counters {

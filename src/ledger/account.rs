@@ -23,6 +23,12 @@ pub struct Selection {
     pub ignore_local: bool,
 }
 
+/// Whether any of `selections` takes this command line, and whether its connections with two local ends, too.
+fn taken(selections: &[Selection], name: &[u8]) -> (bool, bool) {
+    let selected = || selections.iter().filter(|selection| selection.filter.admits(name));
+    (selected().next().is_some(), selected().any(|selection| !selection.ignore_local))
+}
+
 #[derive(Debug)]
 struct Account {
     bytes_in: u64,
@@ -47,6 +53,14 @@ impl Accounts {
         Self { selections, accounts: HashMap::new() }
     }
 
+    /// Counts what any of these takes from now on.
+    pub fn select(&mut self, selections: Vec<Selection>) {
+        self.selections = selections;
+        for (name, account) in &mut self.accounts {
+            (account.counts, account.counts_local) = taken(&self.selections, name);
+        }
+    }
+
     /// Adds what `process` moved.
     pub fn credit(&mut self, process: &Identity, (bytes_in, bytes_out): (u64, u64), local: bool, now: Instant) {
         let account = self.account(process, now);
@@ -64,15 +78,8 @@ impl Accounts {
     /// The account of a process that is alive at `now`.
     fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
         let account = self.accounts.entry(Arc::clone(&process.name)).or_insert_with(|| {
-            let selected = || self.selections.iter().filter(|selection| selection.filter.admits(&process.name));
-            Account {
-                bytes_in: 0,
-                bytes_out: 0,
-                counts: selected().next().is_some(),
-                counts_local: selected().any(|selection| !selection.ignore_local),
-                alive: now,
-                holders: Vec::new(),
-            }
+            let (counts, counts_local) = taken(&self.selections, &process.name);
+            Account { bytes_in: 0, bytes_out: 0, counts, counts_local, alive: now, holders: Vec::new() }
         });
         account.alive = now;
         let holder = (process.pid, process.start_time);
@@ -113,5 +120,33 @@ impl Accounts {
             bytes_out: account.bytes_out,
         };
         counted.map(reading).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pattern::Pattern;
+
+    #[test]
+    fn what_is_selected_later_counts_from_then_on() {
+        let only = |pattern: &str| {
+            let include = vec![Pattern::new(pattern.as_bytes()).unwrap()];
+            vec![Selection { filter: Filter::new(include, Vec::new()), ignore_local: false }]
+        };
+        let process = |pid, name: &str| Identity { pid, start_time: 1, name: name.as_bytes().into(), nameless: false };
+        let now = Instant::now();
+        let mut accounts = Accounts::new(only("curl"));
+        let mut shown = |select: Option<&str>| {
+            select.into_iter().for_each(|pattern| accounts.select(only(pattern)));
+            accounts.credit(&process(1, "curl x "), (100, 10), false, now);
+            accounts.credit(&process(2, "wget y "), (7, 0), false, now);
+            let readings = accounts.readings();
+            let text = |reading: &Reading| (String::from_utf8_lossy(&reading.name).into_owned(), reading.bytes_in);
+            readings.iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(None), [("curl x ".to_owned(), 100)]);
+        assert_eq!(shown(Some("wget")), [("wget y ".to_owned(), 7)]);
+        assert_eq!(shown(Some("curl")), [("curl x ".to_owned(), 200)]);
     }
 }
