@@ -15,6 +15,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::config::Application;
+use crate::pattern::Pattern;
 use crate::shlex;
 use crate::source::{Reading, Source};
 use crate::usage::moved;
@@ -74,17 +75,17 @@ pub fn program(command_line: &[u8]) -> Vec<u8> {
 ///
 /// An application's total keeps what its command lines had when their source forgot them, so that processes may come
 /// and go.
-pub struct Aggregator {
+pub struct Aggregator<S> {
     grouping: Grouping,
-    members: Vec<Member>,
+    members: Vec<Member<S>>,
     groups: HashMap<Arc<[u8]>, Group>,
     /// Counts the readings, to tell what the latest one had.
     round: u64,
 }
 
 /// A source, and what it said of each name last time.
-struct Member {
-    source: Box<dyn Source>,
+struct Member<S> {
+    source: S,
     names: HashMap<Arc<[u8]>, Seen>,
 }
 
@@ -110,11 +111,27 @@ impl Group {
     }
 }
 
-impl Aggregator {
+impl<S: Source> Aggregator<S> {
     /// An aggregator over `sources`, which count different bytes.
-    pub fn new(grouping: Grouping, sources: Vec<Box<dyn Source>>) -> Self {
-        let members = sources.into_iter().map(|source| Member { source, names: HashMap::new() }).collect();
-        Self { grouping, members, groups: HashMap::new(), round: 0 }
+    pub fn new(grouping: Grouping, sources: Vec<S>) -> Self {
+        let mut aggregator = Self { grouping, members: Vec::new(), groups: HashMap::new(), round: 0 };
+        sources.into_iter().for_each(|source| aggregator.add(source));
+        aggregator
+    }
+
+    /// Reads this source too from now on.
+    pub fn add(&mut self, source: S) {
+        self.members.push(Member { source, names: HashMap::new() });
+    }
+
+    /// Lets go of the sources that are not to be kept. What they counted stays with the applications.
+    pub fn retain(&mut self, mut keep: impl FnMut(&S) -> bool) {
+        self.members.retain(|member| keep(&member.source));
+    }
+
+    /// The sources.
+    pub fn sources(&mut self) -> impl Iterator<Item = &mut S> {
+        self.members.iter_mut().map(|member| &mut member.source)
     }
 
     /// Groups by other rules from now on. Applications that are in both keep their totals; what has moved to another one
@@ -154,7 +171,7 @@ impl Aggregator {
     }
 }
 
-impl Source for Aggregator {
+impl<S: Source> Source for Aggregator<S> {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
         self.round += 1;
         for member in &mut self.members {
@@ -183,7 +200,9 @@ impl Source for Aggregator {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        self.members.iter_mut().flat_map(|member| member.source.notes()).collect()
+        let patterns = self.grouping.applications.iter().flat_map(|application| &application.patterns);
+        let sources = self.members.iter_mut().flat_map(|member| member.source.notes());
+        sources.chain(patterns.filter_map(Pattern::note)).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which application on a Linux host uses how much network traffic.
 
 pub mod aggregator;
+pub mod aggregator_program;
 pub mod config;
 pub mod connects;
 pub mod conntrack;

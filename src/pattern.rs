@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use byte_set::Alphabet;
 use emit::{Emitted, Subjects, emit};
 
+use crate::report::printable;
+
 /// Memory for each expression that is compiled.
 const MAX_COMPILED_BYTES: usize = 16 << 20;
 /// Steps back in one search, some 30 ms.
@@ -40,6 +42,8 @@ pub struct Pattern {
     /// For subjects that are empty or end in a newline, if those need another.
     unusual: Option<Engine>,
     gave_up: AtomicBool,
+    /// Whether the user knows.
+    told: AtomicBool,
 }
 
 /// Why a pattern was refused.
@@ -73,7 +77,13 @@ impl Pattern {
         } else {
             (Engine::new(&for_usual)?, Some(Engine::new(&for_all)?))
         };
-        Ok(Pattern { text: pattern.to_vec(), usual, unusual, gave_up: AtomicBool::new(false) })
+        Ok(Pattern {
+            text: pattern.to_vec(),
+            usual,
+            unusual,
+            gave_up: AtomicBool::default(),
+            told: AtomicBool::default(),
+        })
     }
 
     /// Where the pattern first matches in the subject.
@@ -110,6 +120,14 @@ impl Pattern {
     /// newline; and a subject of more than 16 KiB, or one that leads the pattern astray.
     pub fn gave_up(&self) -> bool {
         self.gave_up.load(Ordering::Relaxed)
+    }
+
+    /// What to tell the user once a search was [given up](Self::gave_up): one line, the first time that it is asked for.
+    pub fn note(&self) -> Option<String> {
+        (self.gave_up() && !self.told.swap(true, Ordering::Relaxed)).then(|| {
+            let pattern = printable(&self.text, 60);
+            format!("the pattern {pattern} takes too long on some command lines; they count as not matching")
+        })
     }
 }
 

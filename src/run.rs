@@ -45,9 +45,14 @@ pub trait Program {
     /// What the program cannot go on after.
     fn tick(&mut self, now: Instant) -> Result<Screen>;
 
-    /// SIGINT (Ctrl-C) or SIGTERM came. By default that is the end.
+    /// SIGINT (Ctrl-C) came. By default that is the end.
     fn interrupted(&mut self, _screen: &mut Screen) -> Next {
         Next::End
+    }
+
+    /// SIGTERM came. By default the same as SIGINT.
+    fn terminated(&mut self, screen: &mut Screen) -> Next {
+        self.interrupted(screen)
     }
 
     /// SIGHUP came. By default that is the end, as it is for any program.
@@ -210,6 +215,7 @@ pub fn run(program: &mut dyn Program, mut signals: Signals) -> Result<()> {
             let mut screen = Screen::default();
             let next = match signal {
                 Signal::SIGHUP => program.hung_up(&mut screen),
+                Signal::SIGTERM => program.terminated(&mut screen),
                 _ => program.interrupted(&mut screen),
             };
             // Said at once and without a clear: the figures before it stay on the screen.

@@ -95,7 +95,7 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
     assert!(!findings.has_errors(), "{findings:?}");
 
     let counted = Counted::default();
-    let mut aggregator = Aggregator::new(grouping, vec![Box::new(counted.clone())]);
+    let mut aggregator = Aggregator::new(grouping, vec![counted.clone()]);
     let mut usage = Usage::new();
     let start = Instant::now();
     let mut shown = Vec::new();

@@ -27,13 +27,13 @@ fn grouping(file: &str, auto_group: bool) -> Grouping {
     Grouping { applications, auto_group }
 }
 
-fn aggregator(grouping: Grouping) -> (Aggregator, Counted) {
+fn aggregator(grouping: Grouping) -> (Aggregator<Counted>, Counted) {
     let counted = Counted::default();
-    (Aggregator::new(grouping, vec![Box::new(counted.clone())]), counted)
+    (Aggregator::new(grouping, vec![counted.clone()]), counted)
 }
 
 /// The incoming totals after one more reading.
-fn totals(aggregator: &mut Aggregator) -> BTreeMap<String, u64> {
+fn totals(aggregator: &mut Aggregator<Counted>) -> BTreeMap<String, u64> {
     let readings = aggregator.read(Instant::now()).unwrap();
     let total = |reading: &Reading| {
         assert_eq!(reading.bytes_out, 2 * reading.bytes_in);
@@ -88,7 +88,7 @@ fn several_sources_add_up() {
     let (first, second) = (Counted::default(), Counted::default());
     first.0.replace(vec![("a", 1)]);
     second.0.replace(vec![("a", 10), ("b", 5)]);
-    let mut aggregator = Aggregator::new(Grouping::default(), vec![Box::new(first), Box::new(second.clone())]);
+    let mut aggregator = Aggregator::new(Grouping::default(), vec![first, second.clone()]);
     assert_eq!(totals(&mut aggregator), map([("a", 11), ("b", 5)]));
     second.0.replace(vec![("a", 20)]);
     assert_eq!(totals(&mut aggregator), map([("a", 21)]));
@@ -125,6 +125,30 @@ fn other_rules_keep_what_is_in_both() {
     assert_eq!(totals(&mut aggregator), map([("Web", 121), ("curl", 2), ("ssh", 3), ("Gone", 9)]));
 }
 
+#[test]
+fn a_pattern_that_gives_up_is_told_once() {
+    let (mut aggregator, counted) = aggregator(grouping("[Web]\na=(?!x)y\n", false));
+    let name = "y".repeat(1 << 20).leak();
+    counted.0.replace(vec![(name, 100)]);
+    totals(&mut aggregator);
+    let told = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
+    assert_eq!(aggregator.notes(), [told]);
+    assert_eq!(aggregator.notes(), [""; 0]);
+}
+
+#[test]
+fn sources_come_and_go_and_what_they_counted_stays() {
+    let (first, second) = (Counted::default(), Counted::default());
+    first.0.replace(vec![("wget", 100)]);
+    second.0.replace(vec![("wget", 10)]);
+    let mut aggregator = Aggregator::new(grouping("[Web]\na=wget\n", false), vec![first.clone()]);
+    assert_eq!(totals(&mut aggregator), map([("Web", 100)]));
+    aggregator.add(second);
+    aggregator.retain(|source| !Rc::ptr_eq(&source.0, &first.0));
+    assert_eq!(aggregator.sources().count(), 1);
+    assert_eq!(totals(&mut aggregator), map([("Web", 110)]));
+}
+
 /// A host that starts twelve different command lines a second, each heard of for a minute.
 struct Busy(u64);
 
@@ -145,7 +169,7 @@ fn ever_new_command_lines_do_not_fill_the_memory() {
         (grouping("", true), SILENT_PROGRAMS_KEPT + 12 * 60, None),
         (grouping("", false), 12 * 60, None),
     ] {
-        let mut aggregator = Aggregator::new(rules, vec![Box::new(Busy(0))]);
+        let mut aggregator = Aggregator::new(rules, vec![Busy(0)]);
         let mut readings = Vec::new();
         for _ in 0..ticks {
             readings = aggregator.read(Instant::now()).unwrap();

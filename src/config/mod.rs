@@ -9,9 +9,11 @@
 //! ```
 
 mod applications;
+mod files;
 mod monitors;
 mod notifications;
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -23,6 +25,7 @@ use crate::pattern::Pattern;
 use crate::shlex;
 
 pub use applications::{Application, applications};
+pub use files::{Configuration, Files};
 pub use monitors::{Monitors, PipeSettings, monitors};
 pub use notifications::{Interval, NotificationSettings, notifications};
 
@@ -31,8 +34,8 @@ pub use notifications::{Interval, NotificationSettings, notifications};
 pub struct Finding {
     /// The file, as the user named it.
     pub file: String,
-    /// The line, counted from 1.
-    pub line: usize,
+    /// The line, counted from 1; `None` where it is about the whole file.
+    pub line: Option<usize>,
     /// Whether the program can go on as if it were not there.
     pub is_warning: bool,
     /// The section, where it is about one.
@@ -45,12 +48,13 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
-        if self.is_warning {
-            f.write_str("warning: ")?;
-        }
-        // Names from a file may hold anything, and these lines go to a terminal.
+        // Names may hold anything, and these lines go to a terminal.
         let printable = |name: &str| crate::report::printable(name.as_bytes(), usize::MAX);
+        write!(f, "{}:", printable(&self.file))?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        f.write_str(if self.is_warning { " warning: " } else { " " })?;
         if let Some(section) = &self.section {
             write!(f, "[{}] ", printable(section))?;
         }
@@ -77,7 +81,16 @@ impl Findings {
         self.0
     }
 
-    fn add(&mut self, finding: Finding) {
+    /// The warnings, if there is nothing worse.
+    ///
+    /// # Errors
+    /// All of them, if there is.
+    pub fn warnings(self) -> Result<Vec<Finding>, Mistakes> {
+        if self.has_errors() { Err(Mistakes(self.sorted())) } else { Ok(self.sorted()) }
+    }
+
+    /// Adds one more; the same one twice counts once.
+    pub fn add(&mut self, finding: Finding) {
         // What is wrong in [DEFAULT] would be found once for each section.
         if !self.0.contains(&finding) {
             self.0.push(finding);
@@ -85,10 +98,27 @@ impl Findings {
     }
 }
 
+/// Why a configuration is not used: all that is wrong with it, the warnings too, one line each below a first one.
+#[derive(Debug)]
+pub struct Mistakes(Vec<Finding>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.iter().filter(|finding| !finding.is_warning).count() {
+            1 => f.write_str("a mistake in the configuration:")?,
+            count => write!(f, "{count} mistakes in the configuration:")?,
+        }
+        self.0.iter().try_for_each(|finding| write!(f, "\n{finding}"))
+    }
+}
+
+impl Error for Mistakes {}
+
 /// The sections of a file; what is wrong with its text goes to `findings`.
 fn sections(file: &str, text: &[u8], findings: &mut Findings) -> Vec<Section> {
     let document = ini::parse(text);
     for ini::Mistake { line, section, key, what } in document.mistakes {
+        let line = Some(line);
         findings.add(Finding { file: file.to_owned(), line, is_warning: false, section, key, what });
     }
     document.sections
@@ -200,7 +230,7 @@ impl<'a> Keys<'a> {
             Some(entry) => (entry.line, self.section.name.as_str()),
             None => (self.section.line, self.section.name.as_str()),
         };
-        let (section, key) = (Some(section.to_owned()), Some(key.to_owned()));
+        let (line, section, key) = (Some(line), Some(section.to_owned()), Some(key.to_owned()));
         self.findings.add(Finding { file: self.file.to_owned(), line, is_warning, section, key, what });
     }
 }

@@ -11,10 +11,13 @@
 //! newport=22
 //! ```
 
-use super::{Findings, Keys, sections};
+use std::num::NonZeroU64;
+
+use super::{Finding, Findings, Keys, sections};
 use crate::filter::Filter;
 use crate::ledger::Selection;
 use crate::pattern::Pattern;
+use crate::pipe;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
 const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_threshold"];
@@ -29,20 +32,30 @@ pub struct Monitors {
 }
 
 /// A section with `type=pipe`: a port that is forwarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PipeSettings {
-    /// The section's name, for what goes wrong later.
+    /// The file, for what goes wrong later; so are the next two.
+    pub file: String,
+    /// The section's name.
     pub section: String,
-    /// The line of the port, for what goes wrong later.
+    /// The line of the port.
     pub line: usize,
-    /// The port to listen on; 0 leaves the choice to the kernel.
-    pub port: u16,
-    /// The host to forward to.
-    pub newhost: String,
-    /// The port to forward to.
-    pub newport: u16,
-    /// What may pass in each direction, in kB (1024 bytes) per second.
-    pub shape_threshold_kb_per_s: Option<u32>,
+    /// What the pipe is to do.
+    pub pipe: pipe::Settings,
+}
+
+impl PipeSettings {
+    /// What the user is told when the port cannot be listened on.
+    pub fn cannot_bind(&self, error: &anyhow::Error) -> Finding {
+        Finding {
+            file: self.file.clone(),
+            line: Some(self.line),
+            is_warning: false,
+            section: Some(self.section.clone()),
+            key: Some("port".to_owned()),
+            what: format!("{error:#}"),
+        }
+    }
 }
 
 /// Reads a monitors file; `file` is how messages call it.
@@ -108,14 +121,15 @@ fn pipe(keys: &mut Keys, others: &[PipeSettings]) -> Option<PipeSettings> {
         }
         _ => {}
     }
-    let (port, newhost, newport) = (port?, newhost?.to_owned(), newport?);
-    if let Some(other) = others.iter().find(|other| other.port == port && port != 0) {
+    let (port, newhost, newport) = (port?, newhost?, newport?);
+    if let Some(other) = others.iter().find(|other| other.pipe.port == port && port != 0) {
         keys.error("port", format!("{port} is the port of [{}] in line {} already", other.section, other.line));
         return None;
     }
     let line = keys.entry("port").map_or(keys.section.line, |entry| entry.line);
-    let shape_threshold_kb_per_s = shape.and_then(|kb| u32::try_from(kb).ok()).filter(|&kb| kb != 0);
-    Some(PipeSettings { section: keys.section.name.clone(), line, port, newhost, newport, shape_threshold_kb_per_s })
+    let mut pipe = pipe::Settings::new(port, newhost, newport);
+    pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(1024 * kb.unsigned_abs()));
+    Some(PipeSettings { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }
 
 fn port(keys: &mut Keys, key: &str, lowest: u16, example: &str) -> Option<u16> {

@@ -55,9 +55,9 @@ fn same_monitors(read: &Monitors, expected: &[Value]) -> bool {
         && read.pipes.len() == pipes.len()
         && read.selections.iter().zip(monitors).all(|(selection, expected)| same_selection(selection, expected))
         && read.pipes.iter().zip(pipes).all(|(pipe, expected)| {
-            expected["port"] == pipe.port
-                && latin1(&expected["newhost"]) == pipe.newhost.as_bytes()
-                && expected["newport"] == pipe.newport
+            expected["port"] == pipe.pipe.port
+                && latin1(&expected["newhost"]) == pipe.pipe.target_host.as_bytes()
+                && expected["newport"] == pipe.pipe.target_port
         })
 }
 
@@ -197,6 +197,7 @@ fn a_mistake_in_the_defaults_is_reported_once_and_there() {
 fn a_key_that_others_refer_to_is_no_typing_mistake() {
     let mut findings = Findings::default();
     monitors("m.cfg", b"[A]\nbrowsers=firefox|chrom\ntype=monitor\ninclude=(%(browsers)s)\n", &mut findings);
+    monitors("m.cfg", b"[DEFAULT]\nx=y\n[A]\ntype=monitor\n[B]\ntype=monitor\ninclude=%(x)s\n", &mut findings);
     assert_eq!(lines(findings), [""; 0]);
 }
 

@@ -52,7 +52,7 @@ pub struct Entry {
     pub line: usize,
     /// Whether it is `[DEFAULT]`'s and not the section's own.
     pub inherited: bool,
-    /// Whether another value of the section names it in `%(key)s`.
+    /// Whether another value of the section names it in `%(key)s`, or, if it is inherited, of any section.
     pub referenced: bool,
 }
 
@@ -103,10 +103,18 @@ pub fn parse(text: &[u8]) -> Document {
     for default in &mut defaults {
         default.inherited = true;
     }
-    let sections = sections
+    let mut sections: Vec<Section> = sections
         .into_iter()
         .map(|(name, line, own)| Section { options: fill_in(&name, &defaults, own, &mut mistakes), name, line })
         .collect();
+    // A default that one section refers to is in the others, too.
+    let mut inherited: Vec<&mut Entry> =
+        sections.iter_mut().flat_map(|section| &mut section.options).filter(|entry| entry.inherited).collect();
+    let referenced: HashSet<String> =
+        inherited.iter().filter(|entry| entry.referenced).map(|entry| entry.key.clone()).collect();
+    for entry in &mut inherited {
+        entry.referenced = referenced.contains(&entry.key);
+    }
     Document { sections, mistakes }
 }
 

@@ -119,7 +119,7 @@ fn keys_remember_where_they_came_from() {
     let options: Vec<_> = a.options.iter().map(|o| (o.key.as_str(), o.line, o.inherited, o.referenced)).collect();
     assert_eq!(options, [("base", 3, true, true), ("port", 12, false, false), ("path", 9, false, false)]);
     let options: Vec<_> = b.options.iter().map(|o| (o.key.as_str(), o.line, o.inherited, o.referenced)).collect();
-    assert_eq!(options, [("base", 3, true, false), ("port", 4, true, false)]);
+    assert_eq!(options, [("base", 3, true, true), ("port", 4, true, false)]);
 }
 
 #[test]

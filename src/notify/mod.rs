@@ -117,6 +117,35 @@ impl Notifier {
         &self.rules
     }
 
+    /// Watches by other sections from now on. One that has a namesake in both with the same filter and interval goes on
+    /// with its averages and with what was notified.
+    pub fn replace(&mut self, rules: Vec<NotificationSettings>) {
+        let known: Vec<Option<usize>> = rules
+            .iter()
+            .map(|new| {
+                self.rules.iter().position(|old| {
+                    (&old.section, old.process_filter.to_string(), old.interval)
+                        == (&new.section, new.process_filter.to_string(), new.interval)
+                })
+            })
+            .collect();
+        self.rules = rules;
+        for (name, application) in &mut self.applications {
+            let mut before = std::mem::take(&mut application.watches);
+            *application = Application { round: application.round, ..Application::new(name, &self.rules) };
+            for watch in &mut application.watches {
+                if let Some(at) = before.iter().position(|old| known[watch.rule] == Some(old.rule)) {
+                    *watch = Watch { rule: watch.rule, ..before.swap_remove(at) };
+                }
+            }
+        }
+    }
+
+    /// What the user should know and was not told yet, one line each.
+    pub fn notes(&self) -> Vec<String> {
+        self.rules.iter().filter_map(|rule| rule.process_filter.note()).collect()
+    }
+
     /// Takes the rates from the call before to this one, and says which limits are exceeded and which no longer are, in
     /// the order of the names and then of the sections.
     ///

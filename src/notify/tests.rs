@@ -87,6 +87,30 @@ fn repetitions_wait_but_a_new_excess_does_not() {
 }
 
 #[test]
+fn other_rules_keep_the_averages_of_those_that_stay() {
+    let mut run =
+        Run::new("[A]\nprocess_filter=a\nin_threshold=10\ninterval=2\n[B]\nprocess_filter=.\nin_threshold=10\n");
+    assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0), Some(30.0)]);
+    let mut findings = Findings::default();
+    let text =
+        b"[C]\nprocess_filter=.\nin_threshold=20\ninterval=2\n[A]\nprocess_filter=a\nin_threshold=12\ninterval=2\n";
+    run.notifier.replace(notifications("n.cfg", text, &mut findings));
+    // The new section has seen nothing of what was before, and nobody is told of the end of one that is gone.
+    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(15.0)]);
+    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [None]);
+    assert_eq!(run.tick(&[("a", 50.0, 0.0)]), [Some(25.0), Some(25.0)]);
+}
+
+#[test]
+fn a_filter_that_gives_up_is_told_once() {
+    let mut run = Run::new("[A]\nprocess_filter=(?!x)y\nin_threshold=10\n");
+    run.tick(&[(&"y".repeat(1 << 20), 30.0, 0.0)]);
+    let told = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
+    assert_eq!(run.notifier.notes(), [told]);
+    assert_eq!(run.notifier.notes(), [""; 0]);
+}
+
+#[test]
 fn a_late_tick_is_averaged_over_the_time_it_took() {
     let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=2\n");
     assert_eq!(run.tick_after(10.0, &[("a", 9.0, 0.0)]), []);

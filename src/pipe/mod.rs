@@ -33,7 +33,7 @@ use engine::{Engine, Mailbox, Message};
 use notes::Notes;
 
 /// What a pipe is to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The address to listen on; `None` is all of them, IPv4 and IPv6.
     pub bind: Option<IpAddr>,

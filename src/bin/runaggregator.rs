@@ -1,0 +1,65 @@
+//! Bandwidth per application, over several monitors and pipes, with notifications.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bwmon::aggregator_program::{AggregatorProgram, Settings};
+use bwmon::config::Files;
+use bwmon::monitor::CountersFrom;
+use bwmon::run::{Signals, run};
+use clap::Parser;
+
+/// Shows how much bandwidth each application uses, once a second.
+///
+/// What is watched, how it is grouped and who is told is in three files; monitors.sample.cfg, group.sample.cfg and
+/// notifications.sample.cfg explain all their keys. On SIGHUP they are read again.
+#[derive(Parser)]
+#[command(name = "runaggregator", version, infer_long_args = true, args_override_self = true)]
+struct Arguments {
+    /// Which command lines are which application
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    app_config: Option<OsString>,
+    /// What to monitor and which pipes to open; everything and none if not given
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    monitor_config: Option<OsString>,
+    /// When to notify, and how
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    notification_config: Option<OsString>,
+    /// Group by program what belongs to no application
+    #[arg(long)]
+    auto_group: bool,
+    /// Say what is wrong with the files, and end
+    #[arg(long)]
+    check: bool,
+    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload), auto (what there is)
+    #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto")]
+    source: CountersFrom,
+}
+
+fn main() -> ExitCode {
+    bwmon::run::exit_code("runaggregator", start(Arguments::parse()))
+}
+
+fn start(arguments: Arguments) -> Result<()> {
+    // An empty name is none, as it always was; clap takes no empty PathBuf.
+    let given = |path: Option<OsString>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
+    let files = Files {
+        monitors: given(arguments.monitor_config),
+        applications: given(arguments.app_config),
+        notifications: given(arguments.notification_config),
+    };
+    if arguments.check {
+        let configuration = files.read()?;
+        for warning in &configuration.warnings {
+            let _ = writeln!(std::io::stderr(), "{warning}");
+        }
+        let _ = writeln!(std::io::stdout(), "{configuration}: no mistake");
+        return Ok(());
+    }
+    let signals = Signals::take()?;
+    let settings = Settings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
+    run(&mut AggregatorProgram::start(settings)?, signals)
+}
