@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStringExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use common::inside::inside;
-use common::program::{Running, wait_for};
+use common::program::{Running, wait_until_it_runs};
 use common::vectors::{list, vectors};
 
 /// The program, counting what the sockets count: that needs neither root nor firewall rules.
@@ -54,18 +54,6 @@ fn is_figure(line: &str) -> bool {
     let number = |column: &str| column.len() >= 10 && column.trim_start().parse::<u64>().is_ok();
     let Some((figures, _name)) = line.split_once(" -- ") else { return false };
     figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
-}
-
-/// Waits until the program answers signals.
-fn wait_until_it_runs(child: &mut Child) {
-    let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);
-    let pid = child.id();
-    wait_for("the program to block signals", || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or("0").trim();
-        assert!(child.try_wait().unwrap().is_none(), "it ended");
-        (u64::from_str_radix(mask, 16).unwrap() & terminate != 0).then_some(())
-    });
 }
 
 /// How the original ended with a command line, as far as it told it by itself.

@@ -23,9 +23,21 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Waits until the program answers signals.
+pub fn wait_until_it_runs(child: &mut Child) {
+    let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);
+    let pid = child.id();
+    wait_for("the program to block signals", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or("0").trim();
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        (u64::from_str_radix(mask, 16).unwrap() & terminate != 0).then_some(())
+    });
+}
+
 /// The program. Killed if the test ends before it does.
 pub struct Running {
-    child: Child,
+    pub child: Child,
     pub stdout: Lines,
     pub stderr: Lines,
 }

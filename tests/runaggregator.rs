@@ -1,0 +1,341 @@
+//! The program as it is run: what it makes of its files, what it prints where, and how it ends.
+
+mod common {
+    pub mod program;
+    pub mod vectors;
+}
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use common::program::{Running, wait_for, wait_until_it_runs};
+use common::vectors::{list, vectors};
+
+/// The program in `directory`.
+fn runaggregator(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runaggregator"));
+    command.current_dir(directory).stdin(Stdio::null()).env_remove("TERM").env_remove("COLUMNS");
+    command
+}
+
+fn directory(files: &[(&str, &str)]) -> TempDir {
+    let directory = TempDir::new().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+/// Exit code, stdout and stderr.
+fn told(output: Output) -> (Option<i32>, String, String) {
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    (output.status.code(), stdout, stderr)
+}
+
+/// To check a file of each kind.
+const CHECK: [&str; 4] =
+    ["--check", "--monitor-config=monitors.cfg", "--app-config=apps.cfg", "--notification-config=notifications.cfg"];
+
+#[test]
+fn the_samples_load_as_shipped() {
+    let output = runaggregator(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .args(["--check", "--monitor-config=monitors.sample.cfg", "--app-config=group.sample.cfg"])
+        .arg("--notification-config=notifications.sample.cfg")
+        .output()
+        .unwrap();
+    let summary = "2 monitors, 1 pipe, 5 applications, 2 notifications: no mistake\n";
+    assert_eq!(told(output), (Some(0), summary.to_owned(), String::new()));
+}
+
+#[test]
+fn every_mistake_of_all_files_is_told_at_once() {
+    let directory = directory(&[
+        (
+            "monitors.cfg",
+            "[General]\ntype=monitor\nexlude=ssh\ninclude=(x\nignorelocal=maybe\n\
+             [SSH]\ntype=pipe\nport=22x\nnewhost=\nnewport=0\nshape_threshold=fast\njunk\n[Other]\ntype=Pipe\n",
+        ),
+        ("apps.cfg", "[Web]\na=ok\nb=*\n[Empty]\n"),
+        (
+            "notifications.cfg",
+            "[Web]\nproces_filter=x\nin_threshold=5.5\ninterval=%(every)s\nnotification_command=sh -c \"a ; b\"\n",
+        ),
+    ]);
+    let findings = "\
+apps.cfg:3: [Web] b: \"*\" is no pattern: at byte 0: `*` has nothing to repeat; write `\\*` for the character
+apps.cfg:4: warning: [Empty] name: no pattern, so that nothing belongs to it; add a line such as name=pattern
+monitors.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?
+monitors.cfg:4: [General] include: \"(x\" is no pattern: at byte 0: no `)` closes this; write `\\(` for the character
+monitors.cfg:5: [General] ignorelocal: \"maybe\" is neither true nor false
+monitors.cfg:8: [SSH] port: \"22x\" is not a whole number such as 8080
+monitors.cfg:9: [SSH] newhost: names no host; this one is localhost
+monitors.cfg:10: [SSH] newport: \"0\" is not between 1 and 65535
+monitors.cfg:11: [SSH] shape_threshold: \"fast\" is not a whole number such as 100
+monitors.cfg:12: [SSH] neither '=' nor ':'; write key=value, not \"junk\"
+monitors.cfg:14: warning: [Other] type: unknown monitor type \"Pipe\", section left out; it is monitor or pipe
+notifications.cfg:1: [Web] process_filter: missing; add a line such as process_filter=firefox
+notifications.cfg:2: warning: [Web] proces_filter: unknown key, did you mean process_filter?
+notifications.cfg:3: [Web] in_threshold: \"5.5\" is not a whole number such as 50
+notifications.cfg:4: [Web] interval: %(every) names a key that is neither in this section nor in [DEFAULT]; a pattern can \
+say [%]( for %( itself
+notifications.cfg:5: [Web] notification_command: \"sh -c \\\"a\" is no command: a quote is opened and not closed \
+(a ; after a blank begins a comment; write it without the blank)
+";
+    let expected = format!("runaggregator: 12 mistakes in the configuration:\n{findings}");
+    for arguments in [&CHECK[..], &CHECK[1..]] {
+        let output = runaggregator(directory.path()).args(arguments).output().unwrap();
+        assert_eq!(told(output), (Some(1), String::new(), expected.clone()));
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_mistake() {
+    let output = runaggregator(directory(&[("apps.cfg", "")]).path()).args(CHECK).output().unwrap();
+    let expected = "runaggregator: 2 mistakes in the configuration:\n\
+        monitors.cfg: cannot be read: No such file or directory (os error 2)\n\
+        notifications.cfg: cannot be read: No such file or directory (os error 2)\n";
+    assert_eq!(told(output), (Some(1), String::new(), expected.to_owned()));
+}
+
+#[test]
+fn warnings_do_not_keep_it_from_running() {
+    let directory = directory(&[("m.cfg", "[A]\ntype=monitor\nexlude=x\n")]);
+    let warning = "m.cfg:3: warning: [A] exlude: unknown key, did you mean exclude?\n";
+    let output = runaggregator(directory.path()).args(["--check", "--m=m.cfg"]).output().unwrap();
+    let summary = "1 monitor, 0 pipes, 0 applications, 0 notifications: no mistake\n";
+    assert_eq!(told(output), (Some(0), summary.to_owned(), warning.to_owned()));
+}
+
+#[test]
+fn ports_that_are_taken_are_told_with_their_sections() {
+    let taken = [TcpListener::bind("[::]:0").unwrap(), TcpListener::bind("[::]:0").unwrap()];
+    let ports = taken.each_ref().map(|listener| listener.local_addr().unwrap().port());
+    let section =
+        |(name, port): (&str, u16)| format!("[{name}]\ntype=pipe\nport={port}\nnewhost=localhost\nnewport=1\n");
+    let text: String = ["A", "B"].into_iter().zip(ports).map(section).collect();
+    let directory = directory(&[("m.cfg", &text)]);
+    let output = runaggregator(directory.path()).arg("--monitor-config=m.cfg").output().unwrap();
+    let in_use = |at: &str, port: u16| {
+        format!("m.cfg:{at} port: cannot listen on port {port}: Address already in use (os error 98)\n")
+    };
+    let expected = format!(
+        "runaggregator: 2 mistakes in the configuration:\n{}{}",
+        in_use("3: [A]", ports[0]),
+        in_use("8: [B]", ports[1])
+    );
+    assert_eq!(told(output), (Some(1), String::new(), expected));
+}
+
+/// Whether a command line ends with help or with an error: as it did, or for words that are no options, which the original
+/// ignored.
+fn is_ending(case: &Value) -> bool {
+    case["positionals"].as_array().is_some_and(|words| !words.is_empty()) || case["exit"].is_number()
+}
+
+#[test]
+fn every_recorded_command_line_means_what_it_meant() {
+    // How many sections a file has tells, in what --check says, which switch it was given to.
+    let names = ["f", "g", "h", "a", "b", "--auto-group"];
+    let section = |n: usize| format!("[{n}]\ntype=monitor\nprocess_filter=x\nnotification_threshold=1\n");
+    let texts: Vec<String> = (2..2 + names.len()).map(|count| (0..count).map(section).collect()).collect();
+    let files: Vec<(&str, &str)> = names.into_iter().zip(texts.iter().map(String::as_str)).collect();
+    let directory = directory(&files);
+    let count = |file: &Value, otherwise: usize| match file.as_str() {
+        None | Some("") => otherwise,
+        Some(name) => 2 + names.iter().position(|known| *known == name).unwrap(),
+    };
+    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    for case in vectors(include_str!("vectors/optparse.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
+        let arguments = list(&case["argv"]).into_iter().map(OsString::from_vec);
+        let output = runaggregator(directory.path()).arg("--check").args(arguments).output().unwrap();
+        let (code, stdout, stderr) = told(output);
+        if is_ending(case) {
+            let help = case["exit"] == 0;
+            assert_eq!(
+                (code, help),
+                (Some(if help { 0 } else { 2 }), stdout.contains("Usage: runaggregator")),
+                "{case}"
+            );
+            assert_eq!(stderr.is_empty(), help, "{case}");
+            continue;
+        }
+        let options = &case["options"];
+        let summary = format!(
+            "{}, 0 pipes, {}, {}: no mistake\n",
+            plural(count(&options["monitorconfig"], 1), "monitor"),
+            plural(count(&options["appconfig"], 0), "application"),
+            plural(count(&options["notificationconfig"], 0), "notification"),
+        );
+        assert_eq!((code, stdout), (Some(0), summary), "{case}");
+    }
+}
+
+#[test]
+fn every_recorded_run_ends_as_it_did() {
+    let directory = directory(&[]);
+    for case in vectors(include_str!("vectors/cli.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
+        // A missing file was no file, and a terminal that is not known was the end.
+        let is_missing = case["argv"].to_string().contains("/nonexistent");
+        let mut command = runaggregator(directory.path());
+        // That needs neither root nor firewall rules.
+        command.arg("--source=sockets").args(list(&case["argv"]).into_iter().map(OsString::from_vec));
+        if !is_missing && (case["rc"].is_null() || case["how"].is_object()) {
+            let mut program = Running::start(&mut command);
+            wait_until_it_runs(&mut program.child);
+            program.signal(Signal::SIGTERM);
+            assert_eq!(program.end().0.code(), Some(0), "{case}");
+            continue;
+        }
+        let (code, stdout, stderr) = told(command.output().unwrap());
+        let expected = if is_missing { Some(1) } else { case["rc"].as_i64() };
+        assert_eq!(code.map(i64::from), expected, "{case}");
+        assert_eq!((stdout.is_empty(), stderr.is_empty()), (code != Some(0), code == Some(0)), "{case}");
+    }
+}
+
+#[test]
+fn only_ctrl_c_is_asked_to_wait() {
+    for (signal, last) in [(Signal::SIGINT, Some("Please wait...")), (Signal::SIGTERM, None)] {
+        let mut program = Running::start(runaggregator(directory(&[]).path()).arg("--source=sockets"));
+        wait_until_it_runs(&mut program.child);
+        program.signal(signal);
+        let (status, shown, _) = program.end();
+        assert_eq!(status.code(), Some(0));
+        assert_eq!(shown.last().map(String::as_str).filter(|line| !line.contains(" -- ")), last);
+    }
+}
+
+/// A program with pipes to a host of our own, in a directory of its own.
+struct Piped {
+    directory: TempDir,
+    target: TcpListener,
+    program: Running,
+    said: Vec<String>,
+}
+
+impl Piped {
+    /// With a pipe on any free port, and what `files` has.
+    fn new(files: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let directory = directory(files);
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let text = pipe_to(0, &target);
+        fs::write(directory.path().join("m.cfg"), text).unwrap();
+        let mut command = runaggregator(directory.path());
+        let program = Running::start(command.arg("--monitor-config=m.cfg").args(arguments));
+        Self { directory, target, program, said: Vec::new() }
+    }
+
+    /// Waits for a line on stderr that contains `text`.
+    fn wait_for_note(&mut self, text: &str) -> String {
+        wait_for(text, || {
+            self.said.extend(self.program.said());
+            let at = self.said.iter().position(|line| line.contains(text))?;
+            Some(self.said.remove(at))
+        })
+    }
+
+    /// Waits for the port that the kernel gave to a pipe.
+    fn port(&mut self) -> u16 {
+        self.wait_for_note("listens on port ").rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    fn reload(&mut self, text: &str) {
+        fs::write(self.directory.path().join("m.cfg"), text).unwrap();
+        self.program.signal(Signal::SIGHUP);
+    }
+}
+
+fn pipe_to(port: u16, target: &TcpListener) -> String {
+    let target = target.local_addr().unwrap();
+    format!("[Pipe]\ntype=pipe\nport={port}\nnewhost={}\nnewport={}\n", target.ip(), target.port())
+}
+
+/// A connection through a pipe, both its ends.
+fn connect(port: u16, target: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    (client, target.accept().unwrap().0)
+}
+
+fn is_open((client, server): &mut (TcpStream, TcpStream)) {
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn a_reload_keeps_what_did_not_change() {
+    let mut piped = Piped::new(&[], &[]);
+    let port = piped.port();
+    let mut first = connect(port, &piped.target);
+
+    piped.reload("[Pipe]\ntype=pipe\nport=x\n");
+    piped.wait_for_note("3 mistakes in the configuration:");
+    piped.wait_for_note("m.cfg:3: [Pipe] port: \"x\" is not a whole number");
+    piped.wait_for_note("everything goes on as before");
+    is_open(&mut connect(port, &piped.target));
+
+    // What has not changed stays open, and keeps its port.
+    piped.reload(&format!("[Monitor]\ntype=monitor\n{}", pipe_to(0, &piped.target)));
+    piped.wait_for_note("read the configuration again: 1 monitor, 1 pipe, 0 applications, 0 notifications");
+    is_open(&mut first);
+    is_open(&mut connect(port, &piped.target));
+
+    // Another target on the same port: for new connections.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    piped.reload(&pipe_to(port, &other));
+    piped.wait_for_note("read the configuration again: 0 monitors, 1 pipe");
+    let mut second = connect(port, &other);
+    is_open(&mut second);
+    is_open(&mut first);
+
+    // No pipe at all: connections that are open stay, new ones are refused.
+    piped.reload("");
+    piped.wait_for_note("read the configuration again: 0 monitors, 0 pipes");
+    is_open(&mut first);
+    is_open(&mut second);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+
+    // A port that another program has is no reason to let go of anything.
+    piped.reload(&pipe_to(0, &other));
+    let port = piped.port();
+    let text = pipe_to(piped.target.local_addr().unwrap().port(), &other);
+    piped.reload(&text);
+    piped.wait_for_note("m.cfg:3: [Pipe] port: cannot listen on port");
+    piped.wait_for_note("everything goes on as before");
+    is_open(&mut connect(port, &other));
+}
+
+#[test]
+fn a_pipe_is_shown_and_notified_and_recovers() {
+    let say = "sh -c 'echo told $BWMON_APPLICATION $BWMON_DIRECTION $BWMON_THRESHOLD_KB_PER_S $BWMON_EVENT >&2'";
+    let notifications = format!(
+        "[Pipes]\nprocess_filter=^Our\nin_threshold=10\nnotification_command={say}\nrecovery_command={say}\n\
+         [Bad]\nprocess_filter=.\nin_threshold=10\nnotification_command=/no/such/program\n"
+    );
+    let files = [("apps.cfg", "[Our Pipes]\np=^pipe-\n"), ("n.cfg", &notifications)];
+    let mut piped = Piped::new(&files, &["--app-config=apps.cfg", "--notification-config=n.cfg"]);
+    let port = piped.port();
+    let (mut client, mut server) = connect(port, &piped.target);
+    client.write_all(&[7; 100 << 10]).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), 100 << 10);
+    let line = piped.program.line();
+    assert!(line.ends_with(" KiB /       0.00 KiB -- Our Pipes"), "{line}");
+    let notified = piped.wait_for_note("Our Pipes exceeding 'in' bandwidth limit      10.00:");
+    assert!(notified.ends_with(" %)"), "{notified}");
+    piped.wait_for_note("told Our Pipes in 10 exceeded");
+    piped.wait_for_note("told Our Pipes in 10 recovered");
+    piped.wait_for_note("[Bad] cannot start /no/such/program: No such file or directory (os error 2)");
+    piped.program.signal(Signal::SIGTERM);
+    assert_eq!(piped.program.end().0.code(), Some(0));
+}
