@@ -1,0 +1,220 @@
+//! What the aggregator costs: memory over a day of ever new command lines, and CPU with many applications.
+//!
+//! `cargo bench --bench aggregator` measures each case in a process of its own. The kernel is left out: flows, processes
+//! and their command lines are made up, and everything behind them is the real thing.
+
+use std::env;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use bwmon::aggregator::{Aggregator, Grouping};
+use bwmon::config::{Findings, applications, notifications};
+use bwmon::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
+use bwmon::ledger::{Ledger, Processes, Selection, Sighting};
+use bwmon::notify::Notifier;
+use bwmon::owner::Answer;
+use bwmon::process::{Handle, Identity};
+use bwmon::source::{Reading, Source};
+use bwmon::usage::Usage;
+use nix::time::{ClockId, clock_gettime};
+
+const DAY_S: u32 = 86_400;
+const COMMAND_LINES_PER_DAY: u32 = 1_000_000;
+const APPLICATIONS: usize = 200;
+const PATTERNS: usize = 5;
+const PROCESSES: u64 = 5_000;
+const NEW_PER_S: u64 = 12;
+
+fn main() {
+    // Cargo adds --bench.
+    if let Some(case) = env::args().nth(1).filter(|argument| argument != "--bench") {
+        match case.as_str() {
+            "cpu" => cpu(),
+            case => memory(case),
+        }
+        return;
+    }
+    let this = env::current_exe().unwrap();
+    for case in ["by command line", "by program", "by application", "cpu"] {
+        assert!(Command::new(&this).arg(case).status().unwrap().success());
+    }
+}
+
+/// A host on which so many programs a day connect once each and end.
+struct Host {
+    ledger: Ledger,
+    started: u32,
+    second: u32,
+}
+
+/// Nobody is there any more.
+struct Gone;
+
+impl Processes for Gone {
+    fn identify(&mut self, _pid: u32) -> Option<Identity> {
+        None
+    }
+
+    fn holds(&mut self, _pid: u32, _handle: Handle) -> bool {
+        false
+    }
+
+    fn has_sockets(&mut self, _pid: u32, _start_time: u64) -> bool {
+        false
+    }
+}
+
+impl Host {
+    fn new(now: Instant) -> Self {
+        Self { ledger: Ledger::new(vec![Selection::default()], false, now), started: 0, second: 0 }
+    }
+
+    /// A process starts, connects, moves some bytes and ends.
+    fn run(&mut self, n: u32) {
+        let source = Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), (n % 60_000) as u16);
+        let original = Tuple { protocol: Protocol::Tcp, source, destination: Endpoint::new(Ipv4Addr::from(n), 443) };
+        let counters = Some(Counters { original: 1_000, reply: 100_000 });
+        let id = u64::from(n);
+        let flow = Flow { original, reply: original.reversed(), zone: 0, id, counters, open: true, socket: None };
+        let name = format!("/usr/lib/tool-{n} --job={n} --output=/var/tmp/{n}.out --verbose https://example.com/{n} ");
+        let identity = Identity { pid: n, start_time: id, name: Arc::from(name.into_bytes()), nameless: false };
+        let handle = Some(Handle { inode: n, fd: 3 });
+        let found = Sighting { answer: Answer::Held { pid: n, handle, connected: true }, identity: Some(identity) };
+        let elsewhere = Sighting { answer: Answer::Elsewhere, identity: None };
+        self.ledger.opened(&flow, [Some(found), Some(elsewhere)]);
+        self.ledger.ended(&flow);
+    }
+}
+
+impl Source for Host {
+    fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
+        self.ledger.begin(now);
+        self.second += 1;
+        let due = u64::from(COMMAND_LINES_PER_DAY) * u64::from(self.second) / u64::from(DAY_S);
+        while u64::from(self.started) < due {
+            self.started += 1;
+            self.run(self.started);
+        }
+        self.ledger.questions(&mut Gone);
+        self.ledger.credit();
+        self.ledger.close(&mut Gone);
+        Ok(self.ledger.readings())
+    }
+}
+
+/// Kibibytes that `key` has in /proc/self/status.
+fn status_kib(key: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
+fn memory(case: &str) {
+    let mut findings = Findings::default();
+    let mut grouping = Grouping { applications: Vec::new(), auto_group: case == "by program" };
+    if case == "by application" {
+        grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut findings);
+    }
+    // An interval that is longer than what is heard of a command line, and one that never forgets.
+    let rules =
+        b"[A]\nprocess_filter=.\nin_threshold=1000\ninterval=300\n[B]\nprocess_filter=.\nin_threshold=9\ninterval=0\n";
+    let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut findings));
+    assert!(!findings.has_errors());
+    let start = Instant::now();
+    let mut aggregator = Aggregator::new(grouping, vec![Host::new(start)]);
+    let mut usage = Usage::new();
+    let mut shown = 0;
+    for second in 1..=DAY_S {
+        let now = start + Duration::from_secs(second.into());
+        let rates = usage.rates(now, &aggregator.read(now).unwrap());
+        notifier.tick(now, &rates);
+        shown = shown.max(rates.len());
+    }
+    let started: u32 = aggregator.sources().map(|host| host.started).sum();
+    let mib = status_kib("VmHWM:") as f64 / 1024.0;
+    println!("{started} command lines in a day, {case}: at most {mib:.1} MiB resident, {shown} lines at once");
+}
+
+/// Many processes, each of which moves something every second, and some of which are new.
+struct Busy {
+    second: u64,
+    names: Vec<Arc<[u8]>>,
+}
+
+impl Busy {
+    fn new() -> Self {
+        Self { second: 0, names: (0..PROCESSES).map(command_line).collect() }
+    }
+}
+
+/// As long as they are on a desktop.
+fn command_line(n: u64) -> Arc<[u8]> {
+    let name = format!(
+        "/usr/lib/suite-{}/program-{} --type=renderer --lang=de --num-raster-threads=4 --profile=/home/user/.config/{n} ",
+        n % 97,
+        n % 1009
+    );
+    Arc::from(name.into_bytes())
+}
+
+impl Source for Busy {
+    fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
+        self.second += 1;
+        for n in (0..NEW_PER_S).map(|k| PROCESSES + NEW_PER_S * self.second + k) {
+            self.names[(n % PROCESSES) as usize] = command_line(n);
+        }
+        let bytes = 10_000 * self.second;
+        let reading = |name: &Arc<[u8]>| Reading { name: Arc::clone(name), bytes_in: bytes, bytes_out: bytes };
+        Ok(self.names.iter().map(reading).collect())
+    }
+}
+
+fn cpu_time() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap())
+}
+
+fn cpu() {
+    let mut text = String::new();
+    for application in 0..APPLICATIONS {
+        text.push_str(&format!("[Application {application}]\n"));
+        // As people write them; nearly all command lines match none of them.
+        for (i, pattern) in ["(^|/)name-X\\b", "firefox-X|chrom(e|ium)-X", "-X --type=(gpu|zygote)", "user-X@", "nX$"]
+            .into_iter()
+            .enumerate()
+        {
+            text.push_str(&format!("p{i}={}\n", pattern.replace('X', &application.to_string())));
+        }
+    }
+    let mut findings = Findings::default();
+    let applications = applications("a.cfg", text.as_bytes(), &mut findings);
+    assert!(!findings.has_errors() && applications.iter().all(|application| application.patterns.len() == PATTERNS));
+    let (mut source, mut usage) = (Busy::new(), Usage::new());
+    measure("runmonitor", |now| usage.rates(now, &source.read(now).unwrap()).len());
+
+    let (mut aggregator, mut usage) =
+        (Aggregator::new(Grouping { applications, auto_group: true }, vec![Busy::new()]), Usage::new());
+    measure("runaggregator", |now| usage.rates(now, &aggregator.read(now).unwrap()).len());
+}
+
+/// Prints what a tick takes, the first, in which all is new, by itself.
+fn measure(program: &str, mut tick: impl FnMut(Instant) -> usize) {
+    const TICKS: u32 = 300;
+    let start = Instant::now();
+    let before = cpu_time();
+    tick(start);
+    let first = cpu_time() - before;
+    let before = cpu_time();
+    let mut lines = 0;
+    for second in 1..=TICKS {
+        lines = tick(start + Duration::from_secs(second.into()));
+    }
+    let each = (cpu_time() - before) / TICKS;
+    println!(
+        "{program}, {PROCESSES} processes, {NEW_PER_S} new a second, {lines} names: the first tick {first:.1?}, each other \
+         {each:.2?}, {:.2} % of a core",
+        each.as_secs_f64() * 100.0
+    );
+}
