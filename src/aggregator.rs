@@ -161,14 +161,20 @@ impl<S: Source> Aggregator<S> {
         }
         self.groups.retain(|_, group| group.kind != Kind::CommandLine || group.round == round);
         let silent = |group: &Group| group.kind == Kind::Program && group.round != round;
-        let mut rounds: Vec<u64> =
-            self.groups.values().filter(|group| silent(group)).map(|group| group.round).collect();
-        if rounds.len() > SILENT_PROGRAMS_KEPT {
-            rounds.sort_unstable_by(|a, b| b.cmp(a));
-            let oldest = rounds[SILENT_PROGRAMS_KEPT - 1];
-            self.groups.retain(|_, group| !silent(group) || group.round > oldest);
-        }
+        let rounds = self.groups.values().filter(|group| silent(group)).map(|group| group.round).collect();
+        let oldest = forgotten_until(rounds, SILENT_PROGRAMS_KEPT);
+        self.groups.retain(|_, group| !silent(group) || group.round > oldest);
     }
+}
+
+/// Of what was last heard of in these rounds so many are kept, the latest: all that was not heard of since the round that
+/// this gives is to be forgotten. Rounds begin with 1.
+pub(crate) fn forgotten_until(mut rounds: Vec<u64>, kept: usize) -> u64 {
+    if rounds.len() <= kept {
+        return 0;
+    }
+    let (_, &mut latest, _) = rounds.select_nth_unstable_by(kept, |a, b| b.cmp(a));
+    latest
 }
 
 impl<S: Source> Source for Aggregator<S> {

@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::aggregator::forgotten_until;
 use crate::config::NotificationSettings;
 use crate::report::printable;
 use crate::usage::Rate;
@@ -25,6 +26,10 @@ pub use command::Commands;
 
 /// A tick that comes a little early must not miss its notification.
 const TICK_TOLERANCE: Duration = Duration::from_millis(500);
+
+/// How many applications that are gone are remembered for as long as their intervals last: their averages go on if they
+/// come back. In an interval of a day, a host can start a million command lines.
+const GONE_KEPT: usize = 1000;
 
 /// Bytes in what limits and messages call a kB.
 const KB: f64 = 1024.0;
@@ -169,8 +174,18 @@ impl Notifier {
             application.advance(name, [0, 0], &self.rules, &tick, &mut found);
             application.watches.iter().any(|watch| !watch.is_idle())
         });
+        self.forget();
         found.sort_by(|a, b| (&a.application, a.rule).cmp(&(&b.application, b.rule)));
         found
+    }
+
+    /// Forgets of the applications that are gone, and exceed nothing, those that went first, if they are too many.
+    fn forget(&mut self) {
+        let round = self.round;
+        let gone = |application: &Application| application.round != round && !application.exceeds();
+        let rounds = self.applications.values().filter(|application| gone(application));
+        let oldest = forgotten_until(rounds.map(|application| application.round).collect(), GONE_KEPT);
+        self.applications.retain(|_, application| !gone(application) || application.round > oldest);
     }
 }
 
@@ -198,6 +213,11 @@ impl Application {
             notified: [None, None],
         };
         Self { watches: matching.map(watch).collect(), round: 0 }
+    }
+
+    /// Whether any of its averages is above its limit.
+    fn exceeds(&self) -> bool {
+        self.watches.iter().any(Watch::exceeds)
     }
 
     fn advance(
@@ -242,7 +262,11 @@ impl Watch {
     /// Whether nothing would be different if it were forgotten. An average over the whole run is never empty again, and
     /// a host can start a million command lines in one: there only those above their limit are kept.
     fn is_idle(&self) -> bool {
-        self.average.is_empty() || (self.average.is_over_the_whole_run() && self.notified == [None, None])
+        self.average.is_empty() || (self.average.is_over_the_whole_run() && !self.exceeds())
+    }
+
+    fn exceeds(&self) -> bool {
+        self.notified != [None, None]
     }
 }
 

@@ -102,6 +102,22 @@ fn other_rules_keep_the_averages_of_those_that_stay() {
 }
 
 #[test]
+fn in_a_long_interval_the_command_lines_do_not_fill_the_memory() {
+    let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=1\ninterval=86400\n");
+    // This one exceeds its limit, and is not forgotten before it is told to be back.
+    assert_eq!(run.tick(&[("loud", 1e9, 0.0)]), [Some(1e9)]);
+    for second in 0..20 {
+        let names: Vec<String> = (0..GONE_KEPT / 10).map(|n| format!("{second}-{n}")).collect();
+        let rates: Vec<(&str, f64, f64)> = names.iter().map(|name| (name.as_str(), 0.1, 0.0)).collect();
+        assert_eq!(run.tick(&rates).len(), 1);
+    }
+    let known = run.notifier.applications.len();
+    assert!((GONE_KEPT..GONE_KEPT + GONE_KEPT / 10 + 2).contains(&known), "{known}");
+    assert!(run.notifier.applications.contains_key("19-0".as_bytes()));
+    assert!(!run.notifier.applications.contains_key("0-0".as_bytes()));
+}
+
+#[test]
 fn a_filter_that_gives_up_is_told_once() {
     let mut run = Run::new("[A]\nprocess_filter=(?!x)y\nin_threshold=10\n");
     run.tick(&[(&"y".repeat(1 << 20), 30.0, 0.0)]);
