@@ -12,6 +12,7 @@ use crate::conntrack::{Mangled, Table};
 use crate::flow::{Counters, Flow};
 use crate::ledger::{Asked, Ledger, Selection};
 use crate::owner::{Owners, Reason};
+use crate::pattern::Pattern;
 use crate::source::{Reading, Source};
 use crate::watch::{Seen, Watch};
 
@@ -87,7 +88,6 @@ enum Kind {
     NotPermitted,
     Mangled,
     Lost,
-    GaveUp,
 }
 
 impl Notes {
@@ -251,11 +251,7 @@ impl Source for Monitor {
                 "only your own processes are shown: whose the other sockets are is for root (sudo) to see".into()
             });
         }
-        if let Some(pattern) = self.ledger.patterns_that_gave_up().next() {
-            self.notes.once(Kind::GaveUp, || {
-                format!("the pattern {pattern} takes too long on some command line, which counts as not matching")
-            });
-        }
+        self.notes.waiting.extend(self.ledger.patterns_that_gave_up().filter_map(Pattern::note));
         Ok(self.ledger.readings())
     }
 
