@@ -1,8 +1,8 @@
 //! Two monitors and two pipes from one file, in a network of their own, with traffic of known rates.
 
 mod common {
-    pub mod namespace;
-    #[allow(dead_code, reason = "each test has need of some of it")]
+    pub mod inside;
+    pub mod netns;
     pub mod program;
 }
 
@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use common::namespace::is_inside;
+use bwmon::monitor::TURN_ON;
+use common::inside::inside;
+use common::netns::Namespace;
 use common::program::{Running, wait_for};
 
 /// Chunks per second: how much one more or less in a tick changes its rate, 0.8 %.
@@ -49,6 +51,15 @@ fn send(mut stream: TcpStream, chunk: usize) {
 fn receive(mut stream: TcpStream) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(1..) = stream.read(&mut buffer) {}
+}
+
+/// Whether this is the test in a network of its own, where conntrack counts.
+fn inside_and_tracked(name: &str) -> bool {
+    let inside = inside(name);
+    if inside {
+        Namespace::here().shell(TURN_ON);
+    }
+    inside
 }
 
 /// Run by this test as a process of its own.
@@ -149,7 +160,7 @@ impl Scene {
     /// Waits for a line on stderr that contains `text`.
     fn wait_for(&mut self, text: &str) -> String {
         wait_for(text, || {
-            self.said.extend(self.program.said());
+            self.said.extend(self.program.stderr.so_far());
             self.said.iter().find(|line| line.contains(text)).cloned()
         })
     }
@@ -159,7 +170,7 @@ impl Scene {
     fn expect(&mut self, expected: &[(&str, [usize; 2])]) {
         let mut shown: HashMap<String, Vec<[f64; 2]>> = HashMap::new();
         while !expected.iter().all(|(name, _)| shown.get(*name).is_some_and(|rates| rates.len() >= 7)) {
-            let line = self.program.line();
+            let line = self.program.stdout.line();
             let (figures, name) = line.split_once(" -- ").unwrap();
             let (rate_in, rate_out) = figures.split_once(" / ").unwrap();
             let rates = [rate_in, rate_out].map(|rate| rate.trim_end_matches(" KiB").trim().parse().unwrap());
@@ -183,7 +194,7 @@ impl Scene {
 
 #[test]
 fn by_application_with_a_notification_that_recovers() {
-    if !is_inside("by_application_with_a_notification_that_recovers") {
+    if !inside_and_tracked("by_application_with_a_notification_that_recovers") {
         return;
     }
     let mut scene = Scene::new(&["--app-config=a.cfg", "--notification-config=n.cfg"]);
@@ -197,7 +208,7 @@ fn by_application_with_a_notification_that_recovers() {
     drop(scene.alpha);
     let said = &mut scene.said;
     wait_for("the recovery", || {
-        said.extend(scene.program.said());
+        said.extend(scene.program.stderr.so_far());
         said.iter().any(|line| line == "recovered First out").then_some(())
     });
     assert!(!said.iter().any(|line| line.contains("'in'")), "{said:?}");
@@ -205,7 +216,7 @@ fn by_application_with_a_notification_that_recovers() {
 
 #[test]
 fn by_program() {
-    if !is_inside("by_program") {
+    if !inside_and_tracked("by_program") {
         return;
     }
     let mut scene = Scene::new(&["--auto-group"]);
@@ -224,7 +235,7 @@ fn by_program() {
     scene.program.signal(Signal::SIGHUP);
     scene.wait_for("read the configuration again: 2 monitors, 2 pipes");
     let mut names_until_beta = || -> Vec<String> {
-        let names = std::iter::repeat_with(|| scene.program.line().split_once(" -- ").unwrap().1.to_owned());
+        let names = std::iter::repeat_with(|| scene.program.stdout.line().split_once(" -- ").unwrap().1.to_owned());
         names.take_while(|name| name != "beta").collect()
     };
     // What was shown before is read with the second, at the latest.
@@ -236,7 +247,7 @@ fn by_program() {
 
 #[test]
 fn by_command_line() {
-    if !is_inside("by_command_line") {
+    if !inside_and_tracked("by_command_line") {
         return;
     }
     let mut scene = Scene::new(&[]);

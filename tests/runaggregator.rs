@@ -237,7 +237,7 @@ impl Piped {
     /// Waits for a line on stderr that contains `text`.
     fn wait_for_note(&mut self, text: &str) -> String {
         wait_for(text, || {
-            self.said.extend(self.program.said());
+            self.said.extend(self.program.stderr.so_far());
             let at = self.said.iter().position(|line| line.contains(text))?;
             Some(self.said.remove(at))
         })
@@ -329,7 +329,7 @@ fn a_pipe_is_shown_and_notified_and_recovers() {
     let mut received = Vec::new();
     server.read_to_end(&mut received).unwrap();
     assert_eq!(received.len(), 100 << 10);
-    let line = piped.program.line();
+    let line = piped.program.stdout.line();
     assert!(line.ends_with(" KiB /       0.00 KiB -- Our Pipes"), "{line}");
     let notified = piped.wait_for_note("Our Pipes exceeding 'in' bandwidth limit      10.00:");
     assert!(notified.ends_with(" %)"), "{notified}");

@@ -1,4 +1,5 @@
 //! Network namespaces, and cables between them.
+#![allow(dead_code, reason = "each test has need of some of it")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -1,4 +1,5 @@
 //! A program that runs beside the test: started, read line by line, told to end.
+#![allow(dead_code, reason = "each test has need of some of it")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -82,6 +83,11 @@ impl Lines {
             }
         });
         Self(receiver)
+    }
+
+    /// Those that came so far.
+    pub fn so_far(&self) -> Vec<String> {
+        self.0.try_iter().collect()
     }
 
     /// The next one.
