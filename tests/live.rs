@@ -6,6 +6,7 @@ mod common {
     pub mod netns;
     pub mod program;
     pub mod truth;
+    pub mod user;
 }
 
 use std::collections::BTreeMap;
@@ -21,13 +22,12 @@ use std::time::Instant;
 use bwmon::monitor::TURN_ON;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
-use tempfile::TempDir;
 
 use common::inside::inside;
 use common::netns::Namespace;
 use common::program::{DEADLINE, Running};
 use common::truth::{Bytes, Truth};
+use common::user::User;
 
 /// What a TCP client sends and what it is answered.
 const REQUEST: usize = 300_000;
@@ -41,13 +41,10 @@ const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
 /// How the program begins to tell a user that there are processes that are not shown.
 const ONLY_OWN: &str = "only your own processes are shown";
 
-/// Who is nobody in particular on any Linux.
-const NOBODY: u32 = 65534;
-
 /// In the environment of a process that makes traffic: what it does.
 const ROLE: &str = "BWMON_TEST_ROLE";
 
-/// No test, but what [`role_command`] runs.
+/// No test, but what [`as_role`] is about.
 #[test]
 fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
@@ -71,7 +68,7 @@ fn role() {
             let mut server = TcpStream::connect(address).unwrap();
             server.write_all(&vec![7; REQUEST]).unwrap();
             server.read_exact(&mut vec![0; ANSWER]).unwrap();
-            tell(0);
+            tell(server.local_addr().unwrap().port());
             stay();
         }
         ("udp", "serve") => {
@@ -97,16 +94,16 @@ fn role() {
                 };
                 socket.recv(&mut [0; DATAGRAM]).unwrap();
             }
-            tell(0);
+            tell(socket.local_addr().unwrap().port());
             stay();
         }
         _ => panic!("{role}"),
     }
 }
 
-/// Tells the test a number.
-fn tell(number: u16) {
-    println!("{number}");
+/// Tells the test the port: a server before it is asked, a client when it has been answered.
+fn tell(port: u16) {
+    println!("{port}");
 }
 
 /// Keeps its sockets open until the test is over.
@@ -114,9 +111,8 @@ fn stay() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-/// The command that runs `program`, which is this one, as a process that acts and whose command line begins with `name`.
-fn role_command(program: &Path, name: &str, role: &str) -> Command {
-    let mut command = Command::new(program);
+/// Makes of a command that runs this program one that acts, and whose command line begins with `name`.
+fn as_role(mut command: Command, name: &str, role: &str) -> Command {
     command.arg0(name).args(["role", "--exact", "--nocapture", "--test-threads=2"]).env(ROLE, role);
     command.stdin(Stdio::piped());
     command
@@ -124,7 +120,7 @@ fn role_command(program: &Path, name: &str, role: &str) -> Command {
 
 /// Starts a process in `namespace` that acts.
 fn start_role(namespace: &Namespace, name: &str, role: &str) -> Running {
-    let mut command = role_command(&std::env::current_exe().unwrap(), name, role);
+    let mut command = as_role(Command::new(std::env::current_exe().unwrap()), name, role);
     namespace.run(|| Running::start(&mut command))
 }
 
@@ -441,36 +437,23 @@ fn the_sockets_own_counters_can_be_insisted_on() {
     assert_eq!(monitor.end(), [""; 0]);
 }
 
+/// Starts a process of an ordinary user that acts, and gives what it tells.
+fn start_users_role(user: &User, name: &str, role: &str) -> (Running, u16) {
+    let command = user.command(&std::env::current_exe().unwrap());
+    let role = Running::start(&mut as_role(command, name, role));
+    let told = told(&role);
+    (role, told)
+}
+
+// An ordinary user is one over the host's own loopback, since in a user namespace of one's own one is root.
 #[test]
 fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
-    // Over the host's own loopback, since in a user namespace of one's own one is root. If the test is run by root,
-    // nobody is the user, who needs to get at the programs.
-    let programs = TempDir::new().unwrap();
-    std::fs::set_permissions(programs.path(), Permissions::from_mode(0o755)).unwrap();
-    let copy = |name: &str, program: &Path| {
-        let copy = programs.path().join(name);
-        std::fs::copy(program, &copy).unwrap();
-        copy
-    };
-    let this = copy("role", &std::env::current_exe().unwrap());
-    let runmonitor = copy("runmonitor", Path::new(RUNMONITOR));
-    let by_user = |mut command: Command| {
-        if geteuid().is_root() {
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        command
-    };
-    let start = |name: &str, role: &str| {
-        let role = Running::start(&mut by_user(role_command(&this, name, role)));
-        let told = told(&role);
-        (role, told)
-    };
-
-    let mut monitor = Monitor::run(&mut by_user(Command::new(runmonitor)));
-    let (_own_server, port) = start("own_server", "tcp serve 127.0.0.1:0");
-    let _own_client = start("own_client", &format!("tcp ask 127.0.0.1:{port}"));
-    let (_hidden_server, port) = start("hidden_server", "tcp serve 127.0.0.1:0 hidden");
-    let _hidden_client = start("hidden_client", &format!("tcp ask 127.0.0.1:{port} hidden"));
+    let user = User::new();
+    let mut monitor = Monitor::run(&mut user.command(Path::new(RUNMONITOR)));
+    let (_own_server, port) = start_users_role(&user, "own_server", "tcp serve 127.0.0.1:0");
+    let _own_client = start_users_role(&user, "own_client", &format!("tcp ask 127.0.0.1:{port}"));
+    let (_hidden_server, port) = start_users_role(&user, "hidden_server", "tcp serve 127.0.0.1:0 hidden");
+    let _hidden_client = start_users_role(&user, "hidden_client", &format!("tcp ask 127.0.0.1:{port} hidden"));
     for _at_two_ticks in 0..2 {
         monitor.wait_for(|| payload(&["own"]));
     }
@@ -479,4 +462,23 @@ fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     assert_eq!(said.iter().filter(|line| line.starts_with(ONLY_OWN)).count(), 1, "{said:?}");
     let how = said.iter().find(|line| line.contains("TCP payload per socket is counted")).expect("what is counted");
     assert!(how.contains("as root (sudo)") && how.contains(TURN_ON), "{how}");
+}
+
+#[test]
+fn the_conntrack_command_is_read_where_nothing_else_may_be() {
+    let user = User::new();
+    let (_server, server) = start_users_role(&user, "server", "tcp serve 127.0.0.1:0");
+    let (_client, client) = start_users_role(&user, "client", &format!("tcp ask 127.0.0.1:{server}"));
+    // One that may be run by everybody, as with a sudo of its own.
+    let command = user.programs().join("conntrack");
+    let entry = format!(
+        "tcp 6 9 ESTABLISHED src=127.0.0.1 dst=127.0.0.1 sport={client} dport={server} packets=1 bytes=1234 \
+         src=127.0.0.1 dst=127.0.0.1 sport={server} dport={client} packets=1 bytes=56789 [ASSURED] use=1"
+    );
+    std::fs::write(&command, format!("#!/bin/sh\necho '{entry}'\necho 1 flow entries >&2\n")).unwrap();
+    std::fs::set_permissions(&command, Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::join_paths([user.programs(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+    let mut monitor = Monitor::run(user.command(Path::new(RUNMONITOR)).env("PATH", path));
+    monitor.wait_for(|| [("client".into(), (56789, 1234)), ("server".into(), (1234, 56789))].into());
+    assert_eq!(monitor.end(), [""; 0]);
 }
