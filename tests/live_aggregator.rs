@@ -234,7 +234,7 @@ fn by_program() {
     fs::write(&file, monitors).unwrap();
     scene.program.signal(Signal::SIGHUP);
     scene.wait_for("read the configuration again: 2 monitors, 2 pipes");
-    let mut names_until_beta = || -> Vec<String> {
+    let names_until_beta = || -> Vec<String> {
         let names = std::iter::repeat_with(|| scene.program.stdout.line().split_once(" -- ").unwrap().1.to_owned());
         names.take_while(|name| name != "beta").collect()
     };
