@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStringExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use common::inside::inside;
-use common::program::{Running, wait_until_it_runs};
+use common::program::{Running, wait_for, wait_until_it_runs};
 use common::vectors::{list, vectors};
 
 /// The program, counting what the sockets count: that needs neither root nor firewall rules.
@@ -54,6 +54,11 @@ fn is_figure(line: &str) -> bool {
     let number = |column: &str| column.len() >= 10 && column.trim_start().parse::<u64>().is_ok();
     let Some((figures, _name)) = line.split_once(" -- ") else { return false };
     figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
+}
+
+/// How the program ends, which it is about to do.
+fn exit_code(child: &mut Child) -> Option<i32> {
+    wait_for("the program's end", || child.try_wait().unwrap()).code()
 }
 
 /// How the original ended with a command line, as far as it told it by itself.
@@ -101,7 +106,7 @@ fn every_recorded_command_line_ends_as_it_did() {
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             wait_until_it_runs(&mut child);
             kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-            assert_eq!(child.wait().unwrap().code(), Some(0), "{case}");
+            assert_eq!(exit_code(&mut child), Some(0), "{case}");
             continue;
         }
         let Output { status, stdout, stderr } = command.output().unwrap();
@@ -132,10 +137,27 @@ fn a_reader_that_has_seen_enough_is_a_success() {
     // What `| head -1` does.
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(is_figure(first.trim_end_matches('\n')), "{first}");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(exit_code(&mut child), Some(0));
     let mut said = String::new();
     child.stderr.unwrap().read_to_string(&mut said).unwrap();
     assert!(!said.contains("stdout") && !said.contains("panic"), "{said}");
+}
+
+#[test]
+fn a_reader_that_goes_while_there_is_nothing_to_show_is_missed_at_once() {
+    let mut child = runmonitor(&["--exclude="]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until_it_runs(&mut child);
+    drop(child.stdout.take());
+    assert_eq!(exit_code(&mut child), Some(0));
+}
+
+#[test]
+fn a_reader_that_was_never_there_is_a_success() {
+    let _traffic = Traffic::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = runmonitor(&[]).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(exit_code(&mut child), Some(0));
 }
 
 #[test]
@@ -203,7 +225,7 @@ fn on_a_terminal(term: &str, arguments: &[&str], signal: Signal) -> String {
             signalled = true;
         }
     }
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(exit_code(&mut child), Some(0));
     String::from_utf8(shown).unwrap()
 }
 

@@ -34,8 +34,9 @@ struct Arguments {
     /// Say what is wrong with the files, and end
     #[arg(long)]
     check: bool,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload), auto (what there is)
-    #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto")]
+    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack where it
+    /// counts)
+    #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
 }
 

@@ -30,8 +30,9 @@ struct Arguments {
     /// Do not show processes whose command line matches; wins over --include
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
     exclude: Vec<std::ffi::OsString>,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload), auto (what there is)
-    #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto")]
+    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack where it
+    /// counts)
+    #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
     /// Show also what no process owns, each line with the reason
     #[arg(long)]
