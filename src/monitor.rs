@@ -51,7 +51,7 @@ pub enum CountersFrom {
 /// What to monitor.
 #[derive(Debug, Default)]
 pub struct Settings {
-    /// What is counted: all that any of these takes.
+    /// What is counted: all that any of these takes. Nothing at all if there is none.
     pub selections: Vec<Selection>,
     /// Whether connections that are older than the monitor count from their own beginning.
     pub lookback: bool,

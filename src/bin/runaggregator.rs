@@ -41,7 +41,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    bwmon::run::exit_code("runaggregator", start(Arguments::parse()))
+    match bwmon::cli::parse(std::env::args_os()) {
+        Ok(arguments) => bwmon::run::exit_code("runaggregator", start(arguments)),
+        Err(code) => code,
+    }
 }
 
 fn start(arguments: Arguments) -> Result<()> {

@@ -39,7 +39,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = match bwmon::cli::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     let settings = Settings {
         bind: args.bind,
         limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(1024))),
