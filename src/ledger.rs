@@ -242,7 +242,8 @@ impl Ledger {
                 continue;
             }
             let known = asked.len();
-            let unclear = Side::BOTH.into_iter().filter(|&side| !entry.is_past() && entry.is_unclear(side));
+            let unclear = |side: &Side| entry.is_unclear(*side) && !entry.is_past(*side, inquiry.tries);
+            let unclear = Side::BOTH.into_iter().filter(unclear);
             asked.extend(unclear.map(|side| Asked { flow: index as u32, side }));
             if asked.len() > known && inquiry.tries < TRIES {
                 later.push(Inquiry { due: tick + (1 << inquiry.tries), tries: inquiry.tries + 1, ..inquiry });

@@ -19,8 +19,9 @@ use crate::namespace::{Namespace, Namespaces};
 use crate::process::{Handle, Identity, Processes};
 use files::SocketTable;
 
-/// From this many questions about TCP on, one reading of all sockets is cheaper than asking for each.
-const BULK: usize = 1000;
+/// From this many questions about TCP on, one reading of all sockets is cheaper than asking for each: 5 µs, beside 1 µs
+/// for each socket there is.
+const BULK: usize = 4000;
 /// As many descriptors of new-born processes are looked at in a tick: 2 µs each.
 const NEWBORN_BUDGET: u32 = 20_000;
 

@@ -201,10 +201,12 @@ impl Entry {
         }
     }
 
-    /// Whether there is nothing left to ask about: what conntrack has closed has no socket any more. A row that is a
-    /// socket may have been accepted from one that still listens.
-    pub fn is_past(&self) -> bool {
-        self.over && !matches!(self.reply, Reply::Socket(_))
+    /// Whether there is nothing left to find out about a flow that is ending or over: what conntrack has closed has no
+    /// socket any more. Once it is worth a look, for the listener that it may have been accepted from, if nobody is known
+    /// to be at that end.
+    pub fn is_past(&self, side: Side, looks: u8) -> bool {
+        let closed = self.over || (!self.open && (looks > 0 || matches!(self.end(side), End::Owned { .. })));
+        closed && !matches!(self.reply, Reply::Socket(_))
     }
 }
 
