@@ -27,6 +27,9 @@ const KEY: usize = 40;
 /// The hash's value: the process id.
 const VALUE: usize = 8;
 
+/// PROC_PID_INIT_INO of include/linux/proc_ns.h, as a link shows it.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
 /// The numbers of include/uapi/linux/bpf.h.
 mod number {
     pub const MAP_CREATE: i64 = 0;
@@ -53,8 +56,13 @@ impl Connects {
     /// Begins to note.
     ///
     /// # Errors
-    /// EPERM without the privileges, ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF.
+    /// EPERM without the privileges, ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF, and where
+    /// this program is not in the initial pid namespace.
     pub fn note() -> io::Result<Self> {
+        // The program is told the pids of the initial namespace, which mean others here.
+        if std::fs::read_link("/proc/self/ns/pid")?.to_str() != Some(INITIAL_PID_NAMESPACE) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let mut attributes = Attributes::default();
         attributes.push(number::MAP_TYPE_LRU_HASH).push(KEY as u32).push(VALUE as u32).push(ENTRIES);
         let map = attributes.open(number::MAP_CREATE)?;
