@@ -1,0 +1,131 @@
+//! The monitors that are measured: how each is started, and how its figures are read.
+
+use std::collections::HashMap;
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::namespace::{Bytes, Namespace};
+use crate::program::Program;
+use crate::roles;
+use crate::{Common, Ours};
+
+/// A monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Peer {
+    /// A dump of conntrack's table each second, received and thrown away: less cannot be done by polling
+    Floor,
+    /// `conntrack -L`, once a second
+    Conntrack,
+    /// `ss -tunpi`, once a second
+    Ss,
+    /// nethogs, TCP and UDP, on all devices
+    Nethogs,
+    /// Our own
+    Runmonitor,
+}
+
+impl Peer {
+    pub const ALL: [Self; 5] = [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor];
+    /// Those that say whose bytes they are.
+    pub const ATTRIBUTING: [Self; 2] = [Self::Nethogs, Self::Runmonitor];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "bare dump",
+            Self::Conntrack => "conntrack -L",
+            Self::Ss => "ss -tunpi",
+            Self::Nethogs => "nethogs",
+            Self::Runmonitor => "runmonitor",
+        }
+    }
+
+    /// Starts it in a namespace.
+    pub fn start(self, namespace: &Namespace, ours: &Ours) -> Result<Program> {
+        match self {
+            Self::Floor => namespace.play("floor", "dump"),
+            Self::Conntrack => namespace.start(roles::command("repeat", "repeat conntrack -L")?.stderr(Stdio::null())),
+            Self::Ss => namespace.start(roles::command("repeat", "repeat ss -tunpi")?.stderr(Stdio::null())),
+            Self::Nethogs => {
+                // Trace mode, totals in bytes, all devices, UDP too.
+                let mut nethogs = Command::new("nethogs");
+                namespace.start(nethogs.args(["-t", "-v", "2", "-a", "-C"]).stderr(Stdio::null()))
+            }
+            Self::Runmonitor => namespace.start(&mut Command::new(&ours.runmonitor)),
+        }
+    }
+
+    /// What it last reported of each process, by the process' name (argv[0]).
+    pub fn figures(self, printed: &str) -> HashMap<String, Bytes> {
+        // The last figures of each line: a command line, or a process.
+        let lines: HashMap<&str, Bytes> = match self {
+            Self::Runmonitor => printed.lines().filter_map(runmonitor_line).collect(),
+            Self::Nethogs => printed.lines().filter_map(nethogs_line).collect(),
+            _ => HashMap::new(),
+        };
+        let mut figures: HashMap<String, Bytes> = HashMap::new();
+        for (line, bytes) in lines {
+            let name = line.split([' ', '/']).next().unwrap_or_default();
+            let sum = figures.entry(name.into()).or_default();
+            sum.bytes_in += bytes.bytes_in;
+            sum.bytes_out += bytes.bytes_out;
+        }
+        figures
+    }
+
+    /// The most memory it ever had resident, in MiB; of one that is started each second, the largest.
+    pub fn peak_mib(self, program: &Program) -> Result<f64> {
+        let kib = match self {
+            Self::Conntrack | Self::Ss => {
+                program.text().lines().filter_map(|line| line.parse().ok()).max().unwrap_or_default()
+            }
+            _ => program.peak_kib()?,
+        };
+        Ok(kib as f64 / 1024.0)
+    }
+
+    fn is_installed(self) -> bool {
+        let file = match self {
+            Self::Floor | Self::Runmonitor => return true,
+            Self::Conntrack => "conntrack",
+            Self::Ss => "ss",
+            Self::Nethogs => "nethogs",
+        };
+        is_installed(file)
+    }
+}
+
+/// Whether there is a program of this name.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// Of `peers` those that are asked for and installed. Of the others it is said that they are left out.
+pub fn present(peers: &[Peer], common: &Common) -> Vec<Peer> {
+    let wanted = peers.iter().filter(|peer| common.only.is_empty() || common.only.contains(peer));
+    let present = |peer: &&Peer| {
+        let installed = peer.is_installed();
+        if !installed {
+            eprintln!("{} is not installed and left out", peer.name());
+        }
+        installed
+    };
+    wanted.copied().filter(|peer| present(&peer)).collect()
+}
+
+/// `     15500 /       2500 -- name and arguments`
+fn runmonitor_line(line: &str) -> Option<(&str, Bytes)> {
+    let (figures, name) = line.split_once(" -- ")?;
+    let (bytes_in, bytes_out) = figures.split_once(" / ")?;
+    Some((name, Bytes { bytes_in: bytes_in.trim().parse().ok()?, bytes_out: bytes_out.trim().parse().ok()? }))
+}
+
+/// `name and arguments/pid/uid<TAB>sent<TAB>received`
+fn nethogs_line(line: &str) -> Option<(&str, Bytes)> {
+    let mut columns = line.rsplit('\t');
+    let bytes_in = columns.next()?.trim().parse::<f64>().ok()? as u64;
+    let bytes_out = columns.next()?.trim().parse::<f64>().ok()? as u64;
+    Some((columns.next()?, Bytes { bytes_in, bytes_out }))
+}

@@ -1,0 +1,100 @@
+//! CPU and memory of each monitor while many connections are held, one in a hundred moving data each second.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::Common;
+use crate::namespace::Namespace;
+use crate::peers::{self, Peer};
+use crate::program::Program;
+use crate::punctuality::refreshes;
+use crate::table::{self, median, most, number};
+
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// How many connections are held, over loopback: each has two sockets and one entry in conntrack's table
+    #[arg(long, value_delimiter = ',', default_values_t = [20_000, 60_000])]
+    flows: Vec<usize>,
+    /// How many seconds each monitor is measured for
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+}
+
+/// Time for a monitor to take in what is there.
+const SETTLE: Duration = Duration::from_secs(3);
+/// A process holds so many connections at most, to a loopback address of its own.
+const HELD_BY_ONE: usize = 10_000;
+
+const PORT: u16 = 7001;
+
+/// What one monitor used.
+struct Usage {
+    cpu_s_per_refresh: f64,
+    peak_mib: f64,
+    refreshes: usize,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    for &flows in &options.flows {
+        let namespace = Namespace::tracked()?;
+        let _holders = hold(&namespace, PORT, flows)?;
+        println!("{flows} connections held, {} tracked", namespace.tracked_connections()?);
+        let peers = peers::present(&Peer::ALL, &options.common);
+        let mut used: Vec<Vec<Usage>> = peers.iter().map(|_| Vec::new()).collect();
+        // One beside the other in each round, so that all have the same of what else goes on.
+        for _ in 0..options.common.rounds {
+            for (peer, used) in peers.iter().zip(&mut used) {
+                used.push(measure(*peer, &namespace, options)?);
+            }
+        }
+        show(&peers, &used);
+    }
+    Ok(())
+}
+
+/// Has processes hold so many connections over loopback.
+pub fn hold(namespace: &Namespace, port: u16, flows: usize) -> Result<Vec<Program>> {
+    let before = namespace.tracked_connections()?;
+    let pairs = flows.div_ceil(HELD_BY_ONE).max(2);
+    let mut programs = Vec::new();
+    for pair in 0..pairs {
+        let port = port + u16::try_from(pair)?;
+        let count = flows * (pair + 1) / pairs - flows * pair / pairs;
+        programs.push(namespace.play("held-server", &format!("echo {port}"))?.ready()?);
+        programs.push(namespace.play("held-client", &format!("hold 127.0.0.{}:{port} {count}", pair + 1))?);
+    }
+    let programs = programs.into_iter().map(Program::ready).collect::<Result<Vec<_>>>()?;
+    let tracked = namespace.tracked_connections()? - before;
+    ensure!(tracked >= flows, "of {flows} connections only {tracked} are tracked: raise nf_conntrack_max");
+    Ok(programs)
+}
+
+fn measure(peer: Peer, namespace: &Namespace, options: &Options) -> Result<Usage> {
+    let program = peer.start(namespace, &options.common.ours)?;
+    sleep(SETTLE);
+    let (cpu_s, before) = (program.cpu_s()?, refreshes(&program.chunks()).len());
+    sleep(Duration::from_secs(options.seconds));
+    let (cpu_s, refreshes) = (program.cpu_s()? - cpu_s, refreshes(&program.chunks()).len() - before);
+    Ok(Usage { cpu_s_per_refresh: cpu_s / refreshes as f64, peak_mib: peer.peak_mib(&program)?, refreshes })
+}
+
+fn show(peers: &[Peer], used: &[Vec<Usage>]) {
+    let cpu_s = |used: &[Usage]| median(used.iter().map(|used| used.cpu_s_per_refresh));
+    let floor = peers.iter().position(|peer| *peer == Peer::Floor).map_or(f64::NAN, |at| cpu_s(&used[at]));
+    let row = |(peer, used): (&Peer, &Vec<Usage>)| {
+        [
+            peer.name().into(),
+            number(cpu_s(used), 4),
+            number(cpu_s(used) / floor, 2),
+            number(most(used.iter().map(|used| used.peak_mib)), 1),
+            number(median(used.iter().map(|used| used.refreshes as f64)), 0),
+        ]
+    };
+    let rows: Vec<_> = peers.iter().zip(used).map(row).collect();
+    table::print(["monitor", "CPU s per refresh", "of bare dump", "peak MiB", "refreshes"], &rows);
+}

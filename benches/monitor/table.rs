@@ -1,0 +1,43 @@
+//! Tables on stdout.
+
+/// The median; not a number of nothing.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// The largest; not a number of nothing.
+pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(f64::NAN, f64::max)
+}
+
+/// Prints lines of equal length below their headings, in columns as wide as they need to be. The first is a name.
+pub fn print<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
+    let headings = headings.map(str::to_owned);
+    let all = || std::iter::once(&headings).chain(rows);
+    let widths: [usize; COLUMNS] =
+        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or_default());
+    for row in all() {
+        let mut line = format!("{:width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(widths).skip(1) {
+            line.push_str(&format!("  {cell:>width$}"));
+        }
+        println!("{}", line.trim_end());
+    }
+    println!();
+}
+
+/// A number with so many decimals; a dash where it was not measured.
+pub fn number(value: f64, decimals: usize) -> String {
+    if value.is_nan() { "-".into() } else { format!("{value:.decimals$}") }
+}
+
+/// `part` of `whole`, in percent.
+pub fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { f64::NAN } else { 100.0 * part as f64 / whole as f64 }
+}
