@@ -3,8 +3,10 @@
 
 mod common {
     pub mod inside;
+    pub mod monitor;
     pub mod netns;
     pub mod program;
+    pub mod role;
     pub mod truth;
     pub mod user;
 }
@@ -14,18 +16,17 @@ use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use bwmon::monitor::TURN_ON;
 use nix::sys::prctl::set_dumpable;
-use nix::sys::signal::Signal;
 
 use common::inside::inside;
-use common::netns::Namespace;
-use common::program::{DEADLINE, Running};
+use common::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
+use common::netns::{Namespace, address, host_and_remote};
+use common::program::Running;
+use common::role;
+use common::role::{as_role, start_role, stay, tell, told};
 use common::truth::{Bytes, Truth};
 use common::user::User;
 
@@ -36,18 +37,10 @@ const ANSWER: usize = 2_000_000;
 const DATAGRAMS: usize = 50;
 const DATAGRAM: usize = 700;
 
-const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
-
-/// How the program begins to tell a user that there are processes that are not shown.
-const ONLY_OWN: &str = "only your own processes are shown";
-
-/// In the environment of a process that makes traffic: what it does.
-const ROLE: &str = "BWMON_TEST_ROLE";
-
 /// No test, but what [`as_role`] is about.
 #[test]
 fn role() {
-    let Ok(role) = std::env::var(ROLE) else { return };
+    let Some(role) = role::role() else { return };
     let words: Vec<&str> = role.split(' ').collect();
     let [protocol, act, address, ref manner @ ..] = words[..] else { panic!("{role}") };
     if manner == ["hidden"] {
@@ -101,39 +94,6 @@ fn role() {
     }
 }
 
-/// Tells the test the port: a server before it is asked, a client when it has been answered.
-fn tell(port: u16) {
-    println!("{port}");
-}
-
-/// Keeps its sockets open until the test is over.
-fn stay() {
-    let _ = std::io::stdin().read(&mut [0]);
-}
-
-/// Makes of a command that runs this program one that acts, and whose command line begins with `name`.
-fn as_role(mut command: Command, name: &str, role: &str) -> Command {
-    command.arg0(name).args(["role", "--exact", "--nocapture", "--test-threads=2"]).env(ROLE, role);
-    command.stdin(Stdio::piped());
-    command
-}
-
-/// Starts a process in `namespace` that acts.
-fn start_role(namespace: &Namespace, name: &str, role: &str) -> Running {
-    let mut command = as_role(Command::new(std::env::current_exe().unwrap()), name, role);
-    namespace.run(|| Running::start(&mut command))
-}
-
-/// What a role tells.
-fn told(role: &Running) -> u16 {
-    loop {
-        // Between the lines of the test harness.
-        if let Ok(number) = role.stdout.line().parse() {
-            return number;
-        }
-    }
-}
-
 /// A flow between two processes, `<name>_client` and `<name>_server`.
 struct Flow<'a> {
     name: &'static str,
@@ -164,64 +124,10 @@ impl Traffic {
     }
 }
 
-/// The program while it monitors.
-struct Monitor {
-    program: Running,
-    /// Bytes in and out of those whose command line begins so, as last shown.
-    figures: BTreeMap<String, (u64, u64)>,
-}
-
-impl Monitor {
-    fn start(arguments: &[&str]) -> Self {
-        Self::run(Command::new(RUNMONITOR).args(arguments))
-    }
-
-    fn run(command: &mut Command) -> Self {
-        Self { program: Running::start(command.stdin(Stdio::null())), figures: BTreeMap::new() }
-    }
-
-    /// Waits until it shows what is `expected`, which is asked for again and again.
-    fn wait_for(&mut self, expected: impl Fn() -> Expected) {
-        let give_up = Instant::now() + DEADLINE;
-        loop {
-            // One screen, or about that.
-            for _ in 0..=self.figures.len() {
-                let line = self.program.stdout.line();
-                let (figures, name) = line.split_once(" -- ").expect("a line of the table");
-                let (bytes_in, bytes_out) = figures.split_once('/').expect("bytes in and out");
-                let figures = (bytes_in.trim().parse().unwrap(), bytes_out.trim().parse().unwrap());
-                self.figures.insert(name.split(' ').next().unwrap().into(), figures);
-            }
-            let expected = expected();
-            if expected.iter().all(|(name, figures)| self.figures.get(name) == Some(figures)) {
-                return;
-            }
-            assert!(Instant::now() < give_up, "it shows {:#?}, not {expected:#?}", self.figures);
-        }
-    }
-
-    /// Ends it: what it said on stderr, but for what it says of the host's processes, which are not the test's.
-    fn end(self) -> Vec<String> {
-        self.end_with(|line| !line.starts_with(ONLY_OWN))
-    }
-
-    /// Ends it: those lines on stderr that are `wanted`.
-    fn end_with(mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        self.program.signal(Signal::SIGTERM);
-        let (status, _, mut said) = self.program.end();
-        assert_eq!(status.code(), Some(0));
-        said.retain(|line| wanted(line));
-        said
-    }
-}
-
-/// The figures that processes are to have, by their names: bytes in and out.
-type Expected = BTreeMap<String, (u64, u64)>;
-
 /// What the processes in these namespaces move that have an end of a flow, of which `truth` says by its name what it
 /// carried.
-fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Expected {
-    let mut expected = Expected::new();
+fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Figures {
+    let mut expected = Figures::new();
     let among = |end| namespaces.iter().any(|namespace| std::ptr::eq(*namespace, end));
     for &Flow { name, server: (server, _), client: (client, ..), .. } in flows {
         let (from_client, from_server) = truth[name];
@@ -236,31 +142,14 @@ fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String
 }
 
 /// What those of TCP flows move, counted as payload.
-fn payload(names: &[&str]) -> Expected {
-    let mut expected = Expected::new();
+fn payload(names: &[&str]) -> Figures {
+    let mut expected = Figures::new();
     for name in names {
         expected.insert(format!("{name}_server"), (REQUEST as u64, ANSWER as u64));
         // TCP numbers the SYN of who connects as if it were a byte.
         expected.insert(format!("{name}_client"), (ANSWER as u64, REQUEST as u64 + 1));
     }
     expected
-}
-
-/// An address of each family that no other test has at the same time, should namespaces see each other. Four numbers in a
-/// row are a network, of which the middle two are hosts.
-fn address(number: u8) -> [String; 2] {
-    let [.., high, low] = std::process::id().to_be_bytes();
-    [format!("10.{high}.{low}.{number}"), format!("fd00:{high:x}{low:02x}::{number}")]
-}
-
-/// This namespace and another that are connected, with the addresses 1 and 2.
-fn host_and_remote() -> (Namespace, Namespace) {
-    let (host, remote) = (Namespace::here(), Namespace::new());
-    host.connect("cable", address(1), &remote, address(2));
-    // A client's port here is never a server's there, which the true counters go by.
-    remote.shell("sysctl -w net.ipv4.ip_local_port_range='10000 19999'");
-    host.shell("sysctl -w net.ipv4.ip_local_port_range='20000 29999'");
-    (host, remote)
 }
 
 #[test]

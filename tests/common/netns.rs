@@ -61,3 +61,20 @@ impl Namespace {
         }
     }
 }
+
+/// An address of each family that no other test has at the same time, should namespaces see each other. Four numbers in a
+/// row are a network, of which the middle two are hosts.
+pub fn address(number: u8) -> [String; 2] {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    [format!("10.{high}.{low}.{number}"), format!("fd00:{high:x}{low:02x}::{number}")]
+}
+
+/// This namespace and another that are connected, with the addresses 1 and 2.
+pub fn host_and_remote() -> (Namespace, Namespace) {
+    let (host, remote) = (Namespace::here(), Namespace::new());
+    host.connect("cable", address(1), &remote, address(2));
+    // A client's port here is never a server's there, which the true counters go by.
+    remote.shell("sysctl -w net.ipv4.ip_local_port_range='10000 19999'");
+    host.shell("sysctl -w net.ipv4.ip_local_port_range='20000 29999'");
+    (host, remote)
+}

@@ -1,0 +1,80 @@
+//! The program while it monitors.
+#![allow(dead_code, reason = "each test has need of some of it")]
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use super::program::{DEADLINE, Running};
+
+pub const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
+
+/// How the program begins to tell a user that there are processes that are not shown.
+pub const ONLY_OWN: &str = "only your own processes are shown";
+
+/// Bytes in and out by the first word of a command line; by the whole reason for what nobody owns.
+pub type Figures = BTreeMap<String, (u64, u64)>;
+
+/// The program while it monitors.
+pub struct Monitor {
+    pub program: Running,
+    /// As last shown.
+    pub figures: Figures,
+}
+
+impl Monitor {
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::run(Command::new(RUNMONITOR).args(arguments))
+    }
+
+    pub fn run(command: &mut Command) -> Self {
+        Self { program: Running::start(command.stdin(Stdio::null())), figures: Figures::new() }
+    }
+
+    /// Waits until it shows what is `expected`, which is asked for again and again.
+    pub fn wait_for(&mut self, expected: impl Fn() -> Figures) {
+        self.wait_until(|figures| {
+            let expected = expected();
+            let missing = expected.iter().any(|(name, expected)| figures.get(name) != Some(expected));
+            if missing { Err(format!("{expected:#?}")) } else { Ok(()) }
+        });
+    }
+
+    /// Waits until what it shows is fine; the error is what it ought to be.
+    pub fn wait_until(&mut self, fine: impl Fn(&Figures) -> Result<(), String>) {
+        let give_up = Instant::now() + DEADLINE;
+        loop {
+            // One screen, or about that.
+            for _ in 0..=self.figures.len() {
+                self.read_line();
+            }
+            let Err(expected) = fine(&self.figures) else { return };
+            assert!(Instant::now() < give_up, "it shows {:#?}, not {expected}", self.figures);
+        }
+    }
+
+    fn read_line(&mut self) {
+        let line = self.program.stdout.line();
+        let (figures, name) = line.split_once(" -- ").expect("a line of the table");
+        let (bytes_in, bytes_out) = figures.split_once('/').expect("bytes in and out");
+        let figures = (bytes_in.trim().parse().unwrap(), bytes_out.trim().parse().unwrap());
+        let name = if name.starts_with('(') { name } else { name.split(' ').next().unwrap() };
+        self.figures.insert(name.into(), figures);
+    }
+
+    /// Ends it: what it said on stderr, but for what it says of the host's processes, which are not the test's.
+    pub fn end(self) -> Vec<String> {
+        self.end_with(|line| !line.starts_with(ONLY_OWN))
+    }
+
+    /// Ends it: those lines on stderr that are `wanted`.
+    pub fn end_with(mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        self.program.signal(Signal::SIGTERM);
+        let (status, _, mut said) = self.program.end();
+        assert_eq!(status.code(), Some(0));
+        said.retain(|line| wanted(line));
+        said
+    }
+}

@@ -1,0 +1,107 @@
+//! A monitor between two hosts, and what it is to show of the traffic.
+#![allow(dead_code, reason = "each test has need of some of it")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use bwmon::monitor::TURN_ON;
+
+use super::monitor::{Figures, Monitor};
+use super::netns::{Namespace, address};
+use super::program::{Running, wait_for};
+use super::role::{start_role, told};
+use super::truth::{Bytes, Truth};
+
+/// What a client sends and what it is answered.
+pub const REQUEST: usize = 20_000;
+pub const ANSWER: usize = 200_000;
+
+/// Serves a client as often as it asks, until it goes.
+pub fn serve(stream: &mut (impl Read + Write)) {
+    while serve_once(stream) {}
+}
+
+/// Serves a client once, and says whether it asked.
+pub fn serve_once(stream: &mut (impl Read + Write)) -> bool {
+    if stream.read_exact(&mut [0; REQUEST]).is_err() {
+        return false;
+    }
+    stream.write_all(&[7; ANSWER]).unwrap();
+    true
+}
+
+/// Asks a server and takes its answer.
+pub fn ask(stream: &mut (impl Read + Write)) {
+    stream.write_all(&[7; REQUEST]).unwrap();
+    stream.read_exact(&mut vec![0; ANSWER]).unwrap();
+}
+
+/// A monitor on a host where conntrack counts.
+pub struct Scene<'a> {
+    pub host: &'a Namespace,
+    pub remote: &'a Namespace,
+    pub truth: Truth<'a>,
+    pub monitor: Monitor,
+}
+
+impl<'a> Scene<'a> {
+    pub fn new(host: &'a Namespace, remote: &'a Namespace, arguments: &[&str]) -> Self {
+        host.shell(TURN_ON);
+        let monitor = Monitor::start(arguments);
+        // From then on it hears of every connection as it begins.
+        let threads = format!("/proc/{}/task", monitor.program.child.id());
+        wait_for("the program to watch", || (std::fs::read_dir(&threads).unwrap().count() == 2).then_some(()));
+        Self { host, remote, truth: Truth::new(host), monitor }
+    }
+
+    /// Starts a server on the host, whose flows are counted as `name`.
+    pub fn server(&self, name: &str, command_line: &str, role: &str) -> (Running, u16) {
+        let server = start_role(self.host, command_line, role);
+        let port = told(&server);
+        self.truth.count(name, "tcp", port);
+        (server, port)
+    }
+
+    /// Connects from the remote host, where this is not a process' connection: only the host's end has an owner.
+    pub fn connect(&self, port: u16) -> TcpStream {
+        let [host_v4, _] = address(1);
+        self.remote.run(|| TcpStream::connect(format!("{host_v4}:{port}")).unwrap())
+    }
+
+    /// The bytes that the server of `name` has been sent and has sent.
+    pub fn bytes(&self, name: &str) -> Bytes {
+        self.truth.bytes()[name]
+    }
+
+    /// Waits until exactly all bytes of the flow `name` are shown, each of these command lines with its share of them, but
+    /// for one in a hundred bytes.
+    pub fn wait_for_shares(&mut self, name: &str, shares: impl Fn(Bytes) -> Vec<(&'static str, Bytes)>) {
+        let truth = &self.truth;
+        self.monitor.wait_until(|figures| {
+            let all = truth.bytes()[name];
+            let shares = shares(all);
+            let shown = |name: &str| figures.get(name).copied().unwrap_or_default();
+            let sum = shares.iter().map(|(name, _)| shown(name)).fold((0, 0), add);
+            let near = |shown: u64, share: u64, all: u64| shown.abs_diff(share) * 100 <= all;
+            let fine = |&(name, share): &(&str, Bytes)| {
+                let shown = shown(name);
+                near(shown.0, share.0, all.0) && near(shown.1, share.1, all.1)
+            };
+            if sum == all && shares.iter().all(fine) { Ok(()) } else { Err(format!("{shares:?} of {all:?}")) }
+        });
+    }
+
+    /// Waits until all bytes of the flow `name` are this command line's.
+    pub fn wait_for_all(&mut self, name: &str, command_line: &str) {
+        let truth = &self.truth;
+        self.monitor.wait_for(|| Figures::from([(command_line.into(), truth.bytes()[name])]));
+    }
+}
+
+pub fn add(a: Bytes, b: Bytes) -> Bytes {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+pub fn less(a: Bytes, b: Bytes) -> Bytes {
+    (a.0 - b.0, a.1 - b.1)
+}

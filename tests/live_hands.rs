@@ -1,0 +1,291 @@
+//! Sockets that change hands: whoever holds a connection when its bytes are counted is the one that is shown.
+
+mod common {
+    pub mod inside;
+    pub mod monitor;
+    pub mod netns;
+    pub mod program;
+    pub mod role;
+    pub mod scene;
+    pub mod truth;
+}
+
+use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
+use nix::unistd::close;
+use tempfile::TempDir;
+
+use common::inside::inside_each;
+use common::netns::host_and_remote;
+use common::program::Running;
+use common::role::{self, role_command, start_role, tell, told};
+use common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
+
+/// How many connections end soon after they began.
+const SHORT: usize = 40;
+
+/// No test, but what the processes do that the tests start.
+#[test]
+fn role() {
+    let Some(role) = role::role() else { return };
+    let listen = || {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        tell(listener.local_addr().unwrap().port());
+        listener
+    };
+    match role.split(' ').collect::<Vec<_>>()[..] {
+        ["prefork", children] => {
+            let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+            let start = |_| given(&listener, role_command("prefork_child", "accept")).spawn().unwrap();
+            let children: Vec<_> = (0..children.parse().unwrap()).map(start).collect();
+            tell(listener.local_addr().unwrap().port());
+            children.into_iter().for_each(|mut child| drop(child.wait()));
+        }
+        ["accept"] => {
+            set_pdeathsig(Signal::SIGKILL).unwrap();
+            let listener = TcpListener::from(given_to_me());
+            listener.incoming().for_each(|stream| serve(&mut stream.unwrap()));
+        }
+        ["inetd"] => listen().incoming().for_each(|stream| {
+            let mut child = given(stream.unwrap(), role_command("inetd_child", "serve")).spawn().unwrap();
+            std::thread::spawn(move || child.wait());
+        }),
+        ["serve"] => serve(&mut TcpStream::from(given_to_me())),
+        ["exec"] => {
+            let (mut stream, _) = listen().accept().unwrap();
+            serve_once(&mut stream);
+            wait_for_line();
+            panic!("{}", given(stream, role_command("exec_new", "serve and tell")).exec());
+        }
+        ["serve", "and", "tell"] => {
+            tell(0);
+            serve(&mut TcpStream::from(given_to_me()));
+        }
+        ["hand_on"] => {
+            let (mut stream, _) = listen().accept().unwrap();
+            serve_once(&mut stream);
+            hand_on(stream.as_raw_fd());
+            drop(stream);
+            tell(0);
+            wait_for_line();
+        }
+        ["receive", path] => {
+            let listener = UnixListener::bind(path).unwrap();
+            tell(0);
+            let (sender, _) = listener.accept().unwrap();
+            let mut stream = Received(receive(&sender));
+            tell(0);
+            serve_once(&mut stream);
+            hand_on(stream.0);
+            close(stream.0).unwrap();
+            tell(0);
+            wait_for_line();
+        }
+        _ => panic!("{role}"),
+    }
+}
+
+/// Has a process that is to start begin with a socket, in the place of its standard input.
+fn given(socket: impl AsFd, mut command: Command) -> Command {
+    command.stdin(Stdio::from(socket.as_fd().try_clone_to_owned().unwrap()));
+    command
+}
+
+/// The socket this process began with.
+fn given_to_me() -> OwnedFd {
+    io::stdin().as_fd().try_clone_to_owned().unwrap()
+}
+
+/// Waits for the test to say something.
+fn wait_for_line() -> String {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).unwrap();
+    line.trim().into()
+}
+
+/// Waits to be told a path, and passes a descriptor on to who listens there.
+fn hand_on(fd: RawFd) {
+    let receiver = UnixStream::connect(wait_for_line()).unwrap();
+    let message = [ControlMessage::ScmRights(&[fd])];
+    socket::sendmsg::<()>(receiver.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None).unwrap();
+}
+
+fn receive(sender: &UnixStream) -> RawFd {
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut byte = [0];
+    let mut bytes = [IoSliceMut::new(&mut byte)];
+    let message =
+        socket::recvmsg::<()>(sender.as_raw_fd(), &mut bytes, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
+    match message.cmsgs().unwrap().next() {
+        Some(ControlMessageOwned::ScmRights(fds)) => fds[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A socket that came over another.
+struct Received(RawFd);
+
+impl Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(socket::recv(self.0, buffer, MsgFlags::empty())?)
+    }
+}
+
+impl Write for Received {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(socket::send(self.0, bytes, MsgFlags::empty())?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Says a line to a role that waits for one.
+fn say(role: &mut Running, line: &str) {
+    writeln!(role.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+}
+
+#[test]
+fn a_prefork_servers_child_is_credited() {
+    if !inside_each("a_prefork_servers_child_is_credited") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("long", "prefork_parent", "prefork 2");
+    let mut streams = [scene.connect(port), scene.connect(port)];
+    for _ in 0..3 {
+        streams.iter_mut().for_each(ask);
+        scene.wait_for_all("long", "prefork_child");
+    }
+    drop(streams);
+    for _ in 0..SHORT {
+        ask(&mut scene.connect(port));
+    }
+    scene.wait_for_all("long", "prefork_child");
+    assert_eq!(scene.monitor.figures.get("prefork_parent"), None);
+}
+
+#[test]
+fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
+    if !inside_each("a_child_that_is_started_with_an_accepted_connection_is_credited") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("long", "inetd_parent", "inetd");
+    let mut stream = scene.connect(port);
+    for _ in 0..3 {
+        ask(&mut stream);
+        scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
+    }
+}
+
+#[test]
+fn a_child_that_serves_one_short_connection_is_credited() {
+    if !inside_each("a_child_that_serves_one_short_connection_is_credited") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("short", "inetd_parent", "inetd");
+    for _ in 0..SHORT {
+        ask(&mut scene.connect(port));
+    }
+    scene.wait_for_shares("short", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
+}
+
+#[test]
+fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
+    if !inside_each("a_connection_that_is_passed_on_is_the_receivers_from_then_on") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let sockets = TempDir::new().unwrap();
+    let path = |name: &str| sockets.path().join(name).to_str().unwrap().to_owned();
+    let receiver = |name: &str| {
+        let receiver = start_role(host, name, &format!("receive {}", path(name)));
+        told(&receiver);
+        receiver
+    };
+    let mut older = receiver("older");
+    let (mut sender, port) = scene.server("passed", "sender", "hand_on");
+    let younger = receiver("younger");
+
+    let mut stream = scene.connect(port);
+    ask(&mut stream);
+    scene.wait_for_all("passed", "sender");
+    let senders = scene.bytes("passed");
+    say(&mut sender, &path("older"));
+    (told(&sender), told(&older));
+    ask(&mut stream);
+    scene.wait_for_shares("passed", |all| vec![("sender", senders), ("older", less(all, senders))]);
+    let until_then = scene.bytes("passed");
+    let olders = less(until_then, senders);
+    say(&mut older, &path("younger"));
+    (told(&older), told(&younger));
+    ask(&mut stream);
+    scene.wait_for_shares("passed", |all| {
+        vec![("sender", senders), ("older", olders), ("younger", less(all, until_then))]
+    });
+}
+
+#[test]
+fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
+    if !inside_each("what_a_process_moves_after_an_exec_is_its_new_command_lines") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (mut server, port) = scene.server("exec", "exec_old", "exec");
+    let mut stream = scene.connect(port);
+    ask(&mut stream);
+    scene.wait_for_all("exec", "exec_old");
+    let before = scene.bytes("exec");
+    say(&mut server, "exec");
+    told(&server);
+    ask(&mut stream);
+    scene.wait_for_shares("exec", |all| vec![("exec_old", before), ("exec_new", less(all, before))]);
+}
+
+#[test]
+fn a_title_that_is_rewritten_counts_from_then_on() {
+    if Command::new("perl").arg("-e1").output().is_err() {
+        let _ = writeln!(io::stderr(), "a_title_that_is_rewritten_counts_from_then_on is skipped: there is no perl");
+        return;
+    }
+    if !inside_each("a_title_that_is_rewritten_counts_from_then_on") {
+        return;
+    }
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let program = format!(
+        "use Socket; $| = 1; socket(my $listener, PF_INET, SOCK_STREAM, 0); listen($listener, 1); \
+         print((sockaddr_in(getsockname($listener)))[0], \"\\n\"); accept(my $stream, $listener); \
+         sub serve {{ read($stream, my $request, {REQUEST}); syswrite($stream, 'x' x {ANSWER}); }} \
+         serve(); <STDIN>; $0 = 'title_new'; print \"0\\n\"; serve(); <STDIN>;"
+    );
+    let mut command = Command::new("perl");
+    command.arg0("title_old").args(["-e", &program]).stdin(Stdio::piped());
+    let mut server = Running::start(&mut command);
+    let port = told(&server);
+    scene.truth.count("title", "tcp", port);
+    let mut stream = scene.connect(port);
+    ask(&mut stream);
+    scene.wait_for_all("title", "title_old");
+    let before = scene.bytes("title");
+    say(&mut server, "rewrite");
+    told(&server);
+    ask(&mut stream);
+    scene.wait_for_shares("title", |all| vec![("title_old", before), ("title_new", less(all, before))]);
+}
