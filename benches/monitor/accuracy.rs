@@ -164,11 +164,13 @@ fn round(peer: Peer, options: &Options) -> Result<Vec<Outcome>> {
 }
 
 fn show(peer: Peer, rounds: &[Vec<Outcome>]) {
-    let rows: Vec<[String; 7]> = WORKLOADS
+    let rows: Vec<[String; 8]> = WORKLOADS
         .iter()
         .enumerate()
         .map(|(at, workload)| {
-            let middle = |value: &dyn Fn(&Outcome) -> f64| median(rounds.iter().map(|round| value(&round[at])));
+            let all = || rounds.iter().map(|round| &round[at]);
+            let middle = |value: &dyn Fn(&Outcome) -> f64| median(all().map(value));
+            let shares = all().map(|of| percent(of.reported.of(of.truth), of.truth.sum()));
             [
                 workload.title.into(),
                 number(middle(&|of| of.truth.bytes_in as f64), 0),
@@ -177,10 +179,11 @@ fn show(peer: Peer, rounds: &[Vec<Outcome>]) {
                 number(middle(&|of| of.truth.bytes_out as f64), 0),
                 number(middle(&|of| of.reported.bytes_out as f64), 0),
                 number(middle(&|of| percent(of.reported.bytes_out, of.truth.bytes_out)), 1),
+                number(shares.fold(f64::INFINITY, f64::min), 1),
             ]
         })
         .collect();
-    table::print([peer.name(), "true in", "reported", "%", "true out", "reported", "%"], &rows);
+    table::print([peer.name(), "true in", "reported", "%", "true out", "reported", "%", "worst"], &rows);
     let share = |value: fn(&Outcome) -> u64| {
         let of_round = |round: &Vec<Outcome>| {
             percent(round.iter().map(value).sum(), round.iter().map(|outcome| outcome.truth.sum()).sum())
