@@ -163,13 +163,13 @@ impl Monitor {
     fn read_rows(&mut self) -> Result<()> {
         match &mut self.counters {
             Counting::Conntrack(table, watch) => {
-                for seen in watch.as_ref().map(Watch::take).unwrap_or_default() {
-                    match seen {
-                        Seen::Opened(flow, found) => self.ledger.opened(&flow, found),
-                        Seen::Ended(flow) => self.ledger.ended(&flow),
-                    }
+                if let Some(watch) = watch {
+                    watch.begin_tick();
                 }
+                enter_seen(watch.as_ref(), &mut self.ledger);
                 let mangled = table.dump(&mut |flow| self.ledger.row(flow))?;
+                // Once more, for whose the connections are that began meanwhile: the table shows them already.
+                enter_seen(watch.as_ref(), &mut self.ledger);
                 if mangled.lines > 0 {
                     self.notes.once(Kind::Mangled, || {
                         let Mangled { lines, first } = mangled;
@@ -266,6 +266,16 @@ impl Source for Monitor {
 
     fn notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes.waiting)
+    }
+}
+
+/// Enters what the watch has seen since it was last asked.
+fn enter_seen(watch: Option<&Watch>, ledger: &mut Ledger) {
+    for seen in watch.map(Watch::take).unwrap_or_default() {
+        match seen {
+            Seen::Opened(flow, found) => ledger.opened(&flow, found),
+            Seen::Ended(flow) => ledger.ended(&flow),
+        }
     }
 }
 

@@ -94,9 +94,13 @@ impl Watch {
         Ok(Self { shared, thread: Some(thread) })
     }
 
+    /// Begins the next tick, and with it the thread's budget anew.
+    pub fn begin_tick(&self) {
+        self.shared.tick.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What was seen since the call before, in order.
     pub fn take(&self) -> Vec<Seen> {
-        self.shared.tick.fetch_add(1, Ordering::Relaxed);
         std::mem::take(&mut *self.shared.seen())
     }
 
