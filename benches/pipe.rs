@@ -47,7 +47,7 @@ const PEERS: [Peer; 4] = [
         name: "haproxy",
         command: |port, target| {
             let text = format!(
-                "global\n maxconn 9000\n maxpipes 500\n nbthread 1\ndefaults\n mode tcp\n option splice-auto\n \
+                "global\n maxconn 9000\n maxpipes 500\n nbthread 1\ndefaults\n mode tcp\n option splice-request\n option splice-response\n \
                  timeout connect 5s\n timeout client 1h\n timeout server 1h\nlisten l\n bind :{port}\n \
                  server s 127.0.0.1:{target}\n"
             );

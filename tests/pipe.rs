@@ -290,6 +290,38 @@ fn a_slow_reader_holds_up_nobody_else_and_loses_nothing() {
 }
 
 #[test]
+fn a_fast_source_that_pauses_has_nothing_kept_back() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    let block = vec![7; 1 << 20];
+    // Fast for long enough to have the pipe woken for many bytes at once, and then a few more.
+    let (blocks, rest) = (200, 10_001);
+    for _ in 0..3 {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..blocks {
+                    (&client).write_all(&block).unwrap();
+                }
+                (&client).write_all(&block[..rest]).unwrap();
+            });
+            let mut buffer = vec![0; 1 << 20];
+            for _ in 0..blocks {
+                (&target).read_exact(&mut buffer).unwrap();
+            }
+            (&target).read_exact(&mut buffer[..rest]).unwrap();
+        });
+        (&target).write_all(b"go on").unwrap();
+        assert_eq!(read_exact(&client, 5), b"go on");
+    }
+    // And the end of a stream that was fast.
+    (&client).write_all(&block[..rest]).unwrap();
+    drop(client);
+    assert_eq!(read_to_end(&target).len(), rest);
+    wait_for_count(&mut pipe, (3 * (blocks * block.len() + rest) as u64 + rest as u64, 15));
+}
+
+#[test]
 fn urgent_bytes_stay_in_their_place() {
     let (pipe, listener) = pipe_to(|_| {});
     for size in [10, 300_000] {

@@ -20,7 +20,7 @@ use nix::libc::linger;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use super::flow::{Broken, Flow, Mover};
+use super::flow::{Broken, Ends, Flow, Mover};
 use super::notes::{Notes, Trouble};
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
@@ -37,6 +37,8 @@ pub struct Shared {
     pub target: Target,
     pub mover: Mover,
     pub turns: [Turns; 2],
+    /// The flows whose sources collect.
+    pub collecting: Vec<(Id, Direction)>,
     pub counters: Arc<Counters>,
     pub notes: Arc<Notes>,
     /// When the events at hand were got.
@@ -329,8 +331,16 @@ impl Connection {
             Direction::Out => (target, &mut self.client),
         };
         let flow = &mut flows[direction as usize];
-        let delivered = shared.counters.delivered(direction);
-        let taken = flow.turn(&source.stream, &destination.stream, allowance, &mut shared.mover, delivered)?;
+        let collected = flow.collects();
+        let ends = Ends {
+            source: &source.stream,
+            destination: &destination.stream,
+            delivered: shared.counters.delivered(direction),
+        };
+        let taken = flow.turn(ends, allowance, shared.now, &mut shared.mover)?;
+        if flow.collects() && !collected {
+            shared.collecting.push((self.id, direction));
+        }
         shared.turns[direction as usize].charge(taken);
         let watched = if flow.is_blocked() {
             destination.watch(&shared.epoll, EpollFlags::EPOLLOUT)
@@ -338,6 +348,13 @@ impl Connection {
             source.watch(&shared.epoll, READABLE)
         };
         watched.map_err(|errno| Broken::Source(errno.into()))
+    }
+
+    /// Looks whether a source pauses that collects. Returns whether it still collects.
+    pub fn ends_pause(&mut self, direction: Direction, now: Instant) -> bool {
+        let State::Relaying(Relay { target, flows }) = &mut self.state else { return false };
+        let source = if direction == Direction::In { &self.client } else { target };
+        flows[direction as usize].ends_pause(&source.stream, now)
     }
 
     /// One side is no more. What it said before still goes to the other side, as far as there is room, as it would have

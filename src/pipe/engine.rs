@@ -15,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 
 use super::connection::{Connection, Direction, Fate, Shared};
-use super::flow::Mover;
+use super::flow::{Mover, PAUSE};
 use super::notes::{Notes, Trouble};
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
@@ -147,6 +147,7 @@ impl Serving {
                 target: Target::new(&settings.target_host, settings.target_port),
                 mover: Mover::new(),
                 turns: Direction::ALL.map(|_| Turns::new(settings.limit_bytes_per_s, now)),
+                collecting: Vec::new(),
                 settings,
                 counters,
                 notes,
@@ -169,6 +170,10 @@ impl Serving {
         let mut events = [EpollEvent::empty(); EVENTS];
         while !(matches!(self.accepting, Accepting::Closed) && self.connections.len() == 0) {
             let timeout = self.timeout();
+            if std::mem::take(&mut self.shared.mover.ran_dry) {
+                // Whoever fills the source may need this core: what comes meanwhile comes with one event.
+                std::thread::yield_now();
+            }
             let got = match self.shared.epoll.wait(&mut events, timeout) {
                 Ok(got) => got,
                 Err(Errno::EINTR) => 0,
@@ -186,6 +191,7 @@ impl Serving {
                 }
             }
             self.give_turns();
+            self.end_pauses();
             self.look_at_clock();
             self.use_freed();
         }
@@ -194,14 +200,15 @@ impl Serving {
 
     /// Until when there is nothing to do without an event.
     fn timeout(&mut self) -> EpollTimeout {
-        let Shared { turns, now, .. } = &mut self.shared;
+        let Shared { turns, collecting, now, .. } = &mut self.shared;
         let now = *now;
         let short_until = match self.accepting {
             Accepting::Short { until, .. } => Some(until),
             _ => None,
         };
         let times = [self.sweep_at, short_until].into_iter().flatten();
-        let waits = turns.iter_mut().filter_map(|turns| turns.wait(now));
+        let waits =
+            turns.iter_mut().filter_map(|turns| turns.wait(now)).chain((!collecting.is_empty()).then_some(PAUSE));
         let wait = times.map(|time| time.saturating_duration_since(now)).chain(waits).min();
         // Rounded up, so as not to spin through the last millisecond.
         wait.map_or(EpollTimeout::NONE, |wait| {
@@ -346,6 +353,14 @@ impl Serving {
                 self.with(id, |connection, shared| connection.turn(direction, allowance, shared));
             }
         }
+    }
+
+    /// Has the sources that collect, and have brought nothing for a while, hand over what they have.
+    fn end_pauses(&mut self) {
+        let Shared { collecting, now, .. } = &mut self.shared;
+        collecting.retain(|&(id, direction)| {
+            self.connections.get_mut(id).is_some_and(|connection| connection.ends_pause(direction, *now))
+        });
     }
 
     fn look_at_clock(&mut self) {

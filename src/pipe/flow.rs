@@ -5,17 +5,19 @@
 //! has no room for, or has ended. A blocked flow reads nothing: that is the back-pressure.
 //!
 //! Few bytes are copied through the thread's buffer. Once a read fills the buffer the flow is bulk and goes through a
-//! pipe of the kernel by splice(2), which moves the pages of the packets instead of their bytes.
+//! pipe of the kernel by splice(2), which moves the pages of the packets instead of their bytes. What goes on like that
+//! is heavy: then the thread is woken for many packets at once (SO_RCVLOWAT, socket(7)), until the source pauses.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 
 use super::kernel_pipe::{KernelPipe, PIPE_BYTES, Pool};
-use super::socket::ease_locally;
+use super::socket::{ease_locally, push, wake_at};
 
 /// The thread's buffer: what one copy moves at most while there is no kernel pipe to be had.
 const BUFFER_BYTES: usize = 1 << 16;
@@ -23,21 +25,33 @@ const BUFFER_BYTES: usize = 1 << 16;
 /// What a copy of a flow that is not bulk moves at most.
 const SMALL_BYTES: usize = 1 << 14;
 
-/// A splice of fewer bytes than this ends the bulk: a copy is cheaper.
+/// Two splices in a row of fewer bytes than this end the bulk: copies are cheaper.
 const FEW_BYTES: usize = 1 << 12;
+
+/// A bulk flow that moves so much within such a time, without being anything else in between, is heavy.
+const HEAVY_BYTES: usize = 1 << 26;
+const HEAVY_WITHIN: Duration = Duration::from_millis(250);
+
+/// What a heavy flow's source collects before it wakes the thread: at a heavy flow's slowest that takes a millisecond.
+const COLLECTED_BYTES: u32 = 1 << 18;
+
+/// A heavy flow that waits for longer is heavy no more: what was collected so far would be late.
+pub const PAUSE: Duration = Duration::from_millis(1);
 
 /// What all flows of one thread share to move their bytes.
 #[derive(Debug)]
 pub struct Mover {
     /// The kernel's pipes for bulk.
     pub pool: Pool,
+    /// Whether a bulk flow has found its source empty.
+    pub ran_dry: bool,
     buffer: Box<[u8]>,
 }
 
 impl Mover {
     /// A mover without pipes yet.
     pub fn new() -> Self {
-        Self { pool: Pool::default(), buffer: vec![0; BUFFER_BYTES].into() }
+        Self { pool: Pool::default(), ran_dry: false, buffer: vec![0; BUFFER_BYTES].into() }
     }
 }
 
@@ -84,20 +98,68 @@ enum Care {
     Lost,
 }
 
+/// How much comes, and so how it is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Little: copied.
+    Small,
+    /// Much: spliced. `few` says that the last splice brought little.
+    Bulk { since: Instant, moved: usize, few: bool },
+    /// Much for long: spliced, and the source is to collect. `last` is when it last brought something.
+    Heavy { last: Instant, few: bool },
+}
+
+impl Pace {
+    fn bulk(now: Instant) -> Self {
+        Self::Bulk { since: now, moved: 0, few: false }
+    }
+
+    /// The pace after a splice that brought `bytes`.
+    fn after(self, bytes: usize, now: Instant) -> Self {
+        let is_few = bytes < FEW_BYTES;
+        match self {
+            // Not only when few: 0 may be the end or an urgent byte, and a copy tells which.
+            _ if bytes == 0 => Self::Small,
+            Self::Bulk { few: true, .. } | Self::Heavy { few: true, .. } if is_few => Self::Small,
+            Self::Bulk { since, moved, .. } if moved + bytes < HEAVY_BYTES => {
+                Self::Bulk { since, moved: moved + bytes, few: is_few }
+            }
+            Self::Bulk { since, .. } if now.saturating_duration_since(since) > HEAVY_WITHIN => Self::bulk(now),
+            Self::Bulk { .. } | Self::Heavy { .. } => Self::Heavy { last: now, few: is_few },
+            Self::Small => Self::Small,
+        }
+    }
+}
+
+/// The two sockets of a flow, and the sum of what it delivered.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
+    /// What is read.
+    pub source: &'a TcpStream,
+    /// What is written to.
+    pub destination: &'a TcpStream,
+    /// Grows by what the destination takes.
+    pub delivered: &'a AtomicU64,
+}
+
 /// One direction of a connection.
 #[derive(Debug)]
 pub struct Flow {
     phase: Phase,
     care: Care,
-    bulk: bool,
+    pace: Pace,
     /// Whether its sockets were made ready for bulk.
     eased: bool,
+    /// Whether the source was told to collect.
+    collects: bool,
+    /// Whether the destination may keep back the last bytes that it took.
+    corked: bool,
 }
 
 impl Flow {
     /// A flow whose source may already have bytes.
     pub fn ready() -> Self {
-        Self { phase: Phase::Ready, care: Care::Event, bulk: false, eased: false }
+        Self { phase: Phase::Ready, care: Care::Event, pace: Pace::Small, eased: false, collects: false, corked: false }
     }
 
     /// A flow whose source will have an event when it has bytes.
@@ -120,6 +182,11 @@ impl Flow {
         matches!(self.phase, Phase::Ended)
     }
 
+    /// Whether the source collects, so that [`Flow::ends_pause`] is to be asked from time to time.
+    pub fn collects(&self) -> bool {
+        self.collects
+    }
+
     /// Takes in what happened to the source. Returns whether the flow waited for that and is ready now.
     pub fn source_event(&mut self, events: EpollFlags) -> bool {
         if events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
@@ -127,7 +194,7 @@ impl Flow {
         }
         if events.contains(EpollFlags::EPOLLPRI) {
             self.care = self.care.max(Care::Urgent);
-            self.bulk = false;
+            self.pace = Pace::Small;
         }
         let woken = matches!(self.phase, Phase::Waiting) && events != EpollFlags::EPOLLOUT;
         if woken {
@@ -139,52 +206,64 @@ impl Flow {
     /// Takes in that the source has failed: only what it said before is still to be moved.
     pub fn source_is_lost(&mut self) {
         self.care = Care::Lost;
-        self.bulk = false;
+        self.pace = Pace::Small;
         if matches!(self.phase, Phase::Waiting) {
             self.phase = Phase::Ready;
         }
     }
 
-    /// Moves bytes from `source` to `destination`: first what is held, then at most `allowance` new ones. Adds to
-    /// `delivered` what the destination took, and returns how many new ones were read.
+    /// Has a source that pauses hand over what it has collected; epoll tells if that is anything. Returns whether the
+    /// source still collects.
+    pub fn ends_pause(&mut self, source: &TcpStream, now: Instant) -> bool {
+        if let (Pace::Heavy { last, .. }, Phase::Waiting) = (self.pace, &self.phase)
+            && now.saturating_duration_since(last) >= PAUSE
+        {
+            self.pace = Pace::bulk(now);
+            self.have_collect(source);
+        }
+        self.collects
+    }
+
+    /// Moves bytes: first what is held, then at most `allowance` new ones. Returns how many new ones were read.
     ///
     /// # Errors
     /// Which end failed, when one did.
-    pub fn turn(
-        &mut self,
-        source: &TcpStream,
-        destination: &TcpStream,
-        allowance: usize,
-        mover: &mut Mover,
-        delivered: &AtomicU64,
-    ) -> Result<usize, Broken> {
+    pub fn turn(&mut self, ends: Ends<'_>, allowance: usize, now: Instant, mover: &mut Mover) -> Result<usize, Broken> {
         let mut taken = 0;
-        self.deliver(destination, mover, delivered)?;
+        self.deliver(ends, mover)?;
         while self.is_ready() && taken < allowance {
             let most = allowance - taken;
-            taken += match self.bulk.then(|| mover.pool.lend()).flatten() {
-                Some(pipe) => self.splice(source, destination, most, pipe, mover, delivered)?,
-                None => self.copy(source, destination, most, mover, delivered)?,
+            let pipe = if self.pace == Pace::Small { None } else { mover.pool.lend() };
+            taken += match pipe {
+                Some(pipe) => self.splice(ends, most, now, pipe, mover)?,
+                None => self.copy(ends, most, now, mover)?,
             };
         }
+        if self.corked && !self.is_blocked() {
+            self.corked = false;
+            push(ends.destination);
+        }
+        self.have_collect(ends.source);
         Ok(taken)
     }
 
+    /// Has the source collect if the flow is heavy, and else no longer.
+    fn have_collect(&mut self, source: &TcpStream) {
+        let heavy = matches!(self.pace, Pace::Heavy { .. });
+        if self.collects != heavy {
+            self.collects = heavy;
+            wake_at(source, if heavy { COLLECTED_BYTES } else { 1 });
+        }
+    }
+
     /// One read and one write through the buffer.
-    fn copy(
-        &mut self,
-        source: &TcpStream,
-        destination: &TcpStream,
-        most: usize,
-        mover: &mut Mover,
-        delivered: &AtomicU64,
-    ) -> Result<usize, Broken> {
-        let room = if self.bulk { BUFFER_BYTES } else { SMALL_BYTES };
+    fn copy(&mut self, ends: Ends<'_>, most: usize, now: Instant, mover: &mut Mover) -> Result<usize, Broken> {
+        let room = if self.pace == Pace::Small { SMALL_BYTES } else { BUFFER_BYTES };
         let asked = room.min(most);
         let buffer = &mut mover.buffer[..asked];
-        let read = match (&mut &*source).read(buffer) {
+        let read = match { ends.source }.read(buffer) {
             Ok(0) => {
-                self.end(destination)?;
+                self.end(ends.destination)?;
                 return Ok(0);
             }
             Ok(read) => read,
@@ -196,12 +275,13 @@ impl Flow {
         if read < asked && self.care == Care::Event {
             self.phase = Phase::Waiting;
         }
-        self.bulk = read == room && self.care < Care::Urgent;
-        if self.bulk && !std::mem::replace(&mut self.eased, true) {
-            ease_locally(source);
-            ease_locally(destination);
+        let is_bulk = read == room && self.care < Care::Urgent;
+        self.pace = if is_bulk { Pace::bulk(now) } else { Pace::Small };
+        if is_bulk && !std::mem::replace(&mut self.eased, true) {
+            ease_locally(ends.source);
+            ease_locally(ends.destination);
         }
-        let sent = send(destination, &buffer[..read], delivered)?;
+        let sent = send(ends, &buffer[..read])?;
         if sent < read {
             self.phase = Phase::Blocked(Held::Copied { bytes: buffer[sent..read].into(), from: 0 });
         }
@@ -211,28 +291,27 @@ impl Flow {
     /// One splice into `pipe` and as many out of it as the destination has room for.
     fn splice(
         &mut self,
-        source: &TcpStream,
-        destination: &TcpStream,
+        ends: Ends<'_>,
         most: usize,
+        now: Instant,
         mut pipe: KernelPipe,
         mover: &mut Mover,
-        delivered: &AtomicU64,
     ) -> Result<usize, Broken> {
         // The pipe is empty, so EAGAIN is the source's. How full it got tells nothing: each packet takes a slot.
-        match pipe.fill(source, PIPE_BYTES.min(most)) {
+        match pipe.fill(ends.source, PIPE_BYTES.min(most)) {
             Ok(read) => {
-                // Not only when few: 0 may be the end or an urgent byte, and a copy tells which.
-                self.bulk = read >= FEW_BYTES;
+                self.pace = self.pace.after(read, now);
                 if read == 0 {
                     mover.pool.take_back(pipe);
                 } else {
                     self.phase = Phase::Blocked(Held::Spliced(pipe));
-                    self.deliver(destination, mover, delivered)?;
+                    self.deliver(ends, mover)?;
                 }
                 Ok(read)
             }
             Err(errno) => {
                 mover.pool.take_back(pipe);
+                mover.ran_dry = true;
                 self.could_not_read(errno.into())?;
                 Ok(0)
             }
@@ -240,11 +319,11 @@ impl Flow {
     }
 
     /// Hands over what is held; with all of it gone the flow is ready again.
-    fn deliver(&mut self, destination: &TcpStream, mover: &mut Mover, delivered: &AtomicU64) -> Result<(), Broken> {
+    fn deliver(&mut self, ends: Ends<'_>, mover: &mut Mover) -> Result<(), Broken> {
         let Phase::Blocked(held) = &mut self.phase else { return Ok(()) };
         match held {
             Held::Copied { bytes, from } => {
-                *from += send(destination, &bytes[*from..], delivered)?;
+                *from += send(ends, &bytes[*from..])?;
                 if *from < bytes.len() {
                     return Ok(());
                 }
@@ -252,8 +331,11 @@ impl Flow {
             // Until EAGAIN: a partial splice need not mean a full socket.
             Held::Spliced(pipe) => {
                 while pipe.held() > 0 {
-                    match pipe.drain(destination) {
-                        Ok(bytes) => _ = delivered.fetch_add(bytes as u64, Ordering::Relaxed),
+                    match pipe.drain(ends.destination) {
+                        Ok(bytes) => {
+                            ends.delivered.fetch_add(bytes as u64, Ordering::Relaxed);
+                            self.corked = true;
+                        }
                         Err(Errno::EAGAIN) => return Ok(()),
                         Err(Errno::EINTR) => {}
                         Err(errno) => return Err(Broken::Destination(errno.into())),
@@ -287,17 +369,52 @@ impl Flow {
 }
 
 /// Sends until there is no room; returns how much went.
-fn send(destination: &TcpStream, bytes: &[u8], delivered: &AtomicU64) -> Result<usize, Broken> {
+fn send(ends: Ends<'_>, bytes: &[u8]) -> Result<usize, Broken> {
     loop {
-        match (&mut &*destination).write(bytes) {
+        match { ends.destination }.write(bytes) {
             // A short write means a full socket, and an event when it no longer is.
             Ok(sent) => {
-                delivered.fetch_add(sent as u64, Ordering::Relaxed);
+                ends.delivered.fetch_add(sent as u64, Ordering::Relaxed);
                 return Ok(sent);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(Broken::Destination(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pace after so many splices of so many bytes, one a millisecond.
+    fn pace(splices: &[(usize, usize)]) -> Pace {
+        let start = Instant::now();
+        let bytes = splices.iter().flat_map(|&(count, bytes)| std::iter::repeat_n(bytes, count));
+        let times = (0..).map(|ms| start + Duration::from_millis(ms));
+        bytes.zip(times).fold(Pace::bulk(start), |pace, (bytes, now)| pace.after(bytes, now))
+    }
+
+    #[test]
+    fn much_for_long_is_heavy_and_less_in_the_time_is_not() {
+        assert!(matches!(pace(&[(64, 1 << 20)]), Pace::Heavy { few: false, .. }));
+        assert!(matches!(pace(&[(63, 1 << 20)]), Pace::Bulk { .. }));
+        assert!(matches!(pace(&[(1024, 1 << 16)]), Pace::Bulk { .. }));
+    }
+
+    #[test]
+    fn a_single_splice_of_few_bytes_ends_nothing_and_two_do() {
+        assert!(matches!(pace(&[(3, 1 << 16), (1, 100)]), Pace::Bulk { few: true, .. }));
+        assert!(matches!(pace(&[(1, 100), (1, 1 << 16), (1, 100)]), Pace::Bulk { few: true, .. }));
+        assert_eq!(pace(&[(3, 1 << 16), (2, 100)]), Pace::Small);
+        assert!(matches!(pace(&[(64, 1 << 20), (1, 100)]), Pace::Heavy { few: true, .. }));
+        assert_eq!(pace(&[(64, 1 << 20), (2, 100)]), Pace::Small);
+    }
+
+    #[test]
+    fn nothing_is_looked_at_by_a_copy() {
+        assert_eq!(pace(&[(1, 0)]), Pace::Small);
+        assert_eq!(pace(&[(64, 1 << 20), (1, 0)]), Pace::Small);
     }
 }

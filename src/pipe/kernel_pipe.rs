@@ -45,10 +45,10 @@ impl KernelPipe {
         Ok(bytes)
     }
 
-    /// Hands what it holds to `destination`, as far as there is room.
+    /// Hands what it holds to `destination`, as far as there is room. A last packet that is not full stays there until
+    /// more comes or it is [pushed](super::socket::push).
     pub fn drain(&mut self, destination: &TcpStream) -> Result<usize, Errno> {
-        // No SPLICE_F_MORE: it would keep back the last packet of an answer.
-        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MORE;
         let bytes = splice(&self.read_end, None, destination, None, self.held, flags)?;
         self.held -= bytes;
         Ok(bytes)

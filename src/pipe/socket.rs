@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::sockopt::{
     Ipv6V6Only, KeepAlive, OobInline, RcvBuf, RcvBufForce, ReuseAddr, SndBuf, SndBufForce, TcpCongestion, TcpKeepCount,
@@ -18,6 +19,7 @@ use nix::sys::socket::sockopt::{
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
 };
+use nix::{setsockopt_impl, sockopt_impl};
 
 /// Seconds without a word before the kernel asks whether a peer is still there, from one question to the next, and how
 /// many go unanswered before the peer counts as gone: two minutes in all. Bytes that are not acknowledged end a connection
@@ -75,6 +77,9 @@ pub fn connecting(address: SocketAddr, listening: SocketAddr) -> Result<TcpStrea
     }
     let socket = stream_socket(&address)?;
     prepare(&socket)?;
+    if address.ip().to_canonical().is_loopback() {
+        do_not_pace(&socket);
+    }
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(TcpStream::from(socket)),
         Err(errno) => Err(errno),
@@ -113,8 +118,8 @@ pub fn ease_locally(socket: &TcpStream) {
     if own.ip() != peer.ip() && !peer.ip().to_canonical().is_loopback() {
         return;
     }
-    // All of it is for speed: the bytes go without it too. Reno is part of every kernel and allowed to everyone.
-    let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
+    // All of it is for speed: the bytes go without it too.
+    do_not_pace(socket);
     // A user without CAP_NET_ADMIN is held to a limit, and below that size the kernel's choice is better.
     if setsockopt(socket, RcvBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("rmem_max") {
         let _ = setsockopt(socket, RcvBuf, &LOCAL_BUFFER_BYTES);
@@ -122,6 +127,34 @@ pub fn ease_locally(socket: &TcpStream) {
     if setsockopt(socket, SndBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("wmem_max") {
         let _ = setsockopt(socket, SndBuf, &LOCAL_BUFFER_BYTES);
     }
+}
+
+/// Leaves congestion to Reno, which is part of every kernel and allowed to everyone. A socket on which BBR has begun, as it
+/// does when the connection is made, goes on pacing: say it before.
+fn do_not_pace(socket: &impl AsFd) {
+    let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
+}
+
+/// Sends what was kept back to fill a packet.
+pub fn push(socket: &TcpStream) {
+    // Saying it again is what sends it (tcp(7)).
+    let _ = setsockopt(socket, TcpNoDelay, &true);
+}
+
+sockopt_impl!(
+    /// What has to wait at a socket to make it readable.
+    RcvLowAt,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_RCVLOWAT,
+    u32
+);
+
+/// Has epoll tell that `socket` is readable when so many bytes wait, when it is at its end, or when it has no room for more:
+/// at once if that is so already (`tcp_set_rcvlowat` in net/ipv4/tcp.c).
+pub fn wake_at(socket: &TcpStream, bytes: u32) {
+    // If that fails it tells at each packet.
+    let _ = setsockopt(socket, RcvLowAt, &bytes);
 }
 
 /// Whether a limit of socket buffers, a file of /proc/sys/net/core, leaves us ours.
