@@ -170,10 +170,6 @@ impl Serving {
         let mut events = [EpollEvent::empty(); EVENTS];
         while !(matches!(self.accepting, Accepting::Closed) && self.connections.len() == 0) {
             let timeout = self.timeout();
-            if std::mem::take(&mut self.shared.mover.ran_dry) {
-                // Whoever fills the source may need this core: what comes meanwhile comes with one event.
-                std::thread::yield_now();
-            }
             let got = match self.shared.epoll.wait(&mut events, timeout) {
                 Ok(got) => got,
                 Err(Errno::EINTR) => 0,

@@ -29,29 +29,30 @@ const SMALL_BYTES: usize = 1 << 14;
 const FEW_BYTES: usize = 1 << 12;
 
 /// A bulk flow that moves so much within such a time, without being anything else in between, is heavy.
-const HEAVY_BYTES: usize = 1 << 26;
-const HEAVY_WITHIN: Duration = Duration::from_millis(250);
+const HEAVY_BYTES: usize = 1 << 24;
+const HEAVY_WITHIN: Duration = Duration::from_millis(100);
 
-/// What a heavy flow's source collects before it wakes the thread: at a heavy flow's slowest that takes a millisecond.
-const COLLECTED_BYTES: u32 = 1 << 18;
+/// A heavy flow's source collects what comes in such a time before it wakes the thread, but not more than that: half of
+/// what it has room for.
+const COLLECTED_WITHIN: Duration = Duration::from_micros(800);
+const MOST_COLLECTED_BYTES: u32 = 1 << 20;
 
-/// A heavy flow that waits for longer is heavy no more: what was collected so far would be late.
-pub const PAUSE: Duration = Duration::from_millis(1);
+/// A heavy flow that waits for so long is heavy no more: what was collected so far is late. Longer than the collecting
+/// takes, and short beside the time that it took to become heavy.
+pub const PAUSE: Duration = Duration::from_millis(2);
 
 /// What all flows of one thread share to move their bytes.
 #[derive(Debug)]
 pub struct Mover {
     /// The kernel's pipes for bulk.
     pub pool: Pool,
-    /// Whether a bulk flow has found its source empty.
-    pub ran_dry: bool,
     buffer: Box<[u8]>,
 }
 
 impl Mover {
     /// A mover without pipes yet.
     pub fn new() -> Self {
-        Self { pool: Pool::default(), ran_dry: false, buffer: vec![0; BUFFER_BYTES].into() }
+        Self { pool: Pool::default(), buffer: vec![0; BUFFER_BYTES].into() }
     }
 }
 
@@ -105,8 +106,8 @@ enum Pace {
     Small,
     /// Much: spliced. `few` says that the last splice brought little.
     Bulk { since: Instant, moved: usize, few: bool },
-    /// Much for long: spliced, and the source is to collect. `last` is when it last brought something.
-    Heavy { last: Instant, few: bool },
+    /// Much for long: spliced, and the source is to collect so many bytes. `last` is when it last brought something.
+    Heavy { collected_bytes: u32, last: Instant, few: bool },
 }
 
 impl Pace {
@@ -124,8 +125,17 @@ impl Pace {
             Self::Bulk { since, moved, .. } if moved + bytes < HEAVY_BYTES => {
                 Self::Bulk { since, moved: moved + bytes, few: is_few }
             }
-            Self::Bulk { since, .. } if now.saturating_duration_since(since) > HEAVY_WITHIN => Self::bulk(now),
-            Self::Bulk { .. } | Self::Heavy { .. } => Self::Heavy { last: now, few: is_few },
+            Self::Bulk { since, .. } => {
+                let time = now.saturating_duration_since(since);
+                if time > HEAVY_WITHIN {
+                    return Self::bulk(now);
+                }
+                let collected_bytes = HEAVY_BYTES as f64 * COLLECTED_WITHIN.as_secs_f64() / time.as_secs_f64();
+                // A quotient that is infinite or too large becomes the largest number.
+                let collected_bytes = (collected_bytes as u32).min(MOST_COLLECTED_BYTES);
+                Self::Heavy { collected_bytes, last: now, few: is_few }
+            }
+            Self::Heavy { collected_bytes, .. } => Self::Heavy { collected_bytes, last: now, few: is_few },
             Self::Small => Self::Small,
         }
     }
@@ -150,8 +160,8 @@ pub struct Flow {
     pace: Pace,
     /// Whether its sockets were made ready for bulk.
     eased: bool,
-    /// Whether the source was told to collect.
-    collects: bool,
+    /// How many bytes the source was told to collect; 1 is none.
+    collects: u32,
     /// Whether the destination may keep back the last bytes that it took.
     corked: bool,
 }
@@ -159,7 +169,7 @@ pub struct Flow {
 impl Flow {
     /// A flow whose source may already have bytes.
     pub fn ready() -> Self {
-        Self { phase: Phase::Ready, care: Care::Event, pace: Pace::Small, eased: false, collects: false, corked: false }
+        Self { phase: Phase::Ready, care: Care::Event, pace: Pace::Small, eased: false, collects: 1, corked: false }
     }
 
     /// A flow whose source will have an event when it has bytes.
@@ -184,7 +194,7 @@ impl Flow {
 
     /// Whether the source collects, so that [`Flow::ends_pause`] is to be asked from time to time.
     pub fn collects(&self) -> bool {
-        self.collects
+        self.collects > 1
     }
 
     /// Takes in what happened to the source. Returns whether the flow waited for that and is ready now.
@@ -221,7 +231,7 @@ impl Flow {
             self.pace = Pace::bulk(now);
             self.have_collect(source);
         }
-        self.collects
+        self.collects()
     }
 
     /// Moves bytes: first what is held, then at most `allowance` new ones. Returns how many new ones were read.
@@ -249,10 +259,12 @@ impl Flow {
 
     /// Has the source collect if the flow is heavy, and else no longer.
     fn have_collect(&mut self, source: &TcpStream) {
-        let heavy = matches!(self.pace, Pace::Heavy { .. });
-        if self.collects != heavy {
-            self.collects = heavy;
-            wake_at(source, if heavy { COLLECTED_BYTES } else { 1 });
+        let bytes = match self.pace {
+            Pace::Heavy { collected_bytes, .. } => collected_bytes,
+            Pace::Small | Pace::Bulk { .. } => 1,
+        };
+        if std::mem::replace(&mut self.collects, bytes) != bytes {
+            wake_at(source, bytes);
         }
     }
 
@@ -311,7 +323,6 @@ impl Flow {
             }
             Err(errno) => {
                 mover.pool.take_back(pipe);
-                mover.ran_dry = true;
                 self.could_not_read(errno.into())?;
                 Ok(0)
             }
@@ -398,9 +409,10 @@ mod tests {
 
     #[test]
     fn much_for_long_is_heavy_and_less_in_the_time_is_not() {
-        assert!(matches!(pace(&[(64, 1 << 20)]), Pace::Heavy { few: false, .. }));
-        assert!(matches!(pace(&[(63, 1 << 20)]), Pace::Bulk { .. }));
-        assert!(matches!(pace(&[(1024, 1 << 16)]), Pace::Bulk { .. }));
+        assert!(matches!(pace(&[(16, 1 << 20)]), Pace::Heavy { collected_bytes: 559_240, few: false, .. }));
+        assert!(matches!(pace(&[(1, 1 << 24)]), Pace::Heavy { collected_bytes: MOST_COLLECTED_BYTES, .. }));
+        assert!(matches!(pace(&[(15, 1 << 20)]), Pace::Bulk { .. }));
+        assert!(matches!(pace(&[(512, 1 << 16)]), Pace::Bulk { .. }));
     }
 
     #[test]
@@ -408,13 +420,13 @@ mod tests {
         assert!(matches!(pace(&[(3, 1 << 16), (1, 100)]), Pace::Bulk { few: true, .. }));
         assert!(matches!(pace(&[(1, 100), (1, 1 << 16), (1, 100)]), Pace::Bulk { few: true, .. }));
         assert_eq!(pace(&[(3, 1 << 16), (2, 100)]), Pace::Small);
-        assert!(matches!(pace(&[(64, 1 << 20), (1, 100)]), Pace::Heavy { few: true, .. }));
-        assert_eq!(pace(&[(64, 1 << 20), (2, 100)]), Pace::Small);
+        assert!(matches!(pace(&[(16, 1 << 20), (1, 100)]), Pace::Heavy { few: true, .. }));
+        assert_eq!(pace(&[(16, 1 << 20), (2, 100)]), Pace::Small);
     }
 
     #[test]
     fn nothing_is_looked_at_by_a_copy() {
         assert_eq!(pace(&[(1, 0)]), Pace::Small);
-        assert_eq!(pace(&[(64, 1 << 20), (1, 0)]), Pace::Small);
+        assert_eq!(pace(&[(16, 1 << 20), (1, 0)]), Pace::Small);
     }
 }

@@ -31,7 +31,8 @@ const KEEPALIVE_INTERVAL_S: u32 = 15;
 const KEEPALIVE_COUNT: u32 = 4;
 
 /// What the buffers of a bulk connection within this machine are to hold (the kernel doubles it for its own needs).
-const LOCAL_BUFFER_BYTES: usize = 1 << 20;
+const LOCAL_RECEIVED_BYTES: usize = 1 << 21;
+const LOCAL_SENT_BYTES: usize = 1 << 20;
 
 /// Listens on `port` of `address`, by default of all addresses, IPv4 and IPv6.
 ///
@@ -121,11 +122,11 @@ pub fn ease_locally(socket: &TcpStream) {
     // All of it is for speed: the bytes go without it too.
     do_not_pace(socket);
     // A user without CAP_NET_ADMIN is held to a limit, and below that size the kernel's choice is better.
-    if setsockopt(socket, RcvBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("rmem_max") {
-        let _ = setsockopt(socket, RcvBuf, &LOCAL_BUFFER_BYTES);
+    if setsockopt(socket, RcvBufForce, &LOCAL_RECEIVED_BYTES).is_err() && is_allowed("rmem_max", LOCAL_RECEIVED_BYTES) {
+        let _ = setsockopt(socket, RcvBuf, &LOCAL_RECEIVED_BYTES);
     }
-    if setsockopt(socket, SndBufForce, &LOCAL_BUFFER_BYTES).is_err() && is_allowed("wmem_max") {
-        let _ = setsockopt(socket, SndBuf, &LOCAL_BUFFER_BYTES);
+    if setsockopt(socket, SndBufForce, &LOCAL_SENT_BYTES).is_err() && is_allowed("wmem_max", LOCAL_SENT_BYTES) {
+        let _ = setsockopt(socket, SndBuf, &LOCAL_SENT_BYTES);
     }
 }
 
@@ -157,10 +158,10 @@ pub fn wake_at(socket: &TcpStream, bytes: u32) {
     let _ = setsockopt(socket, RcvLowAt, &bytes);
 }
 
-/// Whether a limit of socket buffers, a file of /proc/sys/net/core, leaves us ours.
-fn is_allowed(limit: &str) -> bool {
+/// Whether a limit of socket buffers, a file of /proc/sys/net/core, allows one of `bytes`.
+fn is_allowed(limit: &str, bytes: usize) -> bool {
     let text = fs::read_to_string(Path::new("/proc/sys/net/core").join(limit));
-    text.is_ok_and(|text| text.trim_end().parse().is_ok_and(|most: usize| most >= LOCAL_BUFFER_BYTES))
+    text.is_ok_and(|text| text.trim_end().parse().is_ok_and(|most: usize| most >= bytes))
 }
 
 /// Whether an error means that the machine has no descriptor or memory left just now.
