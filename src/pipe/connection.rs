@@ -86,6 +86,13 @@ impl Direction {
 }
 
 impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Target,
+            Self::Target => Self::Client,
+        }
+    }
+
     /// The direction whose source it is.
     fn sends(self) -> Direction {
         match self {
@@ -313,6 +320,10 @@ impl Connection {
         self.since = shared.now;
         match self.pass(direction, allowance, shared) {
             Ok(()) => {}
+            // Told behind all that came before it: there is nothing left to read.
+            Err(Broken::Source(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                return self.gone(direction.source(), &error, shared);
+            }
             Err(Broken::Source(error)) => return self.lost(direction.source(), &error, shared),
             Err(Broken::Destination(error)) => return self.lost(direction.destination(), &error, shared),
         }
@@ -365,11 +376,22 @@ impl Connection {
         }
         // Its queue is finite, since nobody fills it any more. Another error on the way there changes nothing.
         let _ = self.pass(side.sends(), usize::MAX, shared);
+        self.gone(side, error, shared)
+    }
+
+    /// One side is no more, and what it said was passed on.
+    fn gone(&self, side: Side, error: &io::Error, shared: &Shared) -> Fate {
         shared.notes.add(Trouble::Lost, shared.now, || match side {
             Side::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
             Side::Target => format!("lost the target: {error}"),
         });
-        self.reset()
+        if error.kind() == ErrorKind::ConnectionReset {
+            // That socket is closed already.
+            self.reset_side(side.other());
+            Fate::Ended
+        } else {
+            self.reset()
+        }
     }
 
     /// Looks at the clock: tries the next address, or gives up, when it took too long.
@@ -408,13 +430,19 @@ impl Connection {
 
     /// Has both sockets tell their peers, when they are closed, that the stream is not whole.
     pub fn reset(&self) -> Fate {
-        let now = linger { l_onoff: 1, l_linger: 0 };
-        // The client may be gone already; then there is nobody to tell.
-        let _ = setsockopt(&self.client.stream, Linger, &now);
-        if let State::Relaying(relay) = &self.state {
-            let _ = setsockopt(&relay.target.stream, Linger, &now);
-        }
+        self.reset_side(Side::Client);
+        self.reset_side(Side::Target);
         Fate::Ended
+    }
+
+    fn reset_side(&self, side: Side) {
+        let stream = match (side, &self.state) {
+            (Side::Client, _) => &self.client.stream,
+            (Side::Target, State::Relaying(relay)) => &relay.target.stream,
+            (Side::Target, _) => return,
+        };
+        // The peer may be gone already; then there is nobody to tell.
+        let _ = setsockopt(stream, Linger, &linger { l_onoff: 1, l_linger: 0 });
     }
 
     /// The state by value; the caller puts the next one in its place, or ends the connection.

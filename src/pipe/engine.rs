@@ -20,6 +20,7 @@ use super::notes::{Notes, Trouble};
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
 use super::slab::{Id, Slab};
+use super::socket::accept;
 use super::{Counters, Settings};
 
 /// Tokens that are no connection's.
@@ -236,22 +237,17 @@ impl Serving {
     fn accept(&mut self) {
         for _ in 0..ACCEPTS {
             let Accepting::Open(listener) = &self.accepting else { return };
-            match listener.accept() {
+            match accept(listener) {
                 Ok((client, address)) => self.admit(client, address),
-                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    Some(Errno::EAGAIN) => return,
-                    // The client has gone already.
-                    Some(Errno::ECONNABORTED) => {}
-                    errno => self.run_short(errno.unwrap_or(Errno::EIO)),
-                },
+                Err(Errno::EAGAIN) => return,
+                // The client has gone already.
+                Err(Errno::ECONNABORTED) => {}
+                Err(errno) => self.run_short(errno),
             }
         }
     }
 
     fn admit(&mut self, client: TcpStream, address: SocketAddr) {
-        if client.set_nonblocking(true).is_err() {
-            return;
-        }
         let now = self.shared.now;
         let id = self.connections.insert(|id| Connection::new(id, client, address, now));
         self.shared.counters.connections.store(self.connections.len(), Ordering::Relaxed);

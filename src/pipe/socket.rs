@@ -20,6 +20,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
 };
 use nix::{setsockopt_impl, sockopt_impl};
+use rustix::net::{SocketFlags, acceptfrom_with};
 
 /// Seconds without a word before the kernel asks whether a peer is still there, from one question to the next, and how
 /// many go unanswered before the peer counts as gone: two minutes in all. Bytes that are not acknowledged end a connection
@@ -65,6 +66,17 @@ fn open(address: SocketAddr) -> Result<TcpListener, Errno> {
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&socket, Backlog::MAXALLOWABLE)?;
     Ok(TcpListener::from(socket))
+}
+
+/// Accepts a client, with its address. Its socket does not block.
+///
+/// # Errors
+/// The system call's: EAGAIN when nobody waits.
+pub fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, address) = acceptfrom_with(listener, flags).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok()).ok_or(Errno::EAFNOSUPPORT)?;
+    Ok((TcpStream::from(socket), address))
 }
 
 /// Begins to connect to `address`; the socket becomes writable when that is decided. ELOOP means that it is our own
