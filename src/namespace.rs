@@ -136,10 +136,10 @@ impl Namespaces {
         self.all.append(&mut others);
     }
 
-    /// Whether process `pid` is in this namespace, which is one of these.
-    pub fn is_in(&self, namespace_id: u32, processes: &Processes, pid: u32) -> bool {
-        let id = if namespace_id == 0 { self.home_id } else { namespace_id };
-        parse_link(&link(processes.root(), pid)) == Some(id)
+    /// The namespace of process `pid`, as [`Namespace::id`] has it.
+    pub fn id_of(&self, processes: &Processes, pid: u32) -> Option<u32> {
+        let id = parse_link(&link(processes.root(), pid))?;
+        Some(if id == self.home_id { 0 } else { id })
     }
 
     /// Whether process `pid` is in a namespace that no scan has met.

@@ -32,7 +32,8 @@ const MOST_WAITING: usize = 100_000;
 /// Events read at a time, so that none is left waiting while others are answered.
 const BATCH: usize = 4096;
 /// Of those read at a time so many new connections are answered, the last of them: they are the likeliest to be still
-/// there. A storm costs owners, not order.
+/// there. Of the others it is known who made them, where the kernel notes that; who accepted them is left to the tick. A
+/// storm costs owners, not order.
 const ANSWERED_AT_A_TIME: usize = 256;
 
 /// What happened, and whose it was.
@@ -179,7 +180,7 @@ fn answer(batch: &mut Vec<Event>, left: &mut u32, seeker: &mut Seeker, shared: &
                     (answered, *left) = (answered + 1, *left - 1);
                     seeker.sight(&flow)
                 } else {
-                    [None, None]
+                    seeker.glance(&flow)
                 };
                 Seen::Opened(Box::new(flow), found)
             }

@@ -173,7 +173,9 @@ impl Entry {
     pub fn reason(&self) -> Reason {
         let reasons = self.ends.iter().filter_map(|end| match end {
             End::Nobody(reason) => Some(*reason),
-            _ => None,
+            // Over before it was asked about.
+            End::Unknown => Some(Reason::Gone),
+            End::Elsewhere | End::Owned { .. } => None,
         });
         reasons.max().unwrap_or(Reason::Forwarded)
     }
