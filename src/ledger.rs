@@ -134,7 +134,8 @@ impl Ledger {
             if let Some(Sighting { answer, identity }) = sighting
                 && self.flows[index as usize].is_unclear(side)
             {
-                self.answer(Asked { flow: index, side }, answer, &mut |_| identity.clone());
+                // Called so before it started its program, perhaps: it is looked at again at this tick, if it lives.
+                self.settle_end(Asked { flow: index, side }, answer, self.tick - 1, &mut |_| identity.clone());
             }
         }
     }
@@ -293,11 +294,22 @@ impl Ledger {
 
     /// Enters what was found out. `identify` says what runs under a pid now.
     pub fn answer(&mut self, asked: Asked, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
+        self.settle_end(asked, answer, self.tick, identify);
+    }
+
+    /// Enters who is at an end, identified as of `tick`.
+    fn settle_end(
+        &mut self,
+        asked: Asked,
+        answer: Answer,
+        tick: u32,
+        identify: &mut dyn FnMut(u32) -> Option<Identity>,
+    ) {
         let Some((key, entry)) = self.flows.get_index_mut(asked.flow as usize) else { return };
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
-            Answer::Held { pid, handle, connected } => match self.processes.index(pid, self.tick, identify) {
+            Answer::Held { pid, handle, connected } => match self.processes.index(pid, tick, identify) {
                 Some(process) => End::Owned { process, hold: Hold::of(key, handle, connected) },
                 None => End::Nobody(Reason::Gone),
             },

@@ -26,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod connects;
 pub mod conntrack;
+pub mod execs;
 pub mod figures;
 pub mod filter;
 pub mod flow;

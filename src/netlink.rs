@@ -9,10 +9,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recv, sendto, setsockopt, sockopt};
+pub use rustix::net::netlink as protocol;
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
 
 /// NLM_F_REQUEST: what every request carries.
 pub const REQUEST: u16 = 0x01;
@@ -21,7 +20,8 @@ pub const DUMP: u16 = 0x300;
 
 const HEADER: usize = 16;
 const ERROR: u16 = 2;
-const DONE: u16 = 3;
+/// NLMSG_DONE: the end mark of a dump, and the type of all that the connector carries.
+pub const DONE: u16 = 3;
 /// The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const TYPE_FLAGS: u16 = 0xc000;
 /// The kernel fills a dump's datagrams up to 32 KiB, whatever more there is room for.
@@ -100,14 +100,15 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket of the calling thread's network namespace, subscribed to the multicast groups of the mask
-    /// `groups`: bit 0 is group 1.
+    /// Opens a socket of the calling thread's network namespace for a `protocol` of [`protocol`], subscribed to the
+    /// multicast groups of the mask `groups`: bit 0 is group 1.
     ///
     /// # Errors
     /// socket(2)'s and bind(2)'s: EPROTONOSUPPORT where the kernel lacks the protocol, EPERM where a group is not for
     /// this user.
-    pub fn open(protocol: SockProtocol, groups: u32) -> nix::Result<Self> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    pub fn open(protocol: Protocol, groups: u32) -> nix::Result<Self> {
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))
+            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self { fd, sequence: 0, buffer: Vec::new() })
     }
@@ -117,6 +118,23 @@ impl Netlink {
         // Less room than asked for is no error: what does not fit is noticed when it is lost.
         let _ = setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, sockopt::RcvBuf, &bytes));
+    }
+
+    /// Sends a message, and waits for no answer.
+    ///
+    /// # Errors
+    /// EMSGSIZE for one that is too long, or what send(2) gives.
+    pub fn send(&self, kind: u16, flags: u16, payload: &[u8]) -> nix::Result<()> {
+        let length = u32::try_from(HEADER + payload.len()).map_err(|_| Errno::EMSGSIZE)?;
+        let mut message = Vec::with_capacity(HEADER + payload.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0u32.to_ne_bytes());
+        message.extend(payload);
+        sendto(self.fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
     }
 
     /// Sends a request and calls `visit` with each message of its answer, until the answer is complete: after the one
@@ -132,15 +150,7 @@ impl Netlink {
         mut visit: impl FnMut(Message<'_>),
     ) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(HEADER + payload.len()).map_err(|_| Errno::EMSGSIZE)?;
-        let mut request = Vec::with_capacity(HEADER + payload.len());
-        request.extend(length.to_ne_bytes());
-        request.extend(kind.to_ne_bytes());
-        request.extend((flags | REQUEST).to_ne_bytes());
-        request.extend(self.sequence.to_ne_bytes());
-        request.extend(0u32.to_ne_bytes());
-        request.extend(payload);
-        sendto(self.fd.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        self.send(kind, flags | REQUEST, payload)?;
         self.buffer.resize(BUFFER, 0);
         loop {
             let length = self.receive(MsgFlags::empty())?;

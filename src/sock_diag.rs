@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
 use nix::libc::{AF_INET, AF_INET6};
-use nix::sys::socket::SockProtocol;
 
 use crate::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use crate::netlink::{self, Netlink, attributes, u32_at, u64_at};
@@ -61,7 +60,7 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { questions: Netlink::open(SockProtocol::NetlinkSockDiag, 0)?, endings: None })
+        Ok(Self { questions: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, endings: None })
     }
 
     /// Opens one that also hears of every TCP socket's end, with its last figures; see [`SockDiag::ended`].
@@ -69,7 +68,7 @@ impl SockDiag {
     /// # Errors
     /// As [`SockDiag::open`].
     pub fn with_endings() -> nix::Result<Self> {
-        let endings = Netlink::open(SockProtocol::NetlinkSockDiag, TCP_DESTROY_GROUPS)?;
+        let endings = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
         // A message has some 400 bytes: room for tens of thousands that close within one tick.
         endings.set_receive_buffer(16 << 20);
         Ok(Self { endings: Some(endings), ..Self::open()? })

@@ -3,6 +3,7 @@
 //! A process that lives for two milliseconds is gone at the next tick, and with it what would tell its bytes from
 //! anybody's. So the kernel's events are answered as they come; the tick takes over what was found.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use thread_priority::{
 };
 
 use crate::conntrack::events::{Event, Events};
+use crate::execs::Execs;
 use crate::flow::Flow;
 use crate::ledger::Sighting;
 use crate::owner::seeker::Seeker;
@@ -39,7 +41,7 @@ const ANSWERED_AT_A_TIME: usize = 256;
 /// What happened, and whose it was.
 #[derive(Debug)]
 pub enum Seen {
-    /// A connection began, with these at its two ends.
+    /// A connection began, with these at its two ends; or one that began was handed on to these.
     Opened(Box<Flow>, [Option<Sighting>; 2]),
     /// A connection ended.
     Ended(Box<Flow>),
@@ -69,6 +71,15 @@ impl Shared {
         // A list that another thread panicked over is still a list.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn add(&self, seen: impl IntoIterator<Item = Seen>) {
+        let mut waiting = self.seen();
+        if waiting.len() < MOST_WAITING {
+            waiting.extend(seen);
+        } else {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Watch {
@@ -78,6 +89,8 @@ impl Watch {
     /// Where this user may not subscribe (CAP_NET_ADMIN).
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
+        // Without it programs that a server starts for a short connection are found less often.
+        let execs = Execs::subscribe().ok();
         let seeker = Seeker::of_this_host()?;
         let shared = Arc::new(Shared {
             seen: Mutex::new(Vec::new()),
@@ -90,7 +103,7 @@ impl Watch {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("watch".into())
-            .spawn(move || run(events, seeker, &theirs))
+            .spawn(move || run(events, execs, seeker, &theirs))
             .context("cannot start a thread")?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -127,10 +140,10 @@ impl Drop for Watch {
     }
 }
 
-fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
+fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared: &Shared) {
     raise_priority();
     let (mut tick, mut left) = (0, 0);
-    let mut batch = Vec::new();
+    let (mut batch, mut started) = (Vec::new(), Vec::new());
     while !shared.stop.load(Ordering::Relaxed) {
         match events.read(BATCH, |event| batch.push(event)) {
             Ok(_) => {}
@@ -138,8 +151,13 @@ fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
             Err(Errno::ENOBUFS) => shared.lost.store(true, Ordering::Relaxed),
             Err(_) => return,
         }
-        if batch.is_empty() {
-            wait(&events, shared);
+        started.clear();
+        if let Some(execs) = &mut execs {
+            // Those that are lost are looked for at the tick.
+            let _ = execs.read(|pid| started.push(pid));
+        }
+        if batch.is_empty() && started.is_empty() {
+            wait(&events, execs.as_ref(), shared);
             continue;
         }
         let now = shared.tick.load(Ordering::Relaxed);
@@ -151,6 +169,9 @@ fn run(mut events: Events, mut seeker: Seeker, shared: &Shared) {
             seeker.scan_namespaces();
         }
         answer(&mut batch, &mut left, &mut seeker, shared);
+        for &pid in &started {
+            seeker.started(pid, |flow, found| shared.add([Seen::Opened(Box::new(*flow), found)]));
+        }
     }
 }
 
@@ -162,9 +183,9 @@ fn raise_priority() {
     let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, round_robin);
 }
 
-fn wait(events: &Events, shared: &Shared) {
-    use std::os::fd::AsFd;
-    let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+fn wait(events: &Events, execs: Option<&Execs>, shared: &Shared) {
+    let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), Some(shared.wake.as_fd())];
+    let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     let _ = poll(&mut fds, PollTimeout::NONE);
 }
 
@@ -187,10 +208,5 @@ fn answer(batch: &mut Vec<Event>, left: &mut u32, seeker: &mut Seeker, shared: &
             Event::Ended(flow) => Seen::Ended(Box::new(flow)),
         });
     }
-    let mut waiting = shared.seen();
-    if waiting.len() < MOST_WAITING {
-        waiting.extend(seen.into_iter().rev());
-    } else {
-        shared.lost.store(true, Ordering::Relaxed);
-    }
+    shared.add(seen.into_iter().rev());
 }

@@ -10,11 +10,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use bwmon::netlink::{self, Netlink};
+use bwmon::netlink::{self, Netlink, protocol};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::Signal;
-use nix::sys::socket::SockProtocol;
 
 mod connections;
 
@@ -251,7 +250,7 @@ fn repeat(program: &str, arguments: &[&str]) -> Result<()> {
 /// Has the kernel dump conntrack's table each second and throws the messages away.
 fn dump() -> Result<()> {
     each_second(|| {
-        let mut socket = Netlink::open(SockProtocol::NetlinkNetFilter, 0)?;
+        let mut socket = Netlink::open(protocol::NETFILTER, 0)?;
         // A nfgenmsg of zeros: all families.
         socket.request(CONNTRACK_GET, netlink::DUMP, &[0; 4], |_| {})?;
         say("dumped")

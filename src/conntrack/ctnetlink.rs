@@ -6,8 +6,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use nix::sys::socket::SockProtocol;
-
 use crate::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use crate::netlink::{self, Netlink, attributes};
 
@@ -63,7 +61,7 @@ impl Ctnetlink {
     /// # Errors
     /// Where the kernel has no netlink for netfilter. Whether this user may read is known at the first dump only.
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { socket: Netlink::open(SockProtocol::NetlinkNetFilter, 0)? })
+        Ok(Self { socket: Netlink::open(netlink::protocol::NETFILTER, 0)? })
     }
 
     /// Calls `visit` with every TCP and UDP flow of the table, IPv4 and IPv6. The kernel may show an entry twice.

@@ -6,11 +6,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::socket::SockProtocol;
-
 use super::ctnetlink;
 use crate::flow::Flow;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, protocol};
 
 /// Groups 1 and 3, as a mask.
 const GROUPS: u32 = 0b101;
@@ -40,7 +38,7 @@ impl Events {
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
     pub fn subscribe() -> nix::Result<Self> {
-        let socket = Netlink::open(SockProtocol::NetlinkNetFilter, GROUPS)?;
+        let socket = Netlink::open(protocol::NETFILTER, GROUPS)?;
         socket.set_receive_buffer(BUFFER);
         Ok(Self { socket, buffer: BUFFER })
     }

@@ -9,6 +9,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use super::{Answer, Found, find, find_listener};
 use crate::connects::Connects;
@@ -27,6 +28,9 @@ const YOUNGEST: u32 = 24;
 const RECENT: usize = 16;
 /// As many descriptors of one process are looked at, of those that are tried by guess.
 const GLANCE: u32 = 256;
+/// As many connections to listeners are remembered, and for so long: at the latest the second tick after sees who has one.
+const ACCEPTED: usize = 64;
+const ACCEPTED_FOR: Duration = Duration::from_secs(2);
 
 /// A process as it was at a tick.
 #[derive(Debug)]
@@ -34,6 +38,23 @@ struct Met {
     identity: Identity,
     /// Its network namespace, where that was asked for.
     namespace: Option<u32>,
+}
+
+/// A connection to a listener, which may hand it on to a program that it starts.
+#[derive(Debug)]
+struct Accepted {
+    flow: Flow,
+    /// Whether the listener is at the source of the reply, and not of the original tuple.
+    at_reply: bool,
+    /// The process that has the connection as far as is known.
+    pid: u32,
+    since: Instant,
+}
+
+impl Accepted {
+    fn tuple(&self) -> &Tuple {
+        if self.at_reply { &self.flow.reply } else { &self.flow.original }
+    }
 }
 
 /// Finds owners one by one.
@@ -49,6 +70,8 @@ pub struct Seeker {
     met: HashMap<u32, Met>,
     /// The listeners that were met since then, by the inodes of their sockets.
     listeners: HashMap<u32, (u32, Handle)>,
+    /// The connections that were found last at a listener, the latest last.
+    accepted: VecDeque<Accepted>,
     /// What is left of the work that may be done before the next tick, in descriptors.
     budget: u32,
 }
@@ -68,6 +91,7 @@ impl Seeker {
             recent: VecDeque::new(),
             met: HashMap::new(),
             listeners: HashMap::new(),
+            accepted: VecDeque::new(),
             budget: 0,
         })
     }
@@ -88,7 +112,57 @@ impl Seeker {
 
     /// Who is at the sources of the original and of the reply tuple; `None` where it takes more than the budget to say.
     pub fn sight(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
-        [self.sight_end(&flow.original), self.sight_end(&flow.reply)]
+        let found = [self.sight_end(&flow.original), self.sight_end(&flow.reply)];
+        for (at_reply, sighting) in [false, true].into_iter().zip(&found) {
+            if let Some(Sighting { answer: Answer::Held { pid, connected: false, .. }, .. }) = *sighting
+                && flow.original.protocol == Protocol::Tcp
+            {
+                self.accepted.truncate(ACCEPTED - 1);
+                self.accepted.push_front(Accepted { flow: *flow, at_reply, pid, since: Instant::now() });
+            }
+        }
+        found
+    }
+
+    /// Takes in that `pid` has started a program, and calls `visit` with the connections that it has from a listener: that
+    /// of the process that started it, or its own from before.
+    pub fn started(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
+        self.met.remove(&pid);
+        while self.accepted.back().is_some_and(|accepted| accepted.since.elapsed() > ACCEPTED_FOR) {
+            self.accepted.pop_back();
+        }
+        if self.accepted.is_empty() {
+            return;
+        }
+        let Some(parent) = self.processes.parent(pid) else { return };
+        let mut accepted = std::mem::take(&mut self.accepted);
+        let mut candidates = accepted.iter_mut().filter(|accepted| [parent, pid].contains(&accepted.pid)).peekable();
+        let sockets = if candidates.peek().is_some() { self.sockets(pid) } else { Vec::new() };
+        for accepted in candidates.take_while(|_| !sockets.is_empty()) {
+            if let Found::Socket { inode, connected: true } = find(&mut self.namespaces, accepted.tuple())
+                && let Some(&handle) = sockets.iter().find(|handle| handle.inode == inode)
+                && let Some(sighting) = self.held((pid, handle), true)
+            {
+                accepted.pid = pid;
+                let [at_original, at_reply] =
+                    if accepted.at_reply { [None, Some(sighting)] } else { [Some(sighting), None] };
+                visit(&accepted.flow, [at_original, at_reply]);
+            }
+        }
+        self.accepted = accepted;
+    }
+
+    /// The first sockets of a process, as far as the budget goes.
+    fn sockets(&mut self, pid: u32) -> Vec<Handle> {
+        let mut sockets = Vec::new();
+        let glance = GLANCE.min(self.budget);
+        let mut left = glance;
+        self.processes.each_socket(pid, &mut left, |handle| {
+            sockets.push(handle);
+            ControlFlow::Continue(())
+        });
+        self.budget -= glance - left;
+        sockets
     }
 
     /// The same, of what the kernel noted alone: that takes no budget, but a microsecond.
