@@ -28,6 +28,8 @@ const YOUNGEST: u32 = 24;
 const RECENT: usize = 16;
 /// As many descriptors of one process are looked at, of those that are tried by guess.
 const GLANCE: u32 = 256;
+/// So many programs are looked at in a tick as they start: 20 µs each.
+const STARTED_PER_TICK: u32 = 4000;
 /// As many connections to listeners are remembered, and for so long: at the latest the second tick after sees who has one.
 const ACCEPTED: usize = 64;
 const ACCEPTED_FOR: Duration = Duration::from_secs(2);
@@ -66,12 +68,15 @@ pub struct Seeker {
     connects: Option<Connects>,
     hot: VecDeque<(u32, u32)>,
     recent: VecDeque<u32>,
-    /// The processes that were met since the tick began.
+    /// The processes that were met since the tick began, and in the tick before.
     met: HashMap<u32, Met>,
+    met_before: HashMap<u32, Met>,
     /// The listeners that were met since then, by the inodes of their sockets.
     listeners: HashMap<u32, (u32, Handle)>,
     /// The connections that were found last at a listener, the latest last.
     accepted: VecDeque<Accepted>,
+    /// How many programs that started since the tick began were looked at.
+    started: u32,
     /// What is left of the work that may be done before the next tick, in descriptors.
     budget: u32,
 }
@@ -90,8 +95,10 @@ impl Seeker {
             hot: VecDeque::new(),
             recent: VecDeque::new(),
             met: HashMap::new(),
+            met_before: HashMap::new(),
             listeners: HashMap::new(),
             accepted: VecDeque::new(),
+            started: 0,
             budget: 0,
         })
     }
@@ -100,8 +107,9 @@ impl Seeker {
     /// a process was called is read again from now on, and what addresses there are.
     pub fn begin(&mut self, budget: u32) {
         self.budget = budget;
-        self.met.clear();
+        self.met_before = std::mem::take(&mut self.met);
         self.listeners.clear();
+        self.started = 0;
         self.namespaces.refresh();
     }
 
@@ -124,10 +132,17 @@ impl Seeker {
         found
     }
 
-    /// Takes in that `pid` has started a program, and calls `visit` with the connections that it has from a listener: that
-    /// of the process that started it, or its own from before.
+    /// Takes in that `pid` has started a program: what it is called now is known from here on, even if it is gone when it
+    /// is asked for. Calls `visit` with the connections that it has from a listener: that of the process that started it,
+    /// or its own from before.
     pub fn started(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
         self.met.remove(&pid);
+        self.met_before.remove(&pid);
+        if self.started == STARTED_PER_TICK {
+            return;
+        }
+        self.started += 1;
+        self.meet_at_home(pid);
         while self.accepted.back().is_some_and(|accepted| accepted.since.elapsed() > ACCEPTED_FOR) {
             self.accepted.pop_back();
         }
@@ -217,11 +232,7 @@ impl Seeker {
     fn connected(&mut self, tuple: &Tuple) -> Option<Sighting> {
         let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.process(tuple)?;
         let home = self.namespaces.of_address(tuple.source.address())?.id;
-        let (namespaces, processes) = (&self.namespaces, &self.processes);
-        let met = meet(&mut self.met, processes, pid)?;
-        if met.namespace.is_none() {
-            met.namespace = namespaces.id_of(processes, pid);
-        }
+        let met = self.meet_at_home(pid)?;
         // Equal tuples in two namespaces share one note.
         if met.namespace != Some(home) {
             return None;
@@ -231,7 +242,33 @@ impl Seeker {
     }
 
     fn identify(&mut self, pid: u32) -> Option<Identity> {
-        meet(&mut self.met, &self.processes, pid).map(|met| met.identity.clone())
+        self.meet(pid).map(|met| met.identity.clone())
+    }
+
+    /// The same, with the network namespace.
+    fn meet_at_home(&mut self, pid: u32) -> Option<&Met> {
+        if self.meet(pid)?.namespace.is_none() {
+            let namespace = self.namespaces.id_of(&self.processes, pid);
+            self.met.get_mut(&pid)?.namespace = namespace;
+        }
+        self.met.get(&pid)
+    }
+
+    /// What runs under `pid`, which is looked at once a tick. What has ended meanwhile is as it was in the tick before.
+    fn meet(&mut self, pid: u32) -> Option<&Met> {
+        match self.met.entry(pid) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(place) => {
+                let before = self.met_before.remove(&pid);
+                let met = match (self.processes.identify(pid), before) {
+                    (None, before) => before?,
+                    // One that is ending has lost its command line already.
+                    (Some(now), Some(before)) if now.nameless && now.start_time == before.identity.start_time => before,
+                    (Some(identity), _) => Met { identity, namespace: None },
+                };
+                Some(place.insert(met))
+            }
+        }
     }
 
     /// The holder of a socket, if it is at one of the descriptors where sockets were found last.
@@ -308,13 +345,5 @@ impl Seeker {
             ControlFlow::Continue(())
         });
         found
-    }
-}
-
-/// What runs under `pid`, which is looked at once a tick.
-fn meet<'a>(met: &'a mut HashMap<u32, Met>, processes: &Processes, pid: u32) -> Option<&'a mut Met> {
-    match met.entry(pid) {
-        Entry::Occupied(known) => Some(known.into_mut()),
-        Entry::Vacant(place) => Some(place.insert(Met { identity: processes.identify(pid)?, namespace: None })),
     }
 }
