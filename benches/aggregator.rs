@@ -84,7 +84,8 @@ impl Host {
         let handle = Some(Handle { inode: n, fd: 3 });
         let found = Sighting { answer: Answer::Held { pid: n, handle, connected: true }, identity: Some(identity) };
         let elsewhere = Sighting { answer: Answer::Elsewhere, identity: None };
-        self.ledger.opened(&flow, [Some(found), Some(elsewhere)]);
+        self.ledger.opened(&flow);
+        self.ledger.found(&flow, [Some(found), Some(elsewhere)]);
         self.ledger.ended(&flow);
     }
 }

@@ -45,7 +45,8 @@ impl Execs {
     /// # Errors
     /// Where this user may not enter the initial network namespace or listen there.
     pub fn subscribe() -> Result<Self> {
-        let initial = File::open("/proc/1/ns/net").context("cannot open the initial network namespace")?;
+        // Of kthreadd, which is in it for good; init may be shielded from root, or in one of its own.
+        let initial = File::open("/proc/2/ns/net").context("cannot open the initial network namespace")?;
         // setns(2) moves one thread; this one comes back by ending.
         let entered = std::thread::Builder::new().spawn(move || {
             setns(initial.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the initial network namespace")?;

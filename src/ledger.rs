@@ -1,7 +1,7 @@
 //! The books: which flow has carried how much, who owns its ends, and what each command line has moved.
 //!
 //! A tick goes through them in one order: it [begins](Ledger::begin), flows that came and went are entered
-//! ([`Ledger::opened`], [`Ledger::ended`]), then the rows of the table ([`Ledger::row`]); whoever is not known yet is
+//! ([`Ledger::opened`], [`Ledger::found`], [`Ledger::ended`]), then the rows of the table ([`Ledger::row`]); whoever is not known yet is
 //! asked for ([`Ledger::questions`], [`Ledger::answer`]), what moved is [credited](Ledger::credit), what is over is
 //! [closed](Ledger::close). Nothing here reads the kernel or a clock.
 
@@ -123,19 +123,25 @@ impl Ledger {
         self.processes.unmark();
     }
 
-    /// Enters a flow that began since the last tick, with what was found at its original's and its reply's source, where
-    /// it was looked for.
-    pub fn opened(&mut self, flow: &Flow, found: [Option<Sighting>; 2]) {
-        if Some(flow.original) == self.ignored {
-            return;
+    /// Enters a flow that began since the last tick.
+    pub fn opened(&mut self, flow: &Flow) {
+        if Some(flow.original) != self.ignored {
+            self.enter(flow, Counters::default());
         }
-        let index = self.enter(flow, Counters::default());
+    }
+
+    /// Enters what was found at the sources of a flow's original and reply tuple, where it was looked for.
+    pub fn found(&mut self, flow: &Flow, found: [Option<Sighting>; 2]) {
+        let Some(index) = self.flows.get_index_of(&Key::of(flow)) else { return };
         for (side, sighting) in Side::BOTH.into_iter().zip(found) {
+            let entry = &self.flows[index];
             if let Some(Sighting { answer, identity }) = sighting
-                && self.flows[index as usize].is_unclear(side)
+                && !entry.over
+                && entry.is_unclear(side)
             {
                 // Called so before it started its program, perhaps: it is looked at again at this tick, if it lives.
-                self.settle_end(Asked { flow: index, side }, answer, self.tick - 1, &mut |_| identity.clone());
+                let asked = Asked { flow: index as u32, side };
+                self.settle_end(asked, answer, self.tick - 1, &mut |_| identity.clone());
             }
         }
     }

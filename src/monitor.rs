@@ -167,7 +167,12 @@ impl Monitor {
                     watch.begin_tick();
                 }
                 enter_seen(watch.as_ref(), &mut self.ledger);
-                let mangled = table.dump(&mut |flow| self.ledger.row(flow))?;
+                let ledger = &mut self.ledger;
+                let mut dump = || table.dump(&mut |flow| ledger.row(flow));
+                let mangled = match watch {
+                    Some(watch) => watch.apart(dump),
+                    None => dump(),
+                }?;
                 // Once more, for whose the connections are that began meanwhile: the table shows them already.
                 enter_seen(watch.as_ref(), &mut self.ledger);
                 if mangled.lines > 0 {
@@ -273,7 +278,8 @@ impl Source for Monitor {
 fn enter_seen(watch: Option<&Watch>, ledger: &mut Ledger) {
     for seen in watch.map(Watch::take).unwrap_or_default() {
         match seen {
-            Seen::Opened(flow, found) => ledger.opened(&flow, found),
+            Seen::Opened(flow) => ledger.opened(&flow),
+            Seen::Found(flow, found) => ledger.found(&flow, found),
             Seen::Ended(flow) => ledger.ended(&flow),
         }
     }

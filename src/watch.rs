@@ -3,15 +3,18 @@
 //! A process that lives for two milliseconds is gone at the next tick, and with it what would tell its bytes from
 //! anybody's. So the kernel's events are answered as they come; the tick takes over what was found.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{Pid, gettid};
 
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -26,23 +29,25 @@ use crate::owner::seeker::Seeker;
 
 /// Descriptors that may be looked at from one tick to the next: some 0.2 s of a core.
 const BUDGET: u32 = 100_000;
-/// New connections that are answered from one tick to the next; at the priority that this thread has, the host comes
+/// New connections that are looked for from one tick to the next; at the priority that this thread has, the host comes
 /// first. Some 30 µs each.
 const ANSWERED_PER_TICK: u32 = 10_000;
 /// Events that wait for the tick at most; what comes beyond is left to the tick's own reading of the table.
 const MOST_WAITING: usize = 100_000;
 /// Events read at a time, so that none is left waiting while others are answered.
 const BATCH: usize = 4096;
-/// Of those read at a time so many new connections are answered, the last of them: they are the likeliest to be still
-/// there. Of the others it is known who made them, where the kernel notes that; who accepted them is left to the tick. A
-/// storm costs owners, not order.
-const ANSWERED_AT_A_TIME: usize = 256;
+/// So many connections wait to be looked for, the latest first: they are the likeliest to be still there. Of the others it
+/// is known who made them, where the kernel notes that; who accepted them is left to the tick. A storm costs owners, not
+/// order.
+const UNCLEAR: usize = 256;
 
 /// What happened, and whose it was.
 #[derive(Debug)]
 pub enum Seen {
-    /// A connection began, with these at its two ends; or one that began was handed on to these.
-    Opened(Box<Flow>, [Option<Sighting>; 2]),
+    /// A connection began.
+    Opened(Box<Flow>),
+    /// These are at the two ends of one that began.
+    Found(Box<Flow>, [Option<Sighting>; 2]),
     /// A connection ended.
     Ended(Box<Flow>),
 }
@@ -64,6 +69,8 @@ struct Shared {
     lost: AtomicBool,
     stop: AtomicBool,
     wake: EventFd,
+    /// The thread's id (gettid(2)); 0, which is the caller, until it runs.
+    id: AtomicI32,
 }
 
 impl Shared {
@@ -98,6 +105,7 @@ impl Watch {
             scan: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            id: AtomicI32::new(0),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?,
         });
         let theirs = Arc::clone(&shared);
@@ -123,6 +131,32 @@ impl Watch {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
+    /// Does `work` on one processor while the thread keeps to the others.
+    ///
+    /// Reading the kernel's whole table takes milliseconds in which a kernel without preemption lets nobody else have that
+    /// processor, whatever their priority, and what begins meanwhile may have ended before the thread is woken.
+    pub fn apart<T>(&self, work: impl FnOnce() -> T) -> T {
+        let here = Pid::from_raw(0);
+        let thread = Pid::from_raw(self.shared.id.load(Ordering::Relaxed));
+        let allowed = sched_getaffinity(here).ok();
+        if let Some(allowed) = &allowed
+            && let Ok(processor) = sched_getcpu()
+        {
+            let (mut one, mut others) = (CpuSet::new(), *allowed);
+            // With one processor the thread cannot keep to others, and is left alone.
+            if one.set(processor).and_then(|()| others.unset(processor)).is_ok() && others != CpuSet::new() {
+                let _ = sched_setaffinity(here, &one);
+                let _ = sched_setaffinity(thread, &others);
+            }
+        }
+        let done = work();
+        if let Some(allowed) = &allowed {
+            let _ = sched_setaffinity(here, allowed);
+            let _ = sched_setaffinity(thread, allowed);
+        }
+        done
+    }
+
     /// Has the thread look for the network namespaces of the host's processes before its next answer.
     pub fn scan_namespaces(&self) {
         self.shared.scan.store(true, Ordering::Relaxed);
@@ -141,9 +175,11 @@ impl Drop for Watch {
 }
 
 fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared: &Shared) {
+    shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
     let (mut tick, mut left) = (0, 0);
     let (mut batch, mut started) = (Vec::new(), Vec::new());
+    let mut unclear = VecDeque::new();
     while !shared.stop.load(Ordering::Relaxed) {
         match events.read(BATCH, |event| batch.push(event)) {
             Ok(_) => {}
@@ -151,13 +187,12 @@ fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared:
             Err(Errno::ENOBUFS) => shared.lost.store(true, Ordering::Relaxed),
             Err(_) => return,
         }
-        started.clear();
         if let Some(execs) = &mut execs {
             // Those that are lost are looked for at the tick.
             let _ = execs.read(|pid| started.push(pid));
         }
-        if batch.is_empty() && started.is_empty() {
-            wait(&events, execs.as_ref(), shared);
+        if batch.is_empty() && started.is_empty() && unclear.is_empty() {
+            wait(&events, execs.as_ref(), Some(shared), PollTimeout::NONE);
             continue;
         }
         let now = shared.tick.load(Ordering::Relaxed);
@@ -165,12 +200,28 @@ fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared:
             (tick, left) = (now, ANSWERED_PER_TICK);
             seeker.begin(BUDGET);
         }
+        // First what is quick and cannot wait: what the processes are called that may be gone in a moment.
+        started.iter().for_each(|&pid| seeker.started(pid));
+        glance(&mut batch, &mut unclear, &mut seeker, shared);
         if shared.scan.swap(false, Ordering::Relaxed) {
             seeker.scan_namespaces();
         }
-        answer(&mut batch, &mut left, &mut seeker, shared);
-        for &pid in &started {
-            seeker.started(pid, |flow, found| shared.add([Seen::Opened(Box::new(*flow), found)]));
+        for pid in started.drain(..) {
+            seeker.handed_on(pid, |flow, found| shared.add([Seen::Found(Box::new(*flow), found)]));
+        }
+        let waits = || wait(&events, execs.as_ref(), None, PollTimeout::ZERO);
+        while left > 0
+            && let Some((flow, known)) = unclear.pop_front()
+        {
+            left -= 1;
+            let found = seeker.sight(&flow, known, &waits);
+            shared.add([Seen::Found(Box::new(flow), found)]);
+            if waits() {
+                break;
+            }
+        }
+        if left == 0 {
+            unclear.clear();
         }
     }
 }
@@ -183,30 +234,33 @@ fn raise_priority() {
     let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, round_robin);
 }
 
-fn wait(events: &Events, execs: Option<&Execs>, shared: &Shared) {
-    let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), Some(shared.wake.as_fd())];
+/// Waits for events, and with `shared` for being woken. Returns whether there is something.
+fn wait(events: &Events, execs: Option<&Execs>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
+    let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), shared.map(|shared| shared.wake.as_fd())];
     let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    let _ = poll(&mut fds, PollTimeout::NONE);
+    poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// Finds out whose the new connections are, the last first, and hands all on in the order they came. `left` is how many
-/// more may be looked at before the next tick.
-fn answer(batch: &mut Vec<Event>, left: &mut u32, seeker: &mut Seeker, shared: &Shared) {
-    let mut answered = 0;
+/// Hands all events on in the order they came, with what is known at a glance of the new connections. Those that are not
+/// clear then are put before the ones that were not before.
+fn glance(batch: &mut Vec<Event>, unclear: &mut VecDeque<(Flow, [bool; 2])>, seeker: &mut Seeker, shared: &Shared) {
     let mut seen: Vec<Seen> = Vec::with_capacity(batch.len());
-    for event in batch.drain(..).rev() {
-        seen.push(match event {
+    for event in batch.drain(..) {
+        match event {
             Event::Opened(flow) => {
-                let found = if answered < ANSWERED_AT_A_TIME && *left > 0 {
-                    (answered, *left) = (answered + 1, *left - 1);
-                    seeker.sight(&flow)
-                } else {
-                    seeker.glance(&flow)
-                };
-                Seen::Opened(Box::new(flow), found)
+                let found = seeker.glance(&flow);
+                let known = found.each_ref().map(Option::is_some);
+                seen.push(Seen::Opened(Box::new(flow)));
+                if known != [false; 2] {
+                    seen.push(Seen::Found(Box::new(flow), found));
+                }
+                if known != [true; 2] {
+                    unclear.truncate(UNCLEAR - 1);
+                    unclear.push_front((flow, known));
+                }
             }
-            Event::Ended(flow) => Seen::Ended(Box::new(flow)),
-        });
+            Event::Ended(flow) => seen.push(Seen::Ended(Box::new(flow))),
+        }
     }
-    shared.add(seen.into_iter().rev());
+    shared.add(seen);
 }

@@ -118,24 +118,34 @@ impl Seeker {
         self.namespaces.scan(&self.processes);
     }
 
-    /// Who is at the sources of the original and of the reply tuple; `None` where it takes more than the budget to say.
-    pub fn sight(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
-        let found = [self.sight_end(&flow.original), self.sight_end(&flow.reply)];
-        for (at_reply, sighting) in [false, true].into_iter().zip(&found) {
-            if let Some(Sighting { answer: Answer::Held { pid, connected: false, .. }, .. }) = *sighting
+    /// Who is at the sources of the original and of the reply tuple, as far as the kernel noted it: a microsecond.
+    pub fn glance(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
+        [self.connected(&flow.original), self.connected(&flow.reply)]
+    }
+
+    /// Who is at those of these ends that are not `known`; `None` where it takes more than the budget to say, or where
+    /// something more urgent `waits` before it is found.
+    pub fn sight(&mut self, flow: &Flow, known: [bool; 2], waits: &dyn Fn() -> bool) -> [Option<Sighting>; 2] {
+        let mut found = [None, None];
+        for at_reply in [false, true] {
+            if known[usize::from(at_reply)] {
+                continue;
+            }
+            let sighting = self.sight_end(if at_reply { &flow.reply } else { &flow.original }, waits);
+            if let Some(Sighting { answer: Answer::Held { pid, connected: false, .. }, .. }) = sighting
                 && flow.original.protocol == Protocol::Tcp
             {
                 self.accepted.truncate(ACCEPTED - 1);
                 self.accepted.push_front(Accepted { flow: *flow, at_reply, pid, since: Instant::now() });
             }
+            found[usize::from(at_reply)] = sighting;
         }
         found
     }
 
     /// Takes in that `pid` has started a program: what it is called now is known from here on, even if it is gone when it
-    /// is asked for. Calls `visit` with the connections that it has from a listener: that of the process that started it,
-    /// or its own from before.
-    pub fn started(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
+    /// is asked for.
+    pub fn started(&mut self, pid: u32) {
         self.met.remove(&pid);
         self.met_before.remove(&pid);
         if self.started == STARTED_PER_TICK {
@@ -143,6 +153,11 @@ impl Seeker {
         }
         self.started += 1;
         self.meet_at_home(pid);
+    }
+
+    /// Calls `visit` with the connections that `pid`, which has started a program, has from a listener: that of the process
+    /// that started it, or its own from before.
+    pub fn handed_on(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
         while self.accepted.back().is_some_and(|accepted| accepted.since.elapsed() > ACCEPTED_FOR) {
             self.accepted.pop_back();
         }
@@ -180,23 +195,14 @@ impl Seeker {
         sockets
     }
 
-    /// The same, of what the kernel noted alone: that takes no budget, but a microsecond.
-    pub fn glance(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
-        [self.connected(&flow.original), self.connected(&flow.reply)]
-    }
-
-    fn sight_end(&mut self, tuple: &Tuple) -> Option<Sighting> {
-        let connected = self.connected(tuple);
-        if connected.is_some() {
-            return connected;
-        }
+    fn sight_end(&mut self, tuple: &Tuple, waits: &dyn Fn() -> bool) -> Option<Sighting> {
         match find(&mut self.namespaces, tuple) {
             Found::Elsewhere => Some(Sighting { answer: Answer::Elsewhere, identity: None }),
             Found::Socket { inode, connected: false } if inode != 0 => {
                 let holder = match self.listeners.get(&inode) {
                     Some(&holder) => holder,
                     None => {
-                        let holder = self.hot_holder(inode).or_else(|| self.search(inode))?;
+                        let holder = self.hot_holder(inode).or_else(|| self.search(inode, waits))?;
                         self.listeners.insert(inode, holder);
                         holder
                     }
@@ -214,7 +220,7 @@ impl Seeker {
                 {
                     return self.held(holder, false);
                 }
-                let holder = self.search(inode)?;
+                let holder = self.search(inode, waits)?;
                 self.held(holder, connected)
             }
             // The tick looks once more.
@@ -279,10 +285,10 @@ impl Seeker {
         Some((pid, Handle { inode, fd }))
     }
 
-    /// The holder of a socket, if the budget is enough to find it.
-    fn search(&mut self, inode: u32) -> Option<(u32, Handle)> {
+    /// The holder of a socket, if the budget is enough to find it and nothing more urgent waits.
+    fn search(&mut self, inode: u32, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
         let mut budget = std::mem::take(&mut self.budget);
-        let found = self.search_within(inode, &mut budget);
+        let found = self.search_within(inode, &mut budget, waits);
         self.budget = budget;
         let (pid, handle) = found?;
         self.hot.truncate(HOT - 1);
@@ -293,7 +299,7 @@ impl Seeker {
         Some((pid, handle))
     }
 
-    fn search_within(&mut self, inode: u32, budget: &mut u32) -> Option<(u32, Handle)> {
+    fn search_within(&mut self, inode: u32, budget: &mut u32, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
         let newest = self.processes.newest_pid().unwrap_or_default();
         let youngest = || (newest.saturating_sub(YOUNGEST)..=newest).rev();
         for fd in self.hot_numbers() {
@@ -313,7 +319,8 @@ impl Seeker {
             }
         }
         for pid in self.processes.youngest_first() {
-            if *budget == 0 {
+            // The tick looks everywhere too. Meanwhile others come and go.
+            if *budget == 0 || waits() {
                 return None;
             }
             if let Some(handle) = self.look(pid, inode, budget) {
