@@ -137,7 +137,7 @@ impl Ledger {
             let entry = &self.flows[index];
             if let Some(Sighting { answer, identity }) = sighting
                 && !entry.over
-                && entry.is_unclear(side)
+                && (entry.is_unclear(side) || matches!(answer, Answer::Held { handle: Some(_), connected: true, .. }))
             {
                 // Called so before it started its program, perhaps: it is looked at again at this tick, if it lives.
                 let asked = Asked { flow: index as u32, side };
@@ -321,7 +321,9 @@ impl Ledger {
             },
         };
         match (entry.end(asked.side), found) {
-            (End::Owned { process, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere) => {
+            (End::Owned { process, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere)
+            // The connection's own socket is closed, and was handed on by whoever still listens there.
+            | (End::Owned { process, hold: Hold::Here(_) | Hold::Closed }, End::Owned { hold: Hold::Listening(_), .. }) => {
                 entry.set_end(asked.side, End::Owned { process, hold: Hold::Closed });
             }
             (before, End::Owned { process, .. }) => {

@@ -152,6 +152,12 @@ impl Processes {
         Some(Identity { pid, start_time: stat.starttime, name: name.into(), nameless })
     }
 
+    /// The process of a thread; of a process itself. /proc has threads too, though it does not list them.
+    pub fn leader(&self, pid: u32) -> Option<u32> {
+        let status = std::fs::read_to_string(self.root.join(pid.to_string()).join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    }
+
     /// The process that started `pid`, or has taken it over from one that ended.
     pub fn parent(&self, pid: u32) -> Option<u32> {
         let file = File::open(self.root.join(pid.to_string()).join("stat")).ok()?;

@@ -30,7 +30,7 @@ const RECENT: usize = 16;
 const GLANCE: u32 = 256;
 /// So many programs are looked at in a tick as they start: 20 µs each.
 const STARTED_PER_TICK: u32 = 4000;
-/// As many connections to listeners are remembered, and for so long: at the latest the second tick after sees who has one.
+/// As many connections to servers are remembered, and for so long: at the latest the second tick after sees who has one.
 const ACCEPTED: usize = 64;
 const ACCEPTED_FOR: Duration = Duration::from_secs(2);
 
@@ -42,11 +42,11 @@ struct Met {
     namespace: Option<u32>,
 }
 
-/// A connection to a listener, which may hand it on to a program that it starts.
+/// A connection to a server, which may hand it on to a program that it starts.
 #[derive(Debug)]
 struct Accepted {
     flow: Flow,
-    /// Whether the listener is at the source of the reply, and not of the original tuple.
+    /// Whether the server is at the source of the reply, and not of the original tuple.
     at_reply: bool,
     /// The process that has the connection as far as is known.
     pid: u32,
@@ -73,7 +73,7 @@ pub struct Seeker {
     met_before: HashMap<u32, Met>,
     /// The listeners that were met since then, by the inodes of their sockets.
     listeners: HashMap<u32, (u32, Handle)>,
-    /// The connections that were found last at a listener, the latest last.
+    /// The connections that were found last at who accepts them, the latest first.
     accepted: VecDeque<Accepted>,
     /// How many programs that started since the tick began were looked at.
     started: u32,
@@ -132,7 +132,7 @@ impl Seeker {
                 continue;
             }
             let sighting = self.sight_end(if at_reply { &flow.reply } else { &flow.original }, waits);
-            if let Some(Sighting { answer: Answer::Held { pid, connected: false, .. }, .. }) = sighting
+            if let Some(Sighting { answer: Answer::Held { pid, .. }, .. }) = sighting
                 && flow.original.protocol == Protocol::Tcp
             {
                 self.accepted.truncate(ACCEPTED - 1);
@@ -155,8 +155,8 @@ impl Seeker {
         self.meet_at_home(pid);
     }
 
-    /// Calls `visit` with the connections that `pid`, which has started a program, has from a listener: that of the process
-    /// that started it, or its own from before.
+    /// Calls `visit` with the connections that `pid`, which has started a program, has from a server: the process that
+    /// started it, or itself before.
     pub fn handed_on(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
         while self.accepted.back().is_some_and(|accepted| accepted.since.elapsed() > ACCEPTED_FOR) {
             self.accepted.pop_back();
@@ -291,6 +291,8 @@ impl Seeker {
         let found = self.search_within(inode, &mut budget, waits);
         self.budget = budget;
         let (pid, handle) = found?;
+        // A number among the youngest may be a thread's, which ends before its process does.
+        let pid = self.processes.leader(pid)?;
         self.hot.truncate(HOT - 1);
         self.hot.push_front((pid, handle.fd));
         self.recent.retain(|known| *known != pid);
