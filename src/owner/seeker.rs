@@ -172,6 +172,8 @@ impl Seeker {
             if let Found::Socket { inode, connected: true } = find(&mut self.namespaces, accepted.tuple())
                 && let Some(&handle) = sockets.iter().find(|handle| handle.inode == inode)
                 && let Some(sighting) = self.held((pid, handle), true)
+                // One that is ending has lost its command line: the server's says more.
+                && sighting.identity.as_ref().is_some_and(|identity| !identity.nameless)
             {
                 accepted.pid = pid;
                 let [at_original, at_reply] =
