@@ -86,7 +86,7 @@ impl Host {
         let elsewhere = Sighting { answer: Answer::Elsewhere, identity: None };
         self.ledger.opened(&flow);
         self.ledger.found(&flow, [Some(found), Some(elsewhere)]);
-        self.ledger.ended(&flow);
+        self.ledger.ended(&flow, &mut |_| None);
     }
 }
 

@@ -1,13 +1,18 @@
-//! Who connects: the kernel notes the process of every outgoing TCP connection, before its first packet is sent.
+//! Who connects and who closes: the kernel notes the process of every TCP connection that is made here, before its first
+//! packet is sent, and the one that closes it, from whichever side it was made.
 //!
-//! A connection that is over within some 50 µs has left no socket to ask about when its first event arrives. So a BPF
-//! program of the kind sock_ops is attached to the root of the cgroup2 hierarchy: called at each connect(2), in the
-//! connecting process, it writes the connection's two ends and the process id into an LRU hash that is read here. It
-//! needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN) and Linux 5.10; without it such connections are found less often.
-//! When this program ends, however it ends, the kernel takes both away.
+//! A connection that is over within some 50 µs has left no socket to ask about when its first event arrives. Nor has one
+//! that ended since the last tick, and whoever had it last was perhaps started for it alone. So a BPF program of the kind
+//! sock_ops is attached to the root of the cgroup2 hierarchy. Called at each connect(2) and, for the connections that it
+//! saw begin, at each change of the state to FIN_WAIT1 or LAST_ACK, which is made by whoever closes last, it writes the
+//! connection's two ends and the process id into an LRU hash that is read here; when a connection from elsewhere begins,
+//! it removes the note of one that had the same ends. It needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN) and Linux
+//! 5.10; without it such connections are found less often. When this program ends, however it ends, the kernel takes both
+//! away.
 //!
-//! See bpf(2), include/uapi/linux/bpf.h (struct bpf_sock_ops) and, for the moment of the call, `tcp_connect` in
-//! net/ipv4/tcp_output.c.
+//! See bpf(2), include/uapi/linux/bpf.h (struct bpf_sock_ops) and, for the moments of the calls, `tcp_connect` in
+//! net/ipv4/tcp_output.c, `tcp_close_state` in net/ipv4/tcp.c and `tcp_conn_request` in net/ipv4/tcp_input.c. A reset has no such moment: a close(2) that makes one
+//! and one that has come look the same.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -24,7 +29,7 @@ const ENTRIES: u32 = 65_536;
 /// The hash's key: the local address and the remote one, IPv4 mapped into IPv6, then the local port as a number of 32 bits
 /// and the remote one in network order behind two bytes of zeros, as struct bpf_sock_ops has them.
 const KEY: usize = 40;
-/// The hash's value: the process id.
+/// The hash's value: the process id, and whether it has closed the connection.
 const VALUE: usize = 8;
 
 /// PROC_PID_INIT_INO of include/linux/proc_ns.h, as a link shows it.
@@ -41,8 +46,21 @@ mod number {
     pub const CGROUP_SOCK_OPS: u32 = 3;
     /// BPF_SOCK_OPS_TCP_CONNECT_CB
     pub const TCP_CONNECT: i32 = 3;
+    /// BPF_SOCK_OPS_RWND_INIT
+    pub const WINDOW_INIT: i32 = 2;
+    /// BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+    pub const PASSIVE_ESTABLISHED: i32 = 5;
+    /// BPF_SOCK_OPS_STATE_CB
+    pub const STATE: i32 = 10;
+    /// BPF_SOCK_OPS_STATE_CB_FLAG
+    pub const STATE_FLAG: i32 = 4;
+    /// BPF_TCP_FIN_WAIT1 and BPF_TCP_LAST_ACK
+    pub const FIN_WAIT1: i32 = 4;
+    pub const LAST_ACK: i32 = 9;
     pub const HELPER_MAP_UPDATE_ELEM: i32 = 2;
+    pub const HELPER_MAP_DELETE_ELEM: i32 = 3;
     pub const HELPER_GET_CURRENT_PID_TGID: i32 = 14;
+    pub const HELPER_CB_FLAGS_SET: i32 = 59;
 }
 
 /// The noted connections, for as long as this lives.
@@ -79,8 +97,18 @@ impl Connects {
         Ok(Self { map, _link: attributes.open(number::LINK_CREATE)? })
     }
 
-    /// The process that connected the source of `tuple` to its destination, in whichever network namespace.
+    /// The process that connected the source of `tuple` to its destination, in whichever network namespace, or that has
+    /// closed it.
     pub fn process(&self, tuple: &Tuple) -> Option<u32> {
+        self.read(tuple).map(|note| note.pid)
+    }
+
+    /// The process that closed the connection of `tuple` at its source.
+    pub fn closer(&self, tuple: &Tuple) -> Option<u32> {
+        self.read(tuple).filter(|note| note.closed).map(|note| note.pid)
+    }
+
+    fn read(&self, tuple: &Tuple) -> Option<Note> {
         let key = key(tuple.source, tuple.destination);
         let mut value = [0; VALUE];
         let mut attributes = Attributes::default();
@@ -88,8 +116,14 @@ impl Connects {
         attributes.push(self.map.as_raw_fd() as u32).push(0);
         attributes.push_pointer(key.as_ptr()).push_pointer(value.as_mut_ptr());
         attributes.call(number::MAP_LOOKUP_ELEM).ok()?;
-        u32::try_from(u64::from_ne_bytes(value)).ok()
+        let [p0, p1, p2, p3, closed @ ..] = value;
+        Some(Note { pid: u32::from_ne_bytes([p0, p1, p2, p3]), closed: closed != [0; 4] })
     }
+}
+
+struct Note {
+    pid: u32,
+    closed: bool,
 }
 
 fn key(local: Endpoint, remote: Endpoint) -> [u8; KEY] {
@@ -147,13 +181,16 @@ impl Attributes {
 /// One instruction: struct bpf_insn.
 struct Instruction([u8; 8]);
 
-/// The registers: the result, the arguments, the context (kept over calls), and the frame.
+/// The registers: the result, the arguments, what is kept over calls (the context, what happened, whether it closes), and
+/// the frame.
 const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
 const R3: u8 = 3;
 const R4: u8 = 4;
 const CONTEXT: u8 = 6;
+const EVENT: u8 = 7;
+const CLOSES: u8 = 8;
 const FRAME: u8 = 10;
 
 impl Instruction {
@@ -178,6 +215,11 @@ impl Instruction {
         Self::new(0x07, destination, 0, 0, value)
     }
 
+    /// BPF_ALU64 | BPF_OR
+    fn or(destination: u8, bits: i32) -> Self {
+        Self::new(0x47, destination, 0, 0, bits)
+    }
+
     fn shift_right(destination: u8, bits: i32) -> Self {
         Self::new(0x77, destination, 0, 0, bits)
     }
@@ -192,14 +234,14 @@ impl Instruction {
         Self::new(0x63, FRAME, source, offset, 0)
     }
 
-    /// BPF_STX | BPF_MEM | BPF_DW
-    fn store_double(offset: i16, source: u8) -> Self {
-        Self::new(0x7b, FRAME, source, offset, 0)
-    }
-
     /// BPF_ST | BPF_MEM | BPF_W
     fn store_value(offset: i16, value: i32) -> Self {
         Self::new(0x62, FRAME, 0, offset, value)
+    }
+
+    /// BPF_JMP | BPF_JEQ
+    fn skip_if_equal(register: u8, value: i32, instructions: i16) -> Self {
+        Self::new(0x15, register, 0, instructions, value)
     }
 
     /// BPF_JMP | BPF_JNE
@@ -210,6 +252,11 @@ impl Instruction {
     /// BPF_JMP | BPF_JA
     fn skip(instructions: i16) -> Self {
         Self::new(0x05, 0, 0, instructions, 0)
+    }
+
+    /// BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD, which takes the place of two.
+    fn map(destination: u8, fd: i32) -> [Self; 2] {
+        [Self::new(0x18, destination, 1, 0, fd), Self::new(0, 0, 0, 0, 0)]
     }
 
     fn call(helper: i32) -> Self {
@@ -225,6 +272,7 @@ impl Instruction {
 fn program(map: i32) -> Vec<Instruction> {
     use Instruction as I;
     const OP: i16 = 0;
+    const NEW_STATE: i16 = 8;
     const FAMILY: i16 = 20;
     const REMOTE_IP4: i16 = 24;
     const LOCAL_IP4: i16 = 28;
@@ -232,6 +280,9 @@ fn program(map: i32) -> Vec<Instruction> {
     const LOCAL_IP6: i16 = 48;
     const REMOTE_PORT: i16 = 64;
     const LOCAL_PORT: i16 = 68;
+    /// 0 for a connection that is only asked for yet.
+    const IS_FULL: i16 = 72;
+    const CB_FLAGS: i16 = 84;
     /// Where the key and the value are in the frame.
     const TO_LOCAL: i16 = -40;
     const TO_REMOTE: i16 = -24;
@@ -265,26 +316,64 @@ fn program(map: i32) -> Vec<Instruction> {
     key.extend([I::load(R1, LOCAL_PORT), I::store(TO_LOCAL_PORT, R1)]);
     key.extend([I::load(R1, REMOTE_PORT), I::store(TO_REMOTE_PORT, R1)]);
 
-    let note = [
+    // Has this called again when the connection's state changes, beside what others want to be called for.
+    let follow = [
+        I::copy(R1, CONTEXT),
+        I::load(R2, CB_FLAGS),
+        I::or(R2, number::STATE_FLAG),
+        I::call(number::HELPER_CB_FLAGS_SET),
+    ];
+
+    let mut forget = Vec::from(I::map(R1, map));
+    forget.extend([
+        I::copy(R2, FRAME),
+        I::add(R2, i32::from(TO_LOCAL)),
+        I::call(number::HELPER_MAP_DELETE_ELEM),
+        I::skip(follow.len() as i16),
+    ]);
+
+    let mut note = vec![
         I::call(number::HELPER_GET_CURRENT_PID_TGID),
         // The upper half is the thread group's id, which is the process'.
         I::shift_right(R0, 32),
-        I::store_double(TO_VALUE, R0),
-        // BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD takes the place of two.
-        I::new(0x18, R1, 1, 0, map),
-        I::new(0, 0, 0, 0, 0),
+        I::store(TO_VALUE, R0),
+        I::store(TO_VALUE + 4, CLOSES),
+    ];
+    note.extend(I::map(R1, map));
+    note.extend([
         I::copy(R2, FRAME),
         I::add(R2, i32::from(TO_LOCAL)),
         I::copy(R3, FRAME),
         I::add(R3, i32::from(TO_VALUE)),
         I::set(R4, 0),
         I::call(number::HELPER_MAP_UPDATE_ELEM),
-    ];
+        I::skip_if_equal(EVENT, number::STATE, (1 + forget.len() + follow.len()) as i16),
+        I::skip(forget.len() as i16),
+    ]);
 
-    let mut program = vec![I::copy(CONTEXT, R1), I::load(R0, OP)];
-    program.push(I::skip_unless_equal(R0, number::TCP_CONNECT, (key.len() + note.len()) as i16));
-    program.extend(key);
-    program.extend(note);
+    let mut with_key = key;
+    with_key.push(I::skip_if_equal(EVENT, number::WINDOW_INIT, note.len() as i16));
+    with_key.extend(note.into_iter().chain(forget));
+
+    let to_follow = with_key.len() as i16;
+    let to_end = to_follow + follow.len() as i16;
+    let mut program = vec![
+        I::copy(CONTEXT, R1),
+        I::load(EVENT, OP),
+        I::set(CLOSES, 0),
+        I::skip_if_equal(EVENT, number::TCP_CONNECT, 9),
+        I::skip_if_equal(EVENT, number::PASSIVE_ESTABLISHED, 8 + to_follow),
+        I::load(R0, IS_FULL),
+        I::skip_unless_equal(EVENT, number::WINDOW_INIT, 1),
+        I::skip_if_equal(R0, 0, 5),
+        I::skip_unless_equal(EVENT, number::STATE, 4 + to_end),
+        I::set(CLOSES, 1),
+        I::load(R0, NEW_STATE),
+        I::skip_if_equal(R0, number::FIN_WAIT1, 1),
+        I::skip_unless_equal(R0, number::LAST_ACK, to_end),
+    ];
+    program.extend(with_key);
+    program.extend(follow);
     program.extend([I::set(R0, 1), I::exit()]);
     program
 }

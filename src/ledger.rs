@@ -146,8 +146,9 @@ impl Ledger {
         }
     }
 
-    /// Enters a flow that ended since the last tick, with its last figures.
-    pub fn ended(&mut self, flow: &Flow) {
+    /// Enters a flow that ended since the last tick, with its last figures. `closer` says who closed the source of a tuple,
+    /// where it is known.
+    pub fn ended(&mut self, flow: &Flow, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
         let Some(counters) = flow.counters else { return };
         // One that is not in the books was closed already, because the table had it no more.
         let unknown = flow.socket.is_none() && !self.flows.contains_key(&Key::of(flow));
@@ -158,6 +159,8 @@ impl Ledger {
         let entry = &mut self.flows[index as usize];
         entry.over = true;
         self.any_over = true;
+        self.close_ends(index, closer);
+        let entry = &mut self.flows[index as usize];
         // At once, since the next flow with the same tuple may come in the same tick.
         if let Some(moved) = entry.count(counters) {
             credit_owners(entry, moved, &self.processes, &mut self.accounts, self.now);
@@ -233,6 +236,26 @@ impl Ledger {
 
     fn inquire(&mut self, key: Key) {
         self.inquiries.push(Inquiry { key, due: self.tick, tries: 0 });
+    }
+
+    /// Gives the flows that moved to who had their sockets last, as far as they are closed and `closer` knows of the
+    /// source of a tuple who that was.
+    pub fn closed(&mut self, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
+        for at in 0..self.moved.len() {
+            self.close_ends(self.moved[at].0, closer);
+        }
+    }
+
+    fn close_ends(&mut self, flow: u32, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
+        for side in Side::BOTH {
+            let Some((key, entry)) = self.flows.get_index(flow as usize) else { return };
+            if entry.may_be_closed(key, side)
+                && let Question::Tuple(tuple) = entry.question(key, side)
+                && let Some(Sighting { answer, identity }) = closer(&tuple)
+            {
+                self.settle_end(Asked { flow, side }, answer, self.tick - 1, &mut |_| identity.clone());
+            }
+        }
     }
 
     /// What is to be found out in this tick: who is at the ends of new flows, again at those of flows that nobody owned
@@ -315,8 +338,8 @@ impl Ledger {
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
-            Answer::Held { pid, handle, connected } => match self.processes.index(pid, tick, identify) {
-                Some(process) => End::Owned { process, hold: Hold::of(key, handle, connected) },
+            Answer::Held { pid, .. } | Answer::Closed { pid } => match self.processes.index(pid, tick, identify) {
+                Some(process) => End::Owned { process, hold: Hold::of(key, answer) },
                 None => End::Nobody(Reason::Gone),
             },
         };

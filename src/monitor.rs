@@ -136,8 +136,9 @@ impl Monitor {
             },
         };
         let mut owners = Owners::of_this_host();
-        if matches!(counters, Counting::Sockets) {
-            owners.subscribe_to_endings()?;
+        match &counters {
+            Counting::Conntrack(_, watch) => owners.note(watch.as_ref().and_then(Watch::connects)),
+            Counting::Sockets => owners.subscribe_to_endings()?,
         }
         let mut ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
         ledger.ignore(ignored);
@@ -161,12 +162,13 @@ impl Monitor {
 
     /// Enters all rows of this tick.
     fn read_rows(&mut self) -> Result<()> {
+        self.owners.begin_tick();
         match &mut self.counters {
             Counting::Conntrack(table, watch) => {
                 if let Some(watch) = watch {
                     watch.begin_tick();
                 }
-                enter_seen(watch.as_ref(), &mut self.ledger);
+                enter_seen(watch.as_ref(), &mut self.ledger, &mut self.owners);
                 let ledger = &mut self.ledger;
                 let mut dump = || table.dump(&mut |flow| ledger.row(flow));
                 let mangled = match watch {
@@ -174,7 +176,7 @@ impl Monitor {
                     None => dump(),
                 }?;
                 // Once more, for whose the connections are that began meanwhile: the table shows them already.
-                enter_seen(watch.as_ref(), &mut self.ledger);
+                enter_seen(watch.as_ref(), &mut self.ledger, &mut self.owners);
                 if mangled.lines > 0 {
                     self.notes.once(Kind::Mangled, || {
                         let Mangled { lines, first } = mangled;
@@ -199,7 +201,9 @@ impl Monitor {
                     if zone == 0 {
                         read.context("cannot read the kernel's sockets (sock_diag)")?;
                     }
-                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow })) == Err(Errno::ENOBUFS) {
+                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow }, &mut |_| None))
+                        == Err(Errno::ENOBUFS)
+                    {
                         self.notes.once(Kind::Lost, || {
                             "more sockets end at once than can be read: the last bytes of some are missing".into()
                         });
@@ -216,12 +220,16 @@ impl Monitor {
         self.scan_namespaces(now, SCAN_ANYWAY);
         let processes = self.owners.processes();
         self.ledger.inherit(&heirs, &mut |pid| processes.identify(pid));
-        let asked = self.ledger.questions(processes);
+        // Of most of what is over nobody else needs to be asked for then.
+        self.ledger.closed(&mut |tuple| self.owners.closer(tuple));
+        let asked = self.ledger.questions(self.owners.processes());
         self.ask(&asked);
         let strays = self.ledger.strays(&asked);
         if !strays.is_empty() && self.scan_namespaces(now, SCAN_ON_DEMAND) {
             self.ask(&strays);
         }
+        // What has just been found closed had perhaps changed hands before.
+        self.ledger.closed(&mut |tuple| self.owners.closer(tuple));
     }
 
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
@@ -275,12 +283,13 @@ impl Source for Monitor {
 }
 
 /// Enters what the watch has seen since it was last asked.
-fn enter_seen(watch: Option<&Watch>, ledger: &mut Ledger) {
+fn enter_seen(watch: Option<&Watch>, ledger: &mut Ledger, owners: &mut Owners) {
     for seen in watch.map(Watch::take).unwrap_or_default() {
         match seen {
+            Seen::Started(process) => owners.started(*process),
             Seen::Opened(flow) => ledger.opened(&flow),
             Seen::Found(flow, found) => ledger.found(&flow, found),
-            Seen::Ended(flow) => ledger.ended(&flow),
+            Seen::Ended(flow) => ledger.ended(&flow, &mut |tuple| owners.closer(tuple)),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`Owners`] answers many questions at once, with one walk over all processes; a [`seeker::Seeker`] answers one at once,
 //! with as little work as it can.
 
+pub mod cache;
 mod files;
 pub mod seeker;
 
@@ -10,13 +11,17 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::connects::Connects;
 use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::ledger::Sighting;
 use crate::namespace::{Namespace, Namespaces};
 use crate::process::{Handle, Identity, Processes};
+use cache::{Cached, ProcessCache};
 use files::SocketTable;
 
 /// From this many questions about TCP on, one reading of all sockets is cheaper than asking for each: 5 µs, beside 1 µs
@@ -71,6 +76,11 @@ pub enum Answer {
         /// hand the connection on to another process.
         connected: bool,
     },
+    /// This process had the socket last, and has closed it.
+    Closed {
+        /// Its process id.
+        pid: u32,
+    },
     /// The address is not on this host.
     Elsewhere,
     /// Nobody, for this reason.
@@ -104,6 +114,10 @@ impl Found {
 pub struct Owners {
     sockets: Sockets,
     processes: Processes,
+    /// Where the kernel allows it.
+    connects: Option<Arc<Connects>>,
+    /// What closed connections.
+    closers: ProcessCache,
     /// When the network namespaces were last looked for.
     scanned: Option<Instant>,
     /// The pids at the last look for new-born ones, in ascending order.
@@ -124,13 +138,33 @@ impl Owners {
     pub fn of_this_host() -> Self {
         let processes = Processes::new("/proc");
         let sockets = Namespaces::new(processes.root()).map_or(Sockets::Files, Sockets::Kernel);
-        Self { sockets, processes, scanned: None, known: Vec::new() }
+        Self::new(sockets, processes)
     }
 
     /// Owners as the files below `proc_root` have them.
     pub fn from_files(proc_root: impl AsRef<Path>) -> Self {
         let processes = Processes::new(proc_root.as_ref());
-        Self { sockets: Sockets::Files, processes, scanned: None, known: Vec::new() }
+        Self::new(Sockets::Files, processes)
+    }
+
+    fn new(sockets: Sockets, processes: Processes) -> Self {
+        let closers = ProcessCache::default();
+        Self { sockets, processes, connects: None, closers, scanned: None, known: Vec::new() }
+    }
+
+    /// Makes use of what the kernel notes of connections.
+    pub fn note(&mut self, connects: Option<Arc<Connects>>) {
+        self.connects = connects;
+    }
+
+    /// Begins a tick: what closes connections is looked at anew.
+    pub fn begin_tick(&mut self) {
+        self.closers.begin_tick();
+    }
+
+    /// Takes in what a process has started, which may have ended before it is asked for.
+    pub fn started(&mut self, process: Cached) {
+        self.closers.insert(process);
     }
 
     /// The processes, for questions about one.
@@ -164,6 +198,25 @@ impl Owners {
         self.scanned = Some(now);
         namespaces.scan(&self.processes);
         true
+    }
+
+    /// The process that had the TCP socket at the source of a tuple last and has closed it, if the kernel noted that and
+    /// it is known what it was.
+    pub fn closer(&mut self, tuple: &Tuple) -> Option<Sighting> {
+        let pid = self.connects.as_ref()?.closer(tuple)?;
+        let Sockets::Kernel(namespaces) = &mut self.sockets else { return None };
+        let home = namespaces.of_address(tuple.source.address())?.id;
+        let process = self.closers.get_with_namespace(pid, &self.processes, namespaces)?;
+        // Equal tuples in two namespaces share one note.
+        if process.namespace != Some(home)
+            // Who had it before says more.
+            || process.identity.nameless
+            // It was closed along with all else that a program's parent has and the program is not to have.
+            || !process.may_inherit
+        {
+            return None;
+        }
+        Some(Sighting { answer: Answer::Closed { pid }, identity: Some(process.identity.clone()) })
     }
 
     /// The answers to questions, in their order.

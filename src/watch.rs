@@ -21,10 +21,12 @@ use thread_priority::{
     thread_native_id,
 };
 
+use crate::connects::Connects;
 use crate::conntrack::events::{Event, Events};
 use crate::execs::Execs;
 use crate::flow::Flow;
 use crate::ledger::Sighting;
+use crate::owner::cache::Cached;
 use crate::owner::seeker::Seeker;
 
 /// Descriptors that may be looked at from one tick to the next: some 0.2 s of a core.
@@ -44,6 +46,8 @@ const UNCLEAR: usize = 256;
 /// What happened, and whose it was.
 #[derive(Debug)]
 pub enum Seen {
+    /// A process started a program.
+    Started(Box<Cached>),
     /// A connection began.
     Opened(Box<Flow>),
     /// These are at the two ends of one that began.
@@ -56,6 +60,7 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
+    connects: Option<Arc<Connects>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -96,9 +101,10 @@ impl Watch {
     /// Where this user may not subscribe (CAP_NET_ADMIN).
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
-        // Without it programs that a server starts for a short connection are found less often.
+        // Without them what is over within milliseconds is found less often.
         let execs = Execs::subscribe().ok();
-        let seeker = Seeker::of_this_host()?;
+        let connects = Connects::note().ok().map(Arc::new);
+        let seeker = Seeker::of_this_host(connects.clone())?;
         let shared = Arc::new(Shared {
             seen: Mutex::new(Vec::new()),
             tick: AtomicU32::new(1),
@@ -113,7 +119,12 @@ impl Watch {
             .name("watch".into())
             .spawn(move || run(events, execs, seeker, &theirs))
             .context("cannot start a thread")?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, connects, thread: Some(thread) })
+    }
+
+    /// What the kernel notes of connections, where it does.
+    pub fn connects(&self) -> Option<Arc<Connects>> {
+        self.connects.clone()
     }
 
     /// Begins the next tick, and with it the thread's budget anew.
@@ -201,13 +212,12 @@ fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared:
             seeker.begin(BUDGET);
         }
         // First what is quick and cannot wait: what the processes are called that may be gone in a moment.
-        started.iter().for_each(|&pid| seeker.started(pid));
+        shared.add(
+            started.drain(..).filter_map(|pid| seeker.started(pid)).map(|process| Seen::Started(Box::new(process))),
+        );
         glance(&mut batch, &mut unclear, &mut seeker, shared);
         if shared.scan.swap(false, Ordering::Relaxed) {
             seeker.scan_namespaces();
-        }
-        for pid in started.drain(..) {
-            seeker.handed_on(pid, |flow, found| shared.add([Seen::Found(Box::new(*flow), found)]));
         }
         let waits = || wait(&events, execs.as_ref(), None, PollTimeout::ZERO);
         while left > 0
@@ -249,15 +259,13 @@ fn glance(batch: &mut Vec<Event>, unclear: &mut VecDeque<(Flow, [bool; 2])>, see
         match event {
             Event::Opened(flow) => {
                 let found = seeker.glance(&flow);
-                let known = found.each_ref().map(Option::is_some);
+                let known = [found.is_some(), false];
                 seen.push(Seen::Opened(Box::new(flow)));
-                if known != [false; 2] {
-                    seen.push(Seen::Found(Box::new(flow), found));
+                if found.is_some() {
+                    seen.push(Seen::Found(Box::new(flow), [found, None]));
                 }
-                if known != [true; 2] {
-                    unclear.truncate(UNCLEAR - 1);
-                    unclear.push_front((flow, known));
-                }
+                unclear.truncate(UNCLEAR - 1);
+                unclear.push_front((flow, known));
             }
             Event::Ended(flow) => seen.push(Seen::Ended(Box::new(flow))),
         }

@@ -17,6 +17,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use bwmon::connects::Connects;
+use bwmon::execs::Execs;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
@@ -188,6 +190,15 @@ fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
         ask(&mut stream);
         scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
     }
+    drop(stream);
+    if let Err(error) = Execs::subscribe().and_then(|_| Ok(Connects::note()?)) {
+        let _ = writeln!(io::stderr(), "children that end at once are left out: {error:#}");
+        return;
+    }
+    for _ in 0..SHORT {
+        ask(&mut scene.connect(port));
+    }
+    scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use crate::flow::{Counters, Flow, Protocol, Tuple};
-use crate::owner::{Question, Reason};
+use crate::owner::{Answer, Question, Reason};
 use crate::process::Handle;
 
 /// What tells a flow from all others.
@@ -190,6 +190,17 @@ impl Entry {
         }
     }
 
+    /// Whether the TCP socket at an end may be closed, and who had it last may be another process than is known.
+    pub fn may_be_closed(&self, key: &Key, side: Side) -> bool {
+        key.original.protocol == Protocol::Tcp
+            && !matches!(self.reply, Reply::Socket(_))
+            && match self.end(side) {
+                End::Owned { hold: Hold::Here(_), .. } => !self.open,
+                End::Owned { .. } | End::Unknown | End::Nobody(_) => true,
+                End::Elsewhere => false,
+            }
+    }
+
     /// How to find out who is at an end.
     pub fn question(&self, key: &Key, side: Side) -> Question {
         match (side, &self.reply) {
@@ -215,11 +226,16 @@ impl Entry {
 impl Hold {
     /// How a process holds the socket that was found for a flow. A UDP socket that talks to anybody has no other that it
     /// could hand a flow on to.
-    pub fn of(key: &Key, handle: Option<Handle>, connected: bool) -> Self {
-        match handle {
-            None => Self::Unseen,
-            Some(handle) if connected || key.original.protocol == Protocol::Udp => Self::Here(handle),
-            Some(handle) => Self::Listening(handle),
+    pub fn of(key: &Key, answer: Answer) -> Self {
+        match answer {
+            Answer::Held { handle: None, .. } => Self::Unseen,
+            Answer::Held { handle: Some(handle), connected, .. }
+                if connected || key.original.protocol == Protocol::Udp =>
+            {
+                Self::Here(handle)
+            }
+            Answer::Held { handle: Some(handle), .. } => Self::Listening(handle),
+            Answer::Closed { .. } | Answer::Elsewhere | Answer::Nobody(_) => Self::Closed,
         }
     }
 

@@ -6,11 +6,11 @@
 //! then at all of theirs, and of the processes that were found last; then everywhere, the youngest first. None of that is
 //! needed where the kernel [notes who connects](crate::connects).
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
+use super::cache::{Cached, ProcessCache};
 use super::{Answer, Found, find, find_listener};
 use crate::connects::Connects;
 use crate::flow::{Flow, Protocol, Tuple};
@@ -30,51 +30,18 @@ const RECENT: usize = 16;
 const GLANCE: u32 = 256;
 /// So many programs are looked at in a tick as they start: 20 µs each.
 const STARTED_PER_TICK: u32 = 4000;
-/// As many connections to servers are remembered, and for so long: at the latest the second tick after sees who has one.
-const ACCEPTED: usize = 64;
-const ACCEPTED_FOR: Duration = Duration::from_secs(2);
-
-/// A process as it was at a tick.
-#[derive(Debug)]
-struct Met {
-    identity: Identity,
-    /// Its network namespace, where that was asked for.
-    namespace: Option<u32>,
-}
-
-/// A connection to a server, which may hand it on to a program that it starts.
-#[derive(Debug)]
-struct Accepted {
-    flow: Flow,
-    /// Whether the server is at the source of the reply, and not of the original tuple.
-    at_reply: bool,
-    /// The process that has the connection as far as is known.
-    pid: u32,
-    since: Instant,
-}
-
-impl Accepted {
-    fn tuple(&self) -> &Tuple {
-        if self.at_reply { &self.flow.reply } else { &self.flow.original }
-    }
-}
-
 /// Finds owners one by one.
 #[derive(Debug)]
 pub struct Seeker {
     namespaces: Namespaces,
     processes: Processes,
     /// Where the kernel allows it.
-    connects: Option<Connects>,
+    connects: Option<Arc<Connects>>,
     hot: VecDeque<(u32, u32)>,
     recent: VecDeque<u32>,
-    /// The processes that were met since the tick began, and in the tick before.
-    met: HashMap<u32, Met>,
-    met_before: HashMap<u32, Met>,
+    met: ProcessCache,
     /// The listeners that were met since then, by the inodes of their sockets.
     listeners: HashMap<u32, (u32, Handle)>,
-    /// The connections that were found last at who accepts them, the latest first.
-    accepted: VecDeque<Accepted>,
     /// How many programs that started since the tick began were looked at.
     started: u32,
     /// What is left of the work that may be done before the next tick, in descriptors.
@@ -82,22 +49,20 @@ pub struct Seeker {
 }
 
 impl Seeker {
-    /// A seeker among the processes and sockets of this host.
+    /// A seeker among the processes and sockets of this host, which makes use of what the kernel notes.
     ///
     /// # Errors
     /// Where sock_diag is refused.
-    pub fn of_this_host() -> anyhow::Result<Self> {
+    pub fn of_this_host(connects: Option<Arc<Connects>>) -> anyhow::Result<Self> {
         let processes = Processes::new("/proc");
         Ok(Self {
             namespaces: Namespaces::new(processes.root())?,
             processes,
-            connects: Connects::note().ok(),
+            connects,
             hot: VecDeque::new(),
             recent: VecDeque::new(),
-            met: HashMap::new(),
-            met_before: HashMap::new(),
+            met: ProcessCache::default(),
             listeners: HashMap::new(),
-            accepted: VecDeque::new(),
             started: 0,
             budget: 0,
         })
@@ -107,7 +72,7 @@ impl Seeker {
     /// a process was called is read again from now on, and what addresses there are.
     pub fn begin(&mut self, budget: u32) {
         self.budget = budget;
-        self.met_before = std::mem::take(&mut self.met);
+        self.met.begin_tick();
         self.listeners.clear();
         self.started = 0;
         self.namespaces.refresh();
@@ -118,83 +83,38 @@ impl Seeker {
         self.namespaces.scan(&self.processes);
     }
 
-    /// Who is at the sources of the original and of the reply tuple, as far as the kernel noted it: a microsecond.
-    pub fn glance(&mut self, flow: &Flow) -> [Option<Sighting>; 2] {
-        [self.connected(&flow.original), self.connected(&flow.reply)]
+    /// Who is at the source of the original tuple, if the kernel noted who connected it: a microsecond.
+    pub fn glance(&mut self, flow: &Flow) -> Option<Sighting> {
+        self.connected(&flow.original)
     }
 
     /// Who is at those of these ends that are not `known`; `None` where it takes more than the budget to say, or where
     /// something more urgent `waits` before it is found.
     pub fn sight(&mut self, flow: &Flow, known: [bool; 2], waits: &dyn Fn() -> bool) -> [Option<Sighting>; 2] {
         let mut found = [None, None];
-        for at_reply in [false, true] {
-            if known[usize::from(at_reply)] {
-                continue;
+        for (at, tuple) in [&flow.original, &flow.reply].into_iter().enumerate() {
+            if !known[at] {
+                found[at] = self.sight_end(tuple, waits);
             }
-            let sighting = self.sight_end(if at_reply { &flow.reply } else { &flow.original }, waits);
-            if let Some(Sighting { answer: Answer::Held { pid, .. }, .. }) = sighting
-                && flow.original.protocol == Protocol::Tcp
-            {
-                self.accepted.truncate(ACCEPTED - 1);
-                self.accepted.push_front(Accepted { flow: *flow, at_reply, pid, since: Instant::now() });
-            }
-            found[usize::from(at_reply)] = sighting;
         }
         found
     }
 
-    /// Takes in that `pid` has started a program: what it is called now is known from here on, even if it is gone when it
-    /// is asked for.
-    pub fn started(&mut self, pid: u32) {
-        self.met.remove(&pid);
-        self.met_before.remove(&pid);
+    /// Looks at `pid`, which has started a program: what it is called now is known from here on, even if it is gone when it
+    /// is asked for, and whether it has sockets to begin with.
+    pub fn started(&mut self, pid: u32) -> Option<Cached> {
+        self.met.remove(pid);
         if self.started == STARTED_PER_TICK {
-            return;
+            return None;
         }
         self.started += 1;
-        self.meet_at_home(pid);
-    }
-
-    /// Calls `visit` with the connections that `pid`, which has started a program, has from a server: the process that
-    /// started it, or itself before.
-    pub fn handed_on(&mut self, pid: u32, mut visit: impl FnMut(&Flow, [Option<Sighting>; 2])) {
-        while self.accepted.back().is_some_and(|accepted| accepted.since.elapsed() > ACCEPTED_FOR) {
-            self.accepted.pop_back();
-        }
-        if self.accepted.is_empty() {
-            return;
-        }
-        let Some(parent) = self.processes.parent(pid) else { return };
-        let mut accepted = std::mem::take(&mut self.accepted);
-        let mut candidates = accepted.iter_mut().filter(|accepted| [parent, pid].contains(&accepted.pid)).peekable();
-        let sockets = if candidates.peek().is_some() { self.sockets(pid) } else { Vec::new() };
-        for accepted in candidates.take_while(|_| !sockets.is_empty()) {
-            if let Found::Socket { inode, connected: true } = find(&mut self.namespaces, accepted.tuple())
-                && let Some(&handle) = sockets.iter().find(|handle| handle.inode == inode)
-                && let Some(sighting) = self.held((pid, handle), true)
-                // One that is ending has lost its command line: the server's says more.
-                && sighting.identity.as_ref().is_some_and(|identity| !identity.nameless)
-            {
-                accepted.pid = pid;
-                let [at_original, at_reply] =
-                    if accepted.at_reply { [None, Some(sighting)] } else { [Some(sighting), None] };
-                visit(&accepted.flow, [at_original, at_reply]);
-            }
-        }
-        self.accepted = accepted;
-    }
-
-    /// The first sockets of a process, as far as the budget goes.
-    fn sockets(&mut self, pid: u32) -> Vec<Handle> {
-        let mut sockets = Vec::new();
-        let glance = GLANCE.min(self.budget);
-        let mut left = glance;
-        self.processes.each_socket(pid, &mut left, |handle| {
-            sockets.push(handle);
-            ControlFlow::Continue(())
+        let process = self.met.get_with_namespace(pid, &self.processes, &self.namespaces)?;
+        process.may_inherit = false;
+        self.processes.each_socket(pid, &mut GLANCE.clone(), |_| {
+            process.may_inherit = true;
+            ControlFlow::Break(())
         });
-        self.budget -= glance - left;
-        sockets
+        Some(process.clone())
     }
 
     fn sight_end(&mut self, tuple: &Tuple, waits: &dyn Fn() -> bool) -> Option<Sighting> {
@@ -240,43 +160,17 @@ impl Seeker {
     fn connected(&mut self, tuple: &Tuple) -> Option<Sighting> {
         let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.process(tuple)?;
         let home = self.namespaces.of_address(tuple.source.address())?.id;
-        let met = self.meet_at_home(pid)?;
+        let process = self.met.get_with_namespace(pid, &self.processes, &self.namespaces)?;
         // Equal tuples in two namespaces share one note.
-        if met.namespace != Some(home) {
+        if process.namespace != Some(home) {
             return None;
         }
         let answer = Answer::Held { pid, handle: None, connected: true };
-        Some(Sighting { answer, identity: Some(met.identity.clone()) })
+        Some(Sighting { answer, identity: Some(process.identity.clone()) })
     }
 
     fn identify(&mut self, pid: u32) -> Option<Identity> {
-        self.meet(pid).map(|met| met.identity.clone())
-    }
-
-    /// The same, with the network namespace.
-    fn meet_at_home(&mut self, pid: u32) -> Option<&Met> {
-        if self.meet(pid)?.namespace.is_none() {
-            let namespace = self.namespaces.id_of(&self.processes, pid);
-            self.met.get_mut(&pid)?.namespace = namespace;
-        }
-        self.met.get(&pid)
-    }
-
-    /// What runs under `pid`, which is looked at once a tick. What has ended meanwhile is as it was in the tick before.
-    fn meet(&mut self, pid: u32) -> Option<&Met> {
-        match self.met.entry(pid) {
-            Entry::Occupied(known) => Some(known.into_mut()),
-            Entry::Vacant(place) => {
-                let before = self.met_before.remove(&pid);
-                let met = match (self.processes.identify(pid), before) {
-                    (None, before) => before?,
-                    // One that is ending has lost its command line already.
-                    (Some(now), Some(before)) if now.nameless && now.start_time == before.identity.start_time => before,
-                    (Some(identity), _) => Met { identity, namespace: None },
-                };
-                Some(place.insert(met))
-            }
-        }
+        self.met.get(pid, &self.processes).map(|process| process.identity.clone())
     }
 
     /// The holder of a socket, if it is at one of the descriptors where sockets were found last.
