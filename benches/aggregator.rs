@@ -65,6 +65,10 @@ impl Processes for Gone {
     fn has_sockets(&mut self, _pid: u32, _start_time: u64) -> bool {
         false
     }
+
+    fn closer(&mut self, _tuple: &Tuple) -> Option<Answer> {
+        None
+    }
 }
 
 impl Host {
@@ -86,7 +90,7 @@ impl Host {
         let elsewhere = Sighting { answer: Answer::Elsewhere, identity: None };
         self.ledger.opened(&flow);
         self.ledger.found(&flow, [Some(found), Some(elsewhere)]);
-        self.ledger.ended(&flow, &mut |_| None);
+        self.ledger.ended(&flow, &mut Gone);
     }
 }
 

@@ -30,7 +30,7 @@ const TRIES: u8 = 6;
 /// For so many ticks a flow may be missing from the table and go on when it is back: what the kernel moves from one hash
 /// chain to another while it is read may show in neither.
 const GRACE: u32 = 1;
-/// So many ends of new flows are asked about in a tick, but for the first; the rest waits for the next.
+/// So many ends of new flows are looked for in a tick, but for the first; the rest waits for the next.
 const ASKED_PER_TICK: usize = 10_000;
 /// So many sockets with traffic are looked at in a tick, whether their process still holds them: 2 µs each.
 const VERIFIED_PER_TICK: usize = 256;
@@ -44,7 +44,7 @@ pub struct Asked {
 
 /// What processes are like at the moment.
 pub trait Processes {
-    /// What runs under `pid`; `None` where nothing does.
+    /// What runs under `pid`, or did a moment ago; `None` where nothing does.
     fn identify(&mut self, pid: u32) -> Option<Identity>;
 
     /// Whether `pid` still has the socket where it was found.
@@ -52,6 +52,9 @@ pub trait Processes {
 
     /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool;
+
+    /// Who had the TCP socket at the source of a tuple last and has closed it, where that is known.
+    fn closer(&mut self, tuple: &Tuple) -> Option<Answer>;
 }
 
 /// A flow to ask about, and when.
@@ -146,9 +149,8 @@ impl Ledger {
         }
     }
 
-    /// Enters a flow that ended since the last tick, with its last figures. `closer` says who closed the source of a tuple,
-    /// where it is known.
-    pub fn ended(&mut self, flow: &Flow, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
+    /// Enters a flow that ended since the last tick, with its last figures.
+    pub fn ended(&mut self, flow: &Flow, processes: &mut dyn Processes) {
         let Some(counters) = flow.counters else { return };
         // One that is not in the books was closed already, because the table had it no more.
         let unknown = flow.socket.is_none() && !self.flows.contains_key(&Key::of(flow));
@@ -159,7 +161,15 @@ impl Ledger {
         let entry = &mut self.flows[index as usize];
         entry.over = true;
         self.any_over = true;
-        self.close_ends(index, closer);
+        for side in Side::BOTH {
+            if let Some((key, entry)) = self.flows.get_index(index as usize)
+                && entry.may_change_hands(side)
+                && let Question::Tuple(tuple) | Question::Closer(tuple) = entry.question(key, side)
+                && let Some(answer) = processes.closer(&tuple)
+            {
+                self.answer(Asked { flow: index, side }, answer, &mut |pid| processes.identify(pid));
+            }
+        }
         let entry = &mut self.flows[index as usize];
         // At once, since the next flow with the same tuple may come in the same tick.
         if let Some(moved) = entry.count(counters) {
@@ -238,42 +248,27 @@ impl Ledger {
         self.inquiries.push(Inquiry { key, due: self.tick, tries: 0 });
     }
 
-    /// Gives the flows that moved to who had their sockets last, as far as they are closed and `closer` knows of the
-    /// source of a tuple who that was.
-    pub fn closed(&mut self, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
-        for at in 0..self.moved.len() {
-            self.close_ends(self.moved[at].0, closer);
-        }
-    }
-
-    fn close_ends(&mut self, flow: u32, closer: &mut dyn FnMut(&Tuple) -> Option<Sighting>) {
-        for side in Side::BOTH {
-            let Some((key, entry)) = self.flows.get_index(flow as usize) else { return };
-            if entry.may_be_closed(key, side)
-                && let Question::Tuple(tuple) = entry.question(key, side)
-                && let Some(Sighting { answer, identity }) = closer(&tuple)
-            {
-                self.settle_end(Asked { flow, side }, answer, self.tick - 1, &mut |_| identity.clone());
-            }
-        }
-    }
-
     /// What is to be found out in this tick: who is at the ends of new flows, again at those of flows that nobody owned
     /// so far, and at those that have traffic though their process is gone or has the socket no more.
     pub fn questions(&mut self, processes: &mut dyn Processes) -> Vec<Asked> {
         let tick = self.tick;
         let most = if tick == 1 { usize::MAX } else { ASKED_PER_TICK };
         let mut asked = Vec::new();
+        let mut looked_for = 0;
         let mut later = Vec::new();
         for inquiry in self.inquiries.extract_if(.., |inquiry| inquiry.due <= tick) {
-            let Some((index, _, entry)) = self.flows.get_full(&inquiry.key) else { continue };
-            if asked.len() >= most {
+            let Some((index, key, entry)) = self.flows.get_full(&inquiry.key) else { continue };
+            if entry.is_past(inquiry.tries) {
+                continue;
+            }
+            let unclear = Side::BOTH.into_iter().filter(|side| entry.is_unclear(*side));
+            let to_look_for = unclear.clone().filter(|&side| !matches!(entry.question(key, side), Question::Closer(_)));
+            let (known, to_look_for) = (asked.len(), to_look_for.count());
+            if to_look_for > 0 && looked_for >= most {
                 later.push(inquiry);
                 continue;
             }
-            let known = asked.len();
-            let unclear = |side: &Side| entry.is_unclear(*side) && !entry.is_past(*side, inquiry.tries);
-            let unclear = Side::BOTH.into_iter().filter(unclear);
+            looked_for += to_look_for;
             asked.extend(unclear.map(|side| Asked { flow: index as u32, side }));
             if asked.len() > known && inquiry.tries < TRIES {
                 later.push(Inquiry { due: tick + (1 << inquiry.tries), tries: inquiry.tries + 1, ..inquiry });
@@ -286,6 +281,7 @@ impl Ledger {
             for side in Side::BOTH {
                 let End::Owned { process, hold } = entry.end(side) else { continue };
                 let mut left = self.processes.is_gone(process, tick, processes) && hold != Hold::Closed;
+                left |= !entry.open && matches!(hold, Hold::Here(_));
                 if let (false, Hold::Here(handle), Some(process)) = (left, hold, self.processes.get(process))
                     && entry.open
                     && verified < VERIFIED_PER_TICK
@@ -338,7 +334,11 @@ impl Ledger {
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
-            Answer::Held { pid, .. } | Answer::Closed { pid } => match self.processes.index(pid, tick, identify) {
+            // It is closed, but by nobody that says more than who had it before.
+            Answer::Closed { inherited: false, .. } if matches!(entry.end(asked.side), End::Owned { .. }) => {
+                End::Nobody(Reason::Gone)
+            }
+            Answer::Held { pid, .. } | Answer::Closed { pid, .. } => match self.processes.index(pid, tick, identify) {
                 Some(process) => End::Owned { process, hold: Hold::of(key, answer) },
                 None => End::Nobody(Reason::Gone),
             },

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use crate::conntrack::probe::{Tracking, probe};
 use crate::conntrack::{Mangled, Table};
 use crate::flow::{Counters, Flow};
-use crate::ledger::{Asked, Ledger, Selection};
+use crate::ledger::{Asked, Ledger, Processes, Selection};
 use crate::owner::{Owners, Reason};
 use crate::pattern::Pattern;
 use crate::source::{Reading, Source};
@@ -193,6 +193,7 @@ impl Monitor {
             }
             Counting::Sockets => {
                 let Some(namespaces) = self.owners.namespaces() else { return Ok(()) };
+                let mut ended = Vec::new();
                 for namespace in namespaces.iter_mut() {
                     let zone = namespace.id;
                     let ledger = &mut self.ledger;
@@ -201,14 +202,13 @@ impl Monitor {
                     if zone == 0 {
                         read.context("cannot read the kernel's sockets (sock_diag)")?;
                     }
-                    if namespace.diag.ended(|flow| ledger.ended(&Flow { zone, ..*flow }, &mut |_| None))
-                        == Err(Errno::ENOBUFS)
-                    {
+                    if namespace.diag.ended(|flow| ended.push(Flow { zone, ..*flow })) == Err(Errno::ENOBUFS) {
                         self.notes.once(Kind::Lost, || {
                             "more sockets end at once than can be read: the last bytes of some are missing".into()
                         });
                     }
                 }
+                ended.iter().for_each(|flow| self.ledger.ended(flow, &mut self.owners));
             }
         }
         Ok(())
@@ -218,18 +218,13 @@ impl Monitor {
     fn find_owners(&mut self, now: Instant) {
         let heirs = self.owners.newborn();
         self.scan_namespaces(now, SCAN_ANYWAY);
-        let processes = self.owners.processes();
-        self.ledger.inherit(&heirs, &mut |pid| processes.identify(pid));
-        // Of most of what is over nobody else needs to be asked for then.
-        self.ledger.closed(&mut |tuple| self.owners.closer(tuple));
-        let asked = self.ledger.questions(self.owners.processes());
+        self.ledger.inherit(&heirs, &mut |pid| self.owners.identify(pid));
+        let asked = self.ledger.questions(&mut self.owners);
         self.ask(&asked);
         let strays = self.ledger.strays(&asked);
         if !strays.is_empty() && self.scan_namespaces(now, SCAN_ON_DEMAND) {
             self.ask(&strays);
         }
-        // What has just been found closed had perhaps changed hands before.
-        self.ledger.closed(&mut |tuple| self.owners.closer(tuple));
     }
 
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
@@ -244,9 +239,8 @@ impl Monitor {
         for asked in asked.chunks(ASKED_AT_A_TIME) {
             let suspects = self.ledger.suspects(asked);
             let answers = self.owners.answer(asked.iter().map(|&asked| self.ledger.question(asked)), suspects);
-            let processes = self.owners.processes();
             for (&asked, answer) in asked.iter().zip(answers) {
-                self.ledger.answer(asked, answer, &mut |pid| processes.identify(pid));
+                self.ledger.answer(asked, answer, &mut |pid| self.owners.identify(pid));
             }
         }
     }
@@ -258,7 +252,7 @@ impl Source for Monitor {
         self.read_rows()?;
         self.find_owners(now);
         self.ledger.credit();
-        self.ledger.close(self.owners.processes());
+        self.ledger.close(&mut self.owners);
         if self.owners.processes().some_unreadable() {
             self.notes.once(Kind::NotPermitted, || {
                 "only your own processes are shown: whose the other sockets are is for root (sudo) to see".into()
@@ -289,7 +283,7 @@ fn enter_seen(watch: Option<&Watch>, ledger: &mut Ledger, owners: &mut Owners) {
             Seen::Started(process) => owners.started(*process),
             Seen::Opened(flow) => ledger.opened(&flow),
             Seen::Found(flow, found) => ledger.found(&flow, found),
-            Seen::Ended(flow) => ledger.ended(&flow, &mut |tuple| owners.closer(tuple)),
+            Seen::Ended(flow) => ledger.ended(&flow, owners),
         }
     }
 }

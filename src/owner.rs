@@ -18,7 +18,7 @@ use anyhow::Result;
 
 use crate::connects::Connects;
 use crate::flow::{Endpoint, Protocol, Tuple};
-use crate::ledger::Sighting;
+use crate::ledger::Processes as _;
 use crate::namespace::{Namespace, Namespaces};
 use crate::process::{Handle, Identity, Processes};
 use cache::{Cached, ProcessCache};
@@ -59,6 +59,8 @@ impl fmt::Display for Reason {
 pub enum Question {
     /// The tuple whose source the end is.
     Tuple(Tuple),
+    /// The same, of a TCP connection that is closed, by a process that is perhaps another than the one that is known.
+    Closer(Tuple),
     /// The inode of its socket.
     Inode(u32),
 }
@@ -80,6 +82,8 @@ pub enum Answer {
     Closed {
         /// Its process id.
         pid: u32,
+        /// Whether it is known what that is, and that it may have been given a connection of another process.
+        inherited: bool,
     },
     /// The address is not on this host.
     Elsewhere,
@@ -90,14 +94,20 @@ pub enum Answer {
 /// What was found for a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
-    Socket { inode: u32, connected: bool },
+    Socket {
+        inode: u32,
+        connected: bool,
+    },
     NoSocket,
     Elsewhere,
+    /// By whom it was closed.
+    Closed(Answer),
 }
 
 impl Found {
     fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, some_unreadable: bool) -> Answer {
         match self {
+            Self::Closed(answer) => answer,
             Self::Elsewhere => Answer::Elsewhere,
             Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Nobody(Reason::Gone),
             Self::Socket { inode, connected } => match holder(inode) {
@@ -200,25 +210,6 @@ impl Owners {
         true
     }
 
-    /// The process that had the TCP socket at the source of a tuple last and has closed it, if the kernel noted that and
-    /// it is known what it was.
-    pub fn closer(&mut self, tuple: &Tuple) -> Option<Sighting> {
-        let pid = self.connects.as_ref()?.closer(tuple)?;
-        let Sockets::Kernel(namespaces) = &mut self.sockets else { return None };
-        let home = namespaces.of_address(tuple.source.address())?.id;
-        let process = self.closers.get_with_namespace(pid, &self.processes, namespaces)?;
-        // Equal tuples in two namespaces share one note.
-        if process.namespace != Some(home)
-            // Who had it before says more.
-            || process.identity.nameless
-            // It was closed along with all else that a program's parent has and the program is not to have.
-            || !process.may_inherit
-        {
-            return None;
-        }
-        Some(Sighting { answer: Answer::Closed { pid }, identity: Some(process.identity.clone()) })
-    }
-
     /// The answers to questions, in their order.
     ///
     /// A socket that several processes hold belongs to the youngest of them: the child that was forked to serve it, not
@@ -227,11 +218,15 @@ impl Owners {
         let mut tuples = Vec::new();
         let mut found: Vec<Found> = questions
             .map(|question| match question {
-                Question::Tuple(tuple) => {
-                    tuples.push(tuple);
-                    Found::NoSocket
-                }
                 Question::Inode(inode) => Found::Socket { inode, connected: true },
+                Question::Closer(tuple) => Found::Closed(self.closer(&tuple).unwrap_or(Answer::Nobody(Reason::Gone))),
+                Question::Tuple(tuple) => match self.closer(&tuple) {
+                    Some(closer) => Found::Closed(closer),
+                    None => {
+                        tuples.push(tuple);
+                        Found::NoSocket
+                    }
+                },
             })
             .collect();
         if !tuples.is_empty() {
@@ -389,16 +384,35 @@ fn find_in(namespace: &mut Namespace, tuple: &Tuple, remote: Endpoint) -> Found 
     }
 }
 
-impl crate::ledger::Processes for Processes {
+impl crate::ledger::Processes for Owners {
     fn identify(&mut self, pid: u32) -> Option<Identity> {
-        Processes::identify(self, pid)
+        match (self.processes.identify(pid), self.closers.known(pid)) {
+            (None, known) => known.cloned(),
+            // One that is ending has lost its command line already.
+            (Some(now), Some(known)) if now.nameless && now.start_time == known.start_time => Some(known.clone()),
+            (now, _) => now,
+        }
     }
 
     fn holds(&mut self, pid: u32, handle: Handle) -> bool {
-        Processes::holds(self, pid, handle)
+        self.processes.holds(pid, handle)
     }
 
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
-        Processes::has_sockets(self, pid, start_time)
+        self.processes.has_sockets(pid, start_time)
+    }
+
+    fn closer(&mut self, tuple: &Tuple) -> Option<Answer> {
+        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.closer(tuple)?;
+        let Sockets::Kernel(namespaces) = &mut self.sockets else { return None };
+        let home = namespaces.of_address(tuple.source.address())?.id;
+        let process = self.closers.get_with_namespace(pid, &self.processes, namespaces);
+        // Equal tuples in two namespaces share one note.
+        if process.as_ref().is_some_and(|process| process.namespace != Some(home)) {
+            return None;
+        }
+        // What a program is not to have of its parent's is closed as it starts. What is ending has no name any more.
+        let inherited = process.is_some_and(|process| process.may_inherit && !process.identity.nameless);
+        Some(Answer::Closed { pid, inherited })
     }
 }

@@ -29,7 +29,7 @@ const ELSEWHERE: Found = Err(None);
 fn answers(proc: &FakeProc, questions: impl IntoIterator<Item = Question>) -> Vec<Found> {
     let found = |answer| match answer {
         Answer::Held { pid, connected, .. } => Ok((pid, connected)),
-        Answer::Closed { pid } => panic!("{pid} is said to have closed it"),
+        Answer::Closed { pid, .. } => panic!("{pid} is said to have closed it"),
         Answer::Nobody(reason) => Err(Some(reason)),
         Answer::Elsewhere => ELSEWHERE,
     };

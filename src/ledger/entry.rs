@@ -190,36 +190,31 @@ impl Entry {
         }
     }
 
-    /// Whether the TCP socket at an end may be closed, and who had it last may be another process than is known.
-    pub fn may_be_closed(&self, key: &Key, side: Side) -> bool {
-        key.original.protocol == Protocol::Tcp
-            && !matches!(self.reply, Reply::Socket(_))
-            && match self.end(side) {
-                End::Owned { hold: Hold::Here(_), .. } => !self.open,
-                End::Owned { .. } | End::Unknown | End::Nobody(_) => true,
-                End::Elsewhere => false,
-            }
+    /// Whether another process than the one that is known, if any, may have an end, or have had it last.
+    pub fn may_change_hands(&self, side: Side) -> bool {
+        !matches!(self.end(side), End::Owned { hold: Hold::Closed, .. } | End::Elsewhere)
     }
 
     /// How to find out who is at an end.
     pub fn question(&self, key: &Key, side: Side) -> Question {
-        match (side, &self.reply) {
+        let tuple = match (side, &self.reply) {
+            (_, &Reply::Socket(inode)) if inode != 0 => return Question::Inode(inode),
             // A socket that was closed before it was first seen may have been accepted from one that still listens.
-            (_, Reply::Socket(0)) | (Side::Original, Reply::Reversed | Reply::Translated(_)) => {
-                Question::Tuple(key.original)
-            }
-            (_, Reply::Socket(inode)) => Question::Inode(*inode),
-            (Side::Reply, Reply::Reversed) => Question::Tuple(key.original.reversed()),
-            (Side::Reply, Reply::Translated(reply)) => Question::Tuple(**reply),
+            (_, Reply::Socket(_)) | (Side::Original, _) => key.original,
+            (Side::Reply, Reply::Reversed) => key.original.reversed(),
+            (Side::Reply, Reply::Translated(reply)) => **reply,
+        };
+        match self.end(side) {
+            // What conntrack has closed has no socket any more.
+            End::Owned { .. } if !self.open && !matches!(self.reply, Reply::Socket(_)) => Question::Closer(tuple),
+            _ => Question::Tuple(tuple),
         }
     }
 
-    /// Whether there is nothing left to find out about a flow that is ending or over: what conntrack has closed has no
-    /// socket any more. Once it is worth a look, for the listener that it may have been accepted from, if nobody is known
-    /// to be at that end.
-    pub fn is_past(&self, side: Side, looks: u8) -> bool {
-        let closed = self.over || (!self.open && (looks > 0 || matches!(self.end(side), End::Owned { .. })));
-        closed && !matches!(self.reply, Reply::Socket(_))
+    /// Whether there is nothing left to find out about a flow that is ending or over. What conntrack has closed is worth one
+    /// look: for who closed it, or for the listener that it may have been accepted from.
+    pub fn is_past(&self, looks: u8) -> bool {
+        (self.over || (!self.open && looks > 0)) && !matches!(self.reply, Reply::Socket(_))
     }
 }
 

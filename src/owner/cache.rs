@@ -61,7 +61,12 @@ impl ProcessCache {
         }
     }
 
-    /// The same, with its network namespace.
+    /// What is known of `pid` without a look at it now.
+    pub fn known(&self, pid: u32) -> Option<&Identity> {
+        self.now.get(&pid).or_else(|| self.before.get(&pid)).map(|process| &process.identity)
+    }
+
+    /// What runs under it, with its network namespace.
     pub fn get_with_namespace(
         &mut self,
         pid: u32,

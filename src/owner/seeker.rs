@@ -146,7 +146,7 @@ impl Seeker {
                 self.held(holder, connected)
             }
             // The tick looks once more.
-            Found::NoSocket | Found::Socket { .. } => None,
+            Found::NoSocket | Found::Socket { .. } | Found::Closed(_) => None,
         }
     }
 
