@@ -86,10 +86,9 @@ impl Host {
         let name = format!("/usr/lib/tool-{n} --job={n} --output=/var/tmp/{n}.out --verbose https://example.com/{n} ");
         let identity = Identity { pid: n, start_time: id, name: Arc::from(name.into_bytes()), nameless: false };
         let handle = Some(Handle { inode: n, fd: 3 });
-        let found = Sighting { answer: Answer::Held { pid: n, handle, connected: true }, identity: Some(identity) };
-        let elsewhere = Sighting { answer: Answer::Elsewhere, identity: None };
+        let found = Sighting { answer: Answer::Held { pid: n, handle, connected: true }, identity };
         self.ledger.opened(&flow);
-        self.ledger.found(&flow, [Some(found), Some(elsewhere)]);
+        self.ledger.found(&flow, [Some(found), None]);
         self.ledger.ended(&flow, &mut Gone);
     }
 }

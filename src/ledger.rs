@@ -79,6 +79,8 @@ pub struct Ledger {
     /// How many of the flows were met in this tick, and whether any of all is over.
     met: usize,
     any_over: bool,
+    /// How many flows were succeeded by another with the same key.
+    succeeded: u32,
     /// The flows whose counters changed in this tick, by their index, and the new counters.
     moved: Vec<(u32, Counters)>,
     inquiries: Vec<Inquiry>,
@@ -100,6 +102,7 @@ impl Ledger {
             row_before: 0,
             met: 0,
             any_over: false,
+            succeeded: 0,
             moved: Vec::new(),
             inquiries: Vec::new(),
             processes: Registry::default(),
@@ -144,7 +147,7 @@ impl Ledger {
             {
                 // Called so before it started its program, perhaps: it is looked at again at this tick, if it lives.
                 let asked = Asked { flow: index as u32, side };
-                self.settle_end(asked, answer, self.tick - 1, &mut |_| identity.clone());
+                self.settle_end(asked, answer, self.tick - 1, &mut |_| Some(identity.clone()));
             }
         }
     }
@@ -159,7 +162,7 @@ impl Ledger {
         }
         let index = self.enter(flow, self.base(counters));
         let entry = &mut self.flows[index as usize];
-        entry.over = true;
+        entry.end_now();
         self.any_over = true;
         for side in Side::BOTH {
             if let Some((key, entry)) = self.flows.get_index(index as usize)
@@ -195,8 +198,7 @@ impl Ledger {
             Some(true) => self.moved.push((index, counters)),
             // Counters that went down count another flow, which a source without ids cannot tell from the one before.
             None => {
-                settle(&mut self.unowned, entry);
-                *entry = Entry::new(flow, Counters::default(), self.tick);
+                self.succeed(index as usize, flow);
                 self.moved.push((index, counters));
                 self.inquire(Key::of(flow));
             }
@@ -221,8 +223,7 @@ impl Ledger {
         let (index, ask) = match known {
             // The same tuple again, in the place in the kernel's memory that the id is made from.
             Some((index, entry)) if entry.over => {
-                settle(&mut self.unowned, entry);
-                *entry = Entry::new(flow, Counters::default(), self.tick);
+                self.succeed(index, flow);
                 (index, true)
             }
             Some((index, entry)) => (index, entry.renew(flow, self.tick)),
@@ -242,6 +243,22 @@ impl Ledger {
         self.row_before = index;
         // 4 billion flows do not fit into any memory.
         u32::try_from(index).unwrap_or(u32::MAX)
+    }
+
+    /// Puts a flow in the place of another with the same key, which stays in the books under another one until this tick
+    /// has asked for its owners.
+    fn succeed(&mut self, index: usize, flow: &Flow) {
+        let mut before = std::mem::replace(&mut self.flows[index], Entry::new(flow, Counters::default(), self.tick));
+        if Side::BOTH.into_iter().any(|side| before.is_unclear(side)) {
+            before.end_now();
+            self.any_over = true;
+            self.succeeded = self.succeeded.wrapping_add(1);
+            let key = Key::of_predecessor(flow, self.succeeded);
+            self.flows.insert(key, before);
+            self.inquire(key);
+        } else {
+            settle(&mut self.unowned, &before);
+        }
     }
 
     fn inquire(&mut self, key: Key) {
@@ -371,6 +388,22 @@ impl Ledger {
         asked.iter().filter(stray).copied().collect()
     }
 
+    /// Has the ends asked about again that were not on this host, where the source of a tuple now `is_home`: a container's
+    /// address, perhaps, that was not known when its first connection began.
+    pub fn came_home(&mut self, is_home: &mut dyn FnMut(&Tuple) -> bool) {
+        for (&key, entry) in &mut self.flows {
+            for side in Side::BOTH {
+                if entry.is_elsewhere(side)
+                    && let Question::Tuple(tuple) | Question::Closer(tuple) = entry.question(&key, side)
+                    && is_home(&tuple)
+                {
+                    entry.set_end(side, End::Unknown);
+                    self.inquiries.push(Inquiry { key, due: self.tick, tries: 0 });
+                }
+            }
+        }
+    }
+
     /// Gives flows to processes that were born since their owners were found and hold the same sockets: a child that
     /// was forked to serve a connection. `heirs` are their pids by the sockets' inodes.
     pub fn inherit(&mut self, heirs: &HashMap<u32, (u32, Handle)>, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
@@ -450,10 +483,10 @@ impl Ledger {
 /// What was found at an end at the moment its flow began.
 #[derive(Debug, Clone)]
 pub struct Sighting {
-    /// Who is there.
+    /// Which process is there, and how it has the socket.
     pub answer: Answer,
     /// That process as it was then: by the next tick it may be gone.
-    pub identity: Option<Identity>,
+    pub identity: Identity,
 }
 
 /// Credits what a flow moved to the processes at its ends.

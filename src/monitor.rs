@@ -229,8 +229,11 @@ impl Monitor {
 
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let scanned = self.owners.scan_namespaces(now, interval);
-        if let (true, Counting::Conntrack(_, Some(watch))) = (scanned, &self.counters) {
-            watch.scan_namespaces();
+        if scanned {
+            self.ledger.came_home(&mut |tuple| self.owners.is_home(tuple));
+            if let Counting::Conntrack(_, Some(watch)) = &self.counters {
+                watch.scan_namespaces();
+            }
         }
         scanned
     }

@@ -27,13 +27,15 @@ pub struct Namespace {
     /// The questions to its kernel side. Held open, it keeps the namespace alive: drop it when its processes are gone.
     pub diag: SockDiag,
     addresses: HashSet<IpAddr>,
+    /// The oldest process in it when it was last looked for: as long as it is there, the namespace is in use.
+    oldest: u32,
 }
 
 impl Namespace {
     /// The namespace of the calling thread.
     fn here(id: u32, open: Open) -> Result<Self> {
         let diag = open().context("cannot ask the kernel for sockets (sock_diag)")?;
-        Ok(Self { id, diag, addresses: addresses() })
+        Ok(Self { id, diag, addresses: addresses(), oldest: std::process::id() })
     }
 
     /// The namespace of process `pid`.
@@ -118,22 +120,38 @@ impl Namespaces {
     /// Looks for the namespaces of all processes: enters each, to find new ones and the addresses of known ones, and
     /// lets go of those without processes. One that cannot be entered is left out.
     pub fn scan(&mut self, processes: &Processes) {
-        let mut others: Vec<Namespace> = Vec::new();
         let mut known = self.all.split_off(1);
         self.met = HashSet::from([self.home_id]);
         for pid in processes.youngest_first() {
             let Some(id) = parse_link(&link(processes.root(), pid)) else { continue };
-            if !self.met.insert(id) {
-                continue;
+            if self.met.insert(id)
+                && let Ok(entered) = Namespace::of_process(processes, pid, id, self.open)
+            {
+                self.all.push(match known.iter().position(|namespace| namespace.id == id) {
+                    // What it is subscribed to goes on.
+                    Some(at) => Namespace { addresses: entered.addresses, ..known.swap_remove(at) },
+                    None => entered,
+                });
             }
-            let Ok(entered) = Namespace::of_process(processes, pid, id, self.open) else { continue };
-            match known.iter().position(|namespace| namespace.id == id) {
-                // What it is subscribed to goes on.
-                Some(at) => others.push(Namespace { addresses: entered.addresses, ..known.swap_remove(at) }),
-                None => others.push(entered),
+            if let Some(namespace) = self.all.iter_mut().find(|namespace| namespace.id == id) {
+                namespace.oldest = pid;
             }
         }
-        self.all.append(&mut others);
+    }
+
+    /// Enters the namespace of process `pid`, unless it was met before. Says whether it did.
+    pub fn enter(&mut self, processes: &Processes, pid: u32) -> bool {
+        let Some(id) = parse_link(&link(processes.root(), pid)).filter(|id| self.met.insert(*id)) else {
+            return false;
+        };
+        let entered = Namespace::of_process(processes, pid, id, self.open);
+        let entered = entered.map(|entered| self.all.push(Namespace { oldest: pid, ..entered }));
+        entered.is_ok()
+    }
+
+    /// Whether a namespace other than the own one may have lost its last process.
+    pub fn may_have_ended(&self, processes: &Processes) -> bool {
+        self.all[1..].iter().any(|namespace| self.id_of(processes, namespace.oldest) != Some(namespace.id))
     }
 
     /// The namespace of process `pid`, as [`Namespace::id`] has it.

@@ -202,12 +202,22 @@ impl Owners {
     /// Looks for network namespaces that came or went, unless it did so less than `interval` ago. Says whether it did.
     pub fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let Sockets::Kernel(namespaces) = &mut self.sockets else { return false };
-        if self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval) {
+        let recently = self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval);
+        // An empty one is let go of at once: until then it is there only for this program.
+        if recently && !namespaces.may_have_ended(&self.processes) {
             return false;
         }
         self.scanned = Some(now);
         namespaces.scan(&self.processes);
         true
+    }
+
+    /// Whether the source of a tuple is on this host, as far as its namespaces are known.
+    pub fn is_home(&mut self, tuple: &Tuple) -> bool {
+        match &mut self.sockets {
+            Sockets::Kernel(namespaces) => namespaces.of_address(tuple.source.address()).is_some(),
+            Sockets::Files => false,
+        }
     }
 
     /// The answers to questions, in their order.

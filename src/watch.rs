@@ -84,6 +84,12 @@ impl Shared {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the thread look at what it is to do.
+    fn wake(&self) {
+        // It fails only beyond 2^64 - 2 wakes that wait.
+        let _ = self.wake.write(1);
+    }
+
     fn add(&self, seen: impl IntoIterator<Item = Seen>) {
         let mut waiting = self.seen();
         if waiting.len() < MOST_WAITING {
@@ -112,7 +118,8 @@ impl Watch {
             lost: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             id: AtomicI32::new(0),
-            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?,
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("cannot make an eventfd")?,
         });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -171,15 +178,15 @@ impl Watch {
     /// Has the thread look for the network namespaces of the host's processes before its next answer.
     pub fn scan_namespaces(&self) {
         self.shared.scan.store(true, Ordering::Relaxed);
+        self.shared.wake();
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        if self.shared.wake.write(1).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
+        self.shared.wake();
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -202,8 +209,13 @@ fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared:
             // Those that are lost are looked for at the tick.
             let _ = execs.read(|pid| started.push(pid));
         }
+        if shared.scan.swap(false, Ordering::Relaxed) {
+            seeker.scan_namespaces();
+        }
         if batch.is_empty() && started.is_empty() && unclear.is_empty() {
             wait(&events, execs.as_ref(), Some(shared), PollTimeout::NONE);
+            // What woke it is done in the next round. With nothing to read this fails at once.
+            let _ = shared.wake.read();
             continue;
         }
         let now = shared.tick.load(Ordering::Relaxed);
@@ -216,9 +228,6 @@ fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared:
             started.drain(..).filter_map(|pid| seeker.started(pid)).map(|process| Seen::Started(Box::new(process))),
         );
         glance(&mut batch, &mut unclear, &mut seeker, shared);
-        if shared.scan.swap(false, Ordering::Relaxed) {
-            seeker.scan_namespaces();
-        }
         let waits = || wait(&events, execs.as_ref(), None, PollTimeout::ZERO);
         while left > 0
             && let Some((flow, known)) = unclear.pop_front()

@@ -11,13 +11,15 @@ use crate::process::Handle;
 pub(super) struct Key {
     original: Tuple,
     zone: u32,
+    /// 0, but for a flow that another with the same key has succeeded.
+    predecessor: u32,
     id: u64,
 }
 
 impl Hash for Key {
     /// Mostly of the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.id.hash(state);
+        (self.id ^ u64::from(self.predecessor) << 32).hash(state);
         if self.id == 0 {
             (self.original, self.zone).hash(state);
         }
@@ -26,7 +28,12 @@ impl Hash for Key {
 
 impl Key {
     pub fn of(flow: &Flow) -> Self {
-        Self { original: flow.original, zone: flow.zone, id: flow.id }
+        Self::of_predecessor(flow, 0)
+    }
+
+    /// That of the `n`th flow of all that were succeeded by one with the same key: a `flow` like this.
+    pub fn of_predecessor(flow: &Flow, n: u32) -> Self {
+        Self { original: flow.original, zone: flow.zone, predecessor: n, id: flow.id }
     }
 }
 
@@ -145,6 +152,12 @@ impl Entry {
         }
     }
 
+    /// Takes in that the flow is over.
+    pub fn end_now(&mut self) {
+        self.over = true;
+        self.open = false;
+    }
+
     /// Advances to `counters`; what was added since, `None` if they are behind.
     pub fn count(&mut self, counters: Counters) -> Option<Counters> {
         let moved = counters.since(self.counted)?;
@@ -186,8 +199,13 @@ impl Entry {
         match self.end(side) {
             End::Unknown | End::Nobody(_) => true,
             End::Owned { hold, .. } => matches!(hold, Hold::Unseen | Hold::Listening(_)),
-            End::Elsewhere => !self.is_owned() && !matches!(self.reply, Reply::Socket(_)),
+            End::Elsewhere => !self.is_owned() && self.is_elsewhere(side),
         }
+    }
+
+    /// Whether an end is not on this host as far as is known, if there is an end at all: a socket's row has one.
+    pub fn is_elsewhere(&self, side: Side) -> bool {
+        self.end(side) == End::Elsewhere && !matches!(self.reply, Reply::Socket(_))
     }
 
     /// Whether another process than the one that is known, if any, may have an end, or have had it last.
@@ -214,7 +232,7 @@ impl Entry {
     /// Whether there is nothing left to find out about a flow that is ending or over. What conntrack has closed is worth one
     /// look: for who closed it, or for the listener that it may have been accepted from.
     pub fn is_past(&self, looks: u8) -> bool {
-        (self.over || (!self.open && looks > 0)) && !matches!(self.reply, Reply::Socket(_))
+        !self.open && looks > 0 && !matches!(self.reply, Reply::Socket(_))
     }
 }
 

@@ -119,7 +119,6 @@ impl Seeker {
 
     fn sight_end(&mut self, tuple: &Tuple, waits: &dyn Fn() -> bool) -> Option<Sighting> {
         match find(&mut self.namespaces, tuple) {
-            Found::Elsewhere => Some(Sighting { answer: Answer::Elsewhere, identity: None }),
             Found::Socket { inode, connected: false } if inode != 0 => {
                 let holder = match self.listeners.get(&inode) {
                     Some(&holder) => holder,
@@ -146,27 +145,32 @@ impl Seeker {
                 self.held(holder, connected)
             }
             // The tick looks once more.
-            Found::NoSocket | Found::Socket { .. } | Found::Closed(_) => None,
+            Found::Elsewhere | Found::NoSocket | Found::Socket { .. } | Found::Closed(_) => None,
         }
     }
 
     fn held(&mut self, (pid, handle): (u32, Handle), connected: bool) -> Option<Sighting> {
         let identity = self.identify(pid)?;
         let answer = Answer::Held { pid, handle: Some(handle), connected };
-        Some(Sighting { answer, identity: Some(identity) })
+        Some(Sighting { answer, identity })
     }
 
     /// The process that made this connection, if the kernel noted it.
     fn connected(&mut self, tuple: &Tuple) -> Option<Sighting> {
         let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.process(tuple)?;
-        let home = self.namespaces.of_address(tuple.source.address())?.id;
+        let address = tuple.source.address();
+        // A container that has just begun may be gone when the namespaces are looked for.
+        if self.namespaces.of_address(address).is_none() && !self.namespaces.enter(&self.processes, pid) {
+            return None;
+        }
+        let home = self.namespaces.of_address(address)?.id;
         let process = self.met.get_with_namespace(pid, &self.processes, &self.namespaces)?;
         // Equal tuples in two namespaces share one note.
         if process.namespace != Some(home) {
             return None;
         }
         let answer = Answer::Held { pid, handle: None, connected: true };
-        Some(Sighting { answer, identity: Some(process.identity.clone()) })
+        Some(Sighting { answer, identity: process.identity.clone() })
     }
 
     fn identify(&mut self, pid: u32) -> Option<Identity> {
