@@ -20,7 +20,7 @@ use bwmon::connects::Connects;
 use bwmon::monitor::TURN_ON;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
-use common::inside::inside_each;
+use common::inside::{inside_each, inside_each_alone};
 use common::monitor::{Figures, Monitor};
 use common::netns::{Namespace, address, host_and_remote};
 use common::program::wait_for;
@@ -237,7 +237,7 @@ fn counters_that_begin_again_cost_nothing_and_double_nothing() {
 
 #[test]
 fn containers_come_and_go_while_it_runs() {
-    if !inside_each("containers_come_and_go_while_it_runs") {
+    if !inside_each_alone("containers_come_and_go_while_it_runs") {
         return;
     }
     let (host, remote) = &host_and_remote();

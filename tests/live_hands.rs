@@ -25,7 +25,7 @@ use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
 use nix::unistd::close;
 use tempfile::TempDir;
 
-use common::inside::inside_each;
+use common::inside::{inside_each, inside_each_alone};
 use common::netns::host_and_remote;
 use common::program::Running;
 use common::role::{self, role_command, start_role, tell, told};
@@ -179,7 +179,7 @@ fn a_prefork_servers_child_is_credited() {
 
 #[test]
 fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
-    if !inside_each("a_child_that_is_started_with_an_accepted_connection_is_credited") {
+    if !inside_each_alone("a_child_that_is_started_with_an_accepted_connection_is_credited") {
         return;
     }
     let (host, remote) = &host_and_remote();

@@ -3,22 +3,34 @@
 
 use std::io::Write;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 
 use bwmon::monitor::TURN_ON;
 
 /// In the environment of a test that runs in a namespace of its own.
 const INSIDE: &str = "BWMON_TEST_INSIDE";
 
+/// Held for writing by a test that needs the machine for itself, else for reading.
+static MACHINE: RwLock<()> = RwLock::new(());
+
 /// Whether this is the test `name` in a network namespace of its own. If not, it runs there as another process and has
 /// passed when this returns; where there can be no such namespace it is skipped, and says so.
 pub fn inside(name: &str) -> bool {
+    let _machine = MACHINE.read();
     inside_first(name, 1)
 }
 
 /// The same, once in each kind of namespace there can be: as root in a user namespace of its own, which lacks some of
 /// root's rights, and as root itself.
 pub fn inside_each(name: &str) -> bool {
+    let _machine = MACHINE.read();
+    inside_first(name, usize::MAX)
+}
+
+/// The same, while no other test of this file runs: each monitor that reads the kernel's table keeps a processor from all
+/// others for up to 20 ms where the kernel has no preemption.
+pub fn inside_each_alone(name: &str) -> bool {
+    let _machine = MACHINE.write();
     inside_first(name, usize::MAX)
 }
 
