@@ -25,7 +25,7 @@ use super::notes::{Notes, Trouble};
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
 use super::slab::{Id, Side};
-use super::socket::{Canonical, READABLE, Watched, connecting, is_shortage};
+use super::socket::{Canonical, READABLE, Watched, connecting, is_shortage, local_incoming_processor};
 use super::{Counters, Settings};
 
 /// What the connections of a pipe share.
@@ -359,6 +359,13 @@ impl Connection {
             source.watch(&shared.epoll, READABLE)
         };
         watched.map_err(|errno| Broken::Source(errno.into()))
+    }
+
+    /// The processor on which the bytes of a source come in, if they come from this machine.
+    pub fn incoming_processor(&self, direction: Direction) -> Option<usize> {
+        let State::Relaying(Relay { target, .. }) = &self.state else { return None };
+        let source = if direction == Direction::In { &self.client } else { target };
+        local_incoming_processor(&source.stream)
     }
 
     /// Looks whether a source pauses that collects. Returns whether it still collects.

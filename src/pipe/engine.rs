@@ -17,6 +17,7 @@ use nix::sys::signal::SigSet;
 use super::connection::{Connection, Direction, Fate, Shared};
 use super::flow::{Mover, PAUSE};
 use super::notes::{Notes, Trouble};
+use super::processor::Processor;
 use super::resolve::{Answer, Target};
 use super::shaping::Turns;
 use super::slab::{Id, Slab};
@@ -131,6 +132,7 @@ struct Serving {
     freed: bool,
     /// When to look for timeouts next, if there may be any.
     sweep_at: Option<Instant>,
+    processor: Processor,
     mailbox: Mailbox,
     letters: Letters,
 }
@@ -160,6 +162,7 @@ impl Serving {
             starved: VecDeque::new(),
             freed: false,
             sweep_at: None,
+            processor: Processor::default(),
             mailbox,
             letters,
         };
@@ -353,6 +356,25 @@ impl Serving {
         collecting.retain(|&(id, direction)| {
             self.connections.get_mut(id).is_some_and(|connection| connection.ends_pause(direction, *now))
         });
+        self.choose_processor();
+    }
+
+    /// Keeps out of the way of who sends through the loopback interface as fast as they can.
+    fn choose_processor(&mut self) {
+        let Shared { collecting, now, .. } = &mut self.shared;
+        let now = *now;
+        if collecting.is_empty() {
+            self.processor.go_anywhere();
+        } else if self.processor.is_due(now) {
+            // One at a time, in turn.
+            collecting.rotate_left(1);
+            let (id, direction) = collecting[0];
+            if let Some(connection) = self.connections.get_mut(id)
+                && let Some(incoming) = connection.incoming_processor(direction)
+            {
+                self.processor.leave(incoming, now);
+            }
+        }
     }
 
     fn look_at_clock(&mut self) {

@@ -11,6 +11,7 @@ mod engine;
 mod flow;
 mod kernel_pipe;
 mod notes;
+mod processor;
 mod resolve;
 mod shaping;
 mod slab;

@@ -127,8 +127,7 @@ fn prepare(socket: &impl AsFd) -> Result<(), Errno> {
 /// net/ipv4/tcp_bbr.c) only cost. Nor is there a long way to be filled with bytes: with the buffers of many MB that
 /// net.ipv4.tcp_rmem lets the kernel choose, bytes have left the processor's caches when the reader gets to them.
 pub fn ease_locally(socket: &TcpStream) {
-    let (Ok(own), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return };
-    if own.ip() != peer.ip() && !peer.ip().to_canonical().is_loopback() {
+    if !is_local(socket) {
         return;
     }
     // All of it is for speed: the bytes go without it too.
@@ -140,6 +139,20 @@ pub fn ease_locally(socket: &TcpStream) {
     if setsockopt(socket, SndBufForce, &LOCAL_SENT_BYTES).is_err() && is_allowed("wmem_max", LOCAL_SENT_BYTES) {
         let _ = setsockopt(socket, SndBuf, &LOCAL_SENT_BYTES);
     }
+}
+
+fn is_local(socket: &TcpStream) -> bool {
+    let (Ok(own), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return false };
+    own.ip() == peer.ip() || peer.ip().to_canonical().is_loopback()
+}
+
+/// The processor on which the last packet came in (SO_INCOMING_CPU, socket(7)), if it came from within this machine: where
+/// the sender ran then.
+pub fn local_incoming_processor(socket: &TcpStream) -> Option<usize> {
+    if !is_local(socket) {
+        return None;
+    }
+    usize::try_from(rustix::net::sockopt::socket_incoming_cpu(socket).ok()?).ok()
 }
 
 /// Leaves congestion to Reno, which is part of every kernel and allowed to everyone. A socket on which BBR has begun, as it
