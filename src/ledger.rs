@@ -180,6 +180,15 @@ impl Ledger {
         }
     }
 
+    /// The original tuples of all flows that are not over; `None` if there are more than `most`, or if a tuple alone does not
+    /// say which flow is meant.
+    pub fn tuples(&self, most: usize) -> Option<Vec<Tuple>> {
+        if self.flows.len() > most || self.flows.keys().any(|key| !key.is_tuple()) {
+            return None;
+        }
+        Some(self.flows.iter().filter(|(_, entry)| !entry.over).map(|(key, _)| key.tuple()).collect())
+    }
+
     /// Enters one row of the table. The same row twice in a tick counts once.
     pub fn row(&mut self, flow: &Flow) {
         let Some(counters) = flow.counters else { return };

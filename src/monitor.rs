@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::conntrack::probe::{Tracking, probe};
 use crate::conntrack::{Mangled, Table};
-use crate::flow::{Counters, Flow};
+use crate::flow::{Counters, Flow, Tuple};
 use crate::ledger::{Asked, Ledger, Processes, Selection};
 use crate::owner::{Owners, Reason};
 use crate::pattern::Pattern;
@@ -31,6 +31,11 @@ const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
 /// The time after which they are looked for anyway: to let go of those that ended, and since a process may move to a new
 /// one.
 const SCAN_ANYWAY: Duration = Duration::from_secs(10);
+
+/// The kernel's whole table is read at least each so many ticks, should an event have gone astray.
+const WHOLE_TABLE_EACH: u32 = 10;
+/// To look at so many hash chains of the table takes as long as to ask for one flow: 30 ns beside 4 µs.
+const CHAINS_PER_FLOW: usize = 128;
 
 /// So many ends are asked about with one reading of the sockets and one walk over the processes; each takes some 100
 /// bytes meanwhile.
@@ -72,8 +77,39 @@ pub struct Monitor {
 #[derive(Debug)]
 enum Counting {
     /// The table, and what came and went in between where the kernel tells.
-    Conntrack(Table, Option<Watch>),
+    Conntrack(Table, Option<Watch>, Known),
     Sockets,
+}
+
+/// Where the events tell of every flow, those that are known are asked for one by one if they are few: the whole table is
+/// read chain by chain, and most are empty.
+#[derive(Debug)]
+struct Known {
+    /// So many flows are few.
+    few: usize,
+    /// For so many ticks the whole table was not read.
+    ticks: u32,
+}
+
+impl Known {
+    /// As this host has it.
+    fn on_this_host() -> Self {
+        let number = |name: &str| -> Option<usize> {
+            let text = std::fs::read_to_string(Path::new("/proc/sys/net/netfilter").join(name)).ok()?;
+            text.trim().parse().ok()
+        };
+        // Without the file there are events as a rule; 0 is that there are none.
+        let told = number("nf_conntrack_events") != Some(0);
+        let chains = number("nf_conntrack_buckets").filter(|_| told).unwrap_or_default();
+        Self { few: chains / CHAINS_PER_FLOW, ticks: WHOLE_TABLE_EACH }
+    }
+
+    /// The flows to ask for; `None` if the whole table is to be read.
+    fn flows(&mut self, ledger: &Ledger, complete: bool) -> Option<Vec<Tuple>> {
+        let few = if complete && self.ticks < WHOLE_TABLE_EACH { ledger.tuples(self.few) } else { None };
+        self.ticks = if few.is_some() { self.ticks + 1 } else { 1 };
+        few
+    }
 }
 
 /// What the user is told, each kind of thing once.
@@ -116,7 +152,7 @@ impl Monitor {
                     notes.extend(advice(tracking, wanted));
                     if counts || wanted == CountersFrom::Conntrack {
                         // Refused along with netlink; the table's text alone then tells less sharply.
-                        Counting::Conntrack(table, Watch::start().ok())
+                        Counting::Conntrack(table, Watch::start().ok(), Known::on_this_host())
                     } else {
                         Counting::Sockets
                     }
@@ -137,7 +173,7 @@ impl Monitor {
         };
         let mut owners = Owners::of_this_host();
         match &counters {
-            Counting::Conntrack(_, watch) => owners.note(watch.as_ref().and_then(Watch::connects)),
+            Counting::Conntrack(_, watch, _) => owners.note(watch.as_ref().and_then(Watch::connects)),
             Counting::Sockets => owners.subscribe_to_endings()?,
         }
         let mut ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
@@ -148,7 +184,11 @@ impl Monitor {
     /// A monitor of the files below `proc_root` alone, with the conntrack table in `net/nf_conntrack`.
     pub fn from_files(proc_root: &Path, settings: Settings) -> Self {
         Self {
-            counters: Counting::Conntrack(Table::File(proc_root.join("net/nf_conntrack")), None),
+            counters: Counting::Conntrack(
+                Table::File(proc_root.join("net/nf_conntrack")),
+                None,
+                Known { few: 0, ticks: 0 },
+            ),
             owners: Owners::from_files(proc_root),
             ledger: Ledger::new(settings.selections, settings.lookback, Instant::now()),
             notes: Notes::default(),
@@ -164,16 +204,19 @@ impl Monitor {
     fn read_rows(&mut self) -> Result<()> {
         self.owners.begin_tick();
         match &mut self.counters {
-            Counting::Conntrack(table, watch) => {
+            Counting::Conntrack(table, watch, known) => {
                 if let Some(watch) = watch {
                     watch.begin_tick();
                 }
                 enter_seen(watch.as_ref(), &mut self.ledger, &mut self.owners);
+                let lost = watch.as_ref().is_some_and(Watch::has_lost);
                 let ledger = &mut self.ledger;
+                let flows = known.flows(ledger, watch.is_some() && !lost);
                 let mut dump = || table.dump(&mut |flow| ledger.row(flow));
-                let mangled = match watch {
-                    Some(watch) => watch.apart(dump),
-                    None => dump(),
+                let mangled = match (watch.as_ref(), flows) {
+                    (_, Some(flows)) => table.get(&flows, &mut |flow| ledger.row(flow)),
+                    (Some(watch), None) => watch.apart(dump),
+                    (None, None) => dump(),
                 }?;
                 // Once more, for whose the connections are that began meanwhile: the table shows them already.
                 enter_seen(watch.as_ref(), &mut self.ledger, &mut self.owners);
@@ -185,7 +228,7 @@ impl Monitor {
                         )
                     });
                 }
-                if watch.as_ref().is_some_and(Watch::has_lost) {
+                if lost {
                     self.notes.once(Kind::Lost, || {
                         "more connections come and go than can be followed: short ones are missing in part".into()
                     });
@@ -231,7 +274,7 @@ impl Monitor {
         let scanned = self.owners.scan_namespaces(now, interval);
         if scanned {
             self.ledger.came_home(&mut |tuple| self.owners.is_home(tuple));
-            if let Counting::Conntrack(_, Some(watch)) = &self.counters {
+            if let Counting::Conntrack(_, Some(watch), _) = &self.counters {
                 watch.scan_namespaces();
             }
         }

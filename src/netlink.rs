@@ -22,6 +22,8 @@ const HEADER: usize = 16;
 const ERROR: u16 = 2;
 /// NLMSG_DONE: the end mark of a dump, and the type of all that the connector carries.
 pub const DONE: u16 = 3;
+/// NLA_F_NESTED: the value is attributes.
+pub const NESTED: u16 = 0x8000;
 /// The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const TYPE_FLAGS: u16 = 0xc000;
 /// The kernel fills a dump's datagrams up to 32 KiB, whatever more there is room for.

@@ -144,9 +144,9 @@ impl Watch {
         std::mem::take(&mut *self.shared.seen())
     }
 
-    /// Whether events were lost, since more came than could be read or kept.
+    /// Whether events were lost since the call before, since more came than could be read or kept.
     pub fn has_lost(&self) -> bool {
-        self.shared.lost.load(Ordering::Relaxed)
+        self.shared.lost.swap(false, Ordering::Relaxed)
     }
 
     /// Does `work` on one processor while the thread keeps to the others.

@@ -11,12 +11,15 @@ mod common {
 }
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 
 use bwmon::connects::Connects;
+use bwmon::conntrack::Table;
+use bwmon::flow::{Endpoint, Tuple};
 use bwmon::monitor::TURN_ON;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
@@ -335,6 +338,33 @@ fn what_is_nobodys_is_told_with_the_reason() {
     monitor.wait_for(|| Figures::from([shown("nobodys"), shown("forwarded")]));
     drop(forwarded);
     thread.join().unwrap();
+}
+
+#[test]
+fn each_flow_of_the_table_can_be_asked_for() {
+    if !inside_each("each_flow_of_the_table_can_be_asked_for") {
+        return;
+    }
+    Namespace::here().shell(TURN_ON);
+    let mut open = Vec::new();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        open.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let socket = UdpSocket::bind(address).unwrap();
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+    }
+    let mut table = Table::open(Path::new("/proc")).unwrap();
+    let mut flows = Vec::new();
+    table.dump(&mut |flow| flows.push(*flow)).unwrap();
+    assert!(flows.len() >= 4, "{flows:?}");
+    for flow in &flows {
+        let mut got = Vec::new();
+        table.get(&[flow.original, flow.original.reversed()], &mut |flow| got.push(*flow)).unwrap();
+        // By its reply tuple too, which is not the same way round.
+        assert!(!got.is_empty() && got.iter().all(|got| got == flow), "{flow:?}: {got:?}");
+    }
+    let nowhere = Tuple { source: Endpoint::new(Ipv4Addr::LOCALHOST, 0), ..flows[0].original };
+    table.get(&[nowhere], &mut |flow| panic!("{flow:?}")).unwrap();
 }
 
 #[test]

@@ -6,8 +6,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nix::errno::Errno;
+use nix::libc::{AF_INET, AF_INET6};
+
 use crate::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use crate::netlink::{self, Netlink, attributes};
+use crate::netlink::{self, Netlink, attributes, push_attribute};
 
 /// NFNL_SUBSYS_CTNETLINK, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -77,6 +80,57 @@ impl Ctnetlink {
             }
         })
     }
+
+    /// Asks for the entry with an original tuple in the zone 0, and calls `visit` with it if there is one.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        let asked = self.socket.request(GET, 0, &request(original), |message| {
+            if message.kind == NEW
+                && let Some(flow) = parse(message.payload)
+            {
+                visit(&flow);
+            }
+        });
+        // It ended.
+        if asked == Err(Errno::ENOENT) { Ok(()) } else { asked }
+    }
+}
+
+/// The payload of a request for the entry with an original tuple.
+fn request(original: &Tuple) -> Vec<u8> {
+    let nested = |kind: u16, attributes: &[(u16, &[u8])]| {
+        let mut inner = Vec::new();
+        attributes.iter().for_each(|(kind, value)| push_attribute(&mut inner, *kind, value));
+        (kind | netlink::NESTED, inner)
+    };
+    let (source, destination) = (original.source.address(), original.destination.address());
+    let (family, (ip, addresses)) = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ends: [(u16, &[u8]); 2] =
+                [(attribute::IP_V4_SRC, &source.octets()), (attribute::IP_V4_DST, &destination.octets())];
+            (AF_INET, nested(attribute::TUPLE_IP, &ends))
+        }
+        _ => {
+            let (source, destination) = (original.source.ipv6().octets(), original.destination.ipv6().octets());
+            let ends: [(u16, &[u8]); 2] = [(attribute::IP_V6_SRC, &source), (attribute::IP_V6_DST, &destination)];
+            (AF_INET6, nested(attribute::TUPLE_IP, &ends))
+        }
+    };
+    let (proto, ports) = nested(
+        attribute::TUPLE_PROTO,
+        &[
+            (attribute::PROTO_NUM, &[original.protocol.number()]),
+            (attribute::PROTO_SRC_PORT, &original.source.port.to_be_bytes()),
+            (attribute::PROTO_DST_PORT, &original.destination.port.to_be_bytes()),
+        ],
+    );
+    let (tuple, parts) = nested(attribute::TUPLE_ORIG, &[(ip, &addresses), (proto, &ports)]);
+    let mut payload = GENERIC.to_vec();
+    payload[0] = family as u8;
+    push_attribute(&mut payload, tuple, &parts);
+    payload
 }
 
 /// The flow of one message; `None` for a protocol without ports, and for a message that lacks a tuple.

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::flow::Flow;
+use crate::flow::{Flow, Tuple};
 use ctnetlink::Ctnetlink;
 
 /// A way to read the table, that was tried and works.
@@ -83,6 +83,19 @@ impl Table {
             }
             Self::Command => run_command(visit),
         }
+    }
+
+    /// Calls `visit` with the flows that have these original tuples in the zone 0, as far as they are still there; with every
+    /// flow of the table where it cannot be asked for one.
+    ///
+    /// # Errors
+    /// When it cannot be read any more.
+    pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+        let Self::Netlink(table) = self else { return self.dump(visit) };
+        for original in originals {
+            table.get(original, &mut *visit).context("cannot read the conntrack table through netlink")?;
+        }
+        Ok(Mangled::default())
     }
 }
 

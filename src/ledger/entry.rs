@@ -31,6 +31,15 @@ impl Key {
         Self::of_predecessor(flow, 0)
     }
 
+    /// Whether its tuple tells a flow from all others of its time: there are no zones and no predecessors.
+    pub fn is_tuple(&self) -> bool {
+        self.zone == 0 && self.predecessor == 0
+    }
+
+    pub fn tuple(&self) -> Tuple {
+        self.original
+    }
+
     /// That of the `n`th flow of all that were succeeded by one with the same key: a `flow` like this.
     pub fn of_predecessor(flow: &Flow, n: u32) -> Self {
         Self { original: flow.original, zone: flow.zone, predecessor: n, id: flow.id }
