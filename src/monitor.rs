@@ -39,7 +39,7 @@ const CHAINS_PER_FLOW: usize = 128;
 
 /// So many ends are asked about with one reading of the sockets and one walk over the processes; each takes some 100
 /// bytes meanwhile.
-const ASKED_AT_A_TIME: usize = 50_000;
+const ASKED_AT_A_TIME: usize = 40_000;
 
 /// Where the counters come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
