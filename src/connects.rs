@@ -11,8 +11,8 @@
 //! away.
 //!
 //! See bpf(2), include/uapi/linux/bpf.h (struct bpf_sock_ops) and, for the moments of the calls, `tcp_connect` in
-//! net/ipv4/tcp_output.c, `tcp_close_state` in net/ipv4/tcp.c and `tcp_conn_request` in net/ipv4/tcp_input.c. A reset has no such moment: a close(2) that makes one
-//! and one that has come look the same.
+//! net/ipv4/tcp_output.c, `tcp_close_state` in net/ipv4/tcp.c and `tcp_conn_request` in net/ipv4/tcp_input.c. A reset has
+//! no such moment: a close(2) that makes one and one that has come look the same.
 #![allow(unsafe_code)]
 
 use std::io;

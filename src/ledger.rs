@@ -1,9 +1,9 @@
 //! The books: which flow has carried how much, who owns its ends, and what each command line has moved.
 //!
 //! A tick goes through them in one order: it [begins](Ledger::begin), flows that came and went are entered
-//! ([`Ledger::opened`], [`Ledger::found`], [`Ledger::ended`]), then the rows of the table ([`Ledger::row`]); whoever is not known yet is
-//! asked for ([`Ledger::questions`], [`Ledger::answer`]), what moved is [credited](Ledger::credit), what is over is
-//! [closed](Ledger::close). Nothing here reads the kernel or a clock.
+//! ([`Ledger::opened`], [`Ledger::found`], [`Ledger::ended`]), then the rows of the table ([`Ledger::row`]); whoever is not
+//! known yet is asked for ([`Ledger::questions`], [`Ledger::answer`]), what moved is [credited](Ledger::credit), what is
+//! over is [closed](Ledger::close). Nothing here reads the kernel or a clock.
 
 mod account;
 mod entry;

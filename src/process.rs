@@ -158,12 +158,6 @@ impl Processes {
         status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
     }
 
-    /// The process that started `pid`, or has taken it over from one that ended.
-    pub fn parent(&self, pid: u32) -> Option<u32> {
-        let file = File::open(self.root.join(pid.to_string()).join("stat")).ok()?;
-        u32::try_from(Stat::from_read(file).ok()?.ppid).ok()
-    }
-
     fn descriptors(&self, pid: u32) -> PathBuf {
         self.root.join(pid.to_string()).join("fd")
     }

@@ -260,17 +260,17 @@ fn wait(events: &Events, execs: Option<&Execs>, shared: Option<&Shared>, timeout
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// Hands all events on in the order they came, with what is known at a glance of the new connections. Those that are not
-/// clear then are put before the ones that were not before.
-fn glance(batch: &mut Vec<Event>, unclear: &mut VecDeque<(Flow, [bool; 2])>, seeker: &mut Seeker, shared: &Shared) {
+/// Hands all events on in the order they came, with who made the new connections where that is known at a glance. Who is at
+/// the other end never is: they are put before those that were not clear before.
+fn glance(batch: &mut Vec<Event>, unclear: &mut VecDeque<(Flow, bool)>, seeker: &mut Seeker, shared: &Shared) {
     let mut seen: Vec<Seen> = Vec::with_capacity(batch.len());
     for event in batch.drain(..) {
         match event {
             Event::Opened(flow) => {
                 let found = seeker.glance(&flow);
-                let known = [found.is_some(), false];
+                let known = found.is_some();
                 seen.push(Seen::Opened(Box::new(flow)));
-                if found.is_some() {
+                if known {
                     seen.push(Seen::Found(Box::new(flow), [found, None]));
                 }
                 unclear.truncate(UNCLEAR - 1);

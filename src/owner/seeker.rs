@@ -88,16 +88,11 @@ impl Seeker {
         self.connected(&flow.original)
     }
 
-    /// Who is at those of these ends that are not `known`; `None` where it takes more than the budget to say, or where
-    /// something more urgent `waits` before it is found.
-    pub fn sight(&mut self, flow: &Flow, known: [bool; 2], waits: &dyn Fn() -> bool) -> [Option<Sighting>; 2] {
-        let mut found = [None, None];
-        for (at, tuple) in [&flow.original, &flow.reply].into_iter().enumerate() {
-            if !known[at] {
-                found[at] = self.sight_end(tuple, waits);
-            }
-        }
-        found
+    /// Who is at the sources of the reply and, unless that is `known`, of the original tuple; `None` where it takes more than
+    /// the budget to say, or where something more urgent `waits` before it is found.
+    pub fn sight(&mut self, flow: &Flow, known: bool, waits: &dyn Fn() -> bool) -> [Option<Sighting>; 2] {
+        let at_original = if known { None } else { self.sight_end(&flow.original, waits) };
+        [at_original, self.sight_end(&flow.reply, waits)]
     }
 
     /// Looks at `pid`, which has started a program: what it is called now is known from here on, even if it is gone when it

@@ -362,17 +362,16 @@ impl Serving {
     /// Keeps out of the way of who sends through the loopback interface as fast as they can.
     fn choose_processor(&mut self) {
         let Shared { collecting, now, .. } = &mut self.shared;
-        let now = *now;
         if collecting.is_empty() {
             self.processor.go_anywhere();
-        } else if self.processor.is_due(now) {
+        } else if self.processor.is_due(*now) {
             // One at a time, in turn.
             collecting.rotate_left(1);
             let (id, direction) = collecting[0];
             if let Some(connection) = self.connections.get_mut(id)
                 && let Some(incoming) = connection.incoming_processor(direction)
             {
-                self.processor.leave(incoming, now);
+                self.processor.leave(incoming);
             }
         }
     }

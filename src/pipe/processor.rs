@@ -5,9 +5,10 @@
 //! it may share the reader's, which waits for the thread. The kernel does not know that and puts the thread where it was
 //! woken from, which is where the bytes come in.
 
+use std::time::{Duration, Instant};
+
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
-use std::time::{Duration, Instant};
 
 /// How often it is looked where the bytes come in.
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -21,15 +22,18 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Whether it is time to look again.
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= INTERVAL)
+    /// Whether it is time to look again; it is taken for done then.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= INTERVAL);
+        if due {
+            self.looked = Some(now);
+        }
+        due
     }
 
     /// Takes in that bytes of a heavy flow from this machine come in on `incoming`, and leaves that one if it is the one
     /// that the thread runs on.
-    pub fn leave(&mut self, incoming: usize, now: Instant) {
-        self.looked = Some(now);
+    pub fn leave(&mut self, incoming: usize) {
         if sched_getcpu() != Ok(incoming) {
             return;
         }
@@ -74,7 +78,7 @@ mod tests {
         let several = (0..CpuSet::count()).filter(|&at| before.is_set(at).unwrap()).count() > 1;
         let left = loop {
             let here = sched_getcpu().unwrap();
-            processor.leave(here, Instant::now());
+            processor.leave(here);
             // Unless it was moved in between.
             if processor.allowed.is_some() || !several {
                 break here;
@@ -90,7 +94,7 @@ mod tests {
         let mut one = CpuSet::new();
         one.set(sched_getcpu().unwrap()).unwrap();
         sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-        Processor::default().leave(sched_getcpu().unwrap(), Instant::now());
+        Processor::default().leave(sched_getcpu().unwrap());
         assert_eq!(allowed(), one);
     }
 
@@ -99,8 +103,6 @@ mod tests {
         let mut processor = Processor::default();
         let now = Instant::now();
         assert!(processor.is_due(now));
-        // Nobody runs there.
-        processor.leave(usize::MAX, now);
         assert!(!processor.is_due(now + INTERVAL / 2));
         assert!(processor.is_due(now + INTERVAL));
     }
