@@ -1,4 +1,7 @@
 //! What a flow at full speed keeps of its throughput beside each monitor.
+//!
+//! Such a flow takes all of the machine, and its throughput differs by some 10 % from one time to the next. What a cheap
+//! monitor costs is seen beside `asleep`, which costs nothing, over many rounds, and with many of each at once.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,9 +22,12 @@ pub struct Options {
     /// How many seconds a flow lasts
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// So many of each monitor run at once
+    #[arg(long, default_value_t = 1)]
+    instances: usize,
 }
 
-/// Time for a monitor to start.
+/// Time for monitors to start, and as long a rest before the flows without.
 const SETTLE: Duration = Duration::from_millis(1500);
 
 const PORT: u16 = 7001;
@@ -66,7 +72,7 @@ impl Maker {
     }
 }
 
-/// A flow beside one monitor.
+/// A flow beside a monitor.
 struct Outcome {
     bytes_per_s: f64,
     kept: f64,
@@ -78,40 +84,64 @@ pub fn run(options: &Options) -> Result<()> {
     let (monitored, other) = (Namespace::tracked()?, Namespace::new()?);
     monitored.join(&other)?;
     let _server = maker.serve(&other)?;
-    let peers = peers::present(&Peer::ALL, &options.common);
-    let mut alone = Vec::new();
+    let candidates: Vec<Peer> = std::iter::once(Peer::Asleep).chain(Peer::ALL).collect();
+    let peers = peers::present(&candidates, &options.common);
     let mut outcomes: Vec<Vec<Outcome>> = peers.iter().map(|_| Vec::new()).collect();
-    for _ in 0..options.common.rounds {
-        for (peer, outcomes) in peers.iter().zip(&mut outcomes) {
-            // Each beside a flow without a monitor, since what else goes on changes from minute to minute.
-            let before = maker.measure(&monitored, options.seconds)?;
-            let monitor = peer.start(&monitored, &options.common.ours)?;
+    // Each flow beside a monitor lies between two without, since what else goes on changes from second to second.
+    let mut alone = vec![maker.measure(&monitored, options.seconds)?];
+    for round in 0..options.common.rounds {
+        for position in 0..peers.len() {
+            // None always comes first, or always after the same one.
+            let which = if round % 2 == 0 { position } else { peers.len() - 1 - position };
+            let start = |_| peers[which].start(&monitored, &options.common.ours);
+            let monitors = (0..options.instances).map(start).collect::<Result<Vec<_>>>()?;
             sleep(SETTLE);
-            let (cpu_s, start) = (monitor.cpu_s()?, Instant::now());
+            let (cpu_s, start) = (cpu_s(&monitors)?, Instant::now());
             let bytes_per_s = maker.measure(&monitored, options.seconds)?;
-            let cores = (monitor.cpu_s()? - cpu_s) / start.elapsed().as_secs_f64();
-            drop(monitor);
+            let cores = (self::cpu_s(&monitors)? - cpu_s) / start.elapsed().as_secs_f64();
+            drop(monitors);
+            sleep(SETTLE);
+            let before = alone[alone.len() - 1];
             let after = maker.measure(&monitored, options.seconds)?;
-            alone.extend([before, after]);
-            outcomes.push(Outcome { bytes_per_s, kept: bytes_per_s / ((before + after) / 2.0), cores });
+            alone.push(after);
+            outcomes[which].push(Outcome { bytes_per_s, kept: bytes_per_s / ((before + after) / 2.0), cores });
         }
     }
     show(&peers, &alone, &outcomes);
     Ok(())
 }
 
+fn cpu_s(programs: &[Program]) -> Result<f64> {
+    programs.iter().map(Program::cpu_s).sum()
+}
+
 fn show(peers: &[Peer], alone: &[f64], outcomes: &[Vec<Outcome>]) {
     let gbit_per_s = |bytes_per_s: f64| number(bytes_per_s * 8.0 / 1e9, 2);
     let row = |(peer, outcomes): (&Peer, &Vec<Outcome>)| {
         let middle = |value: fn(&Outcome) -> f64| median(outcomes.iter().map(value));
+        let kept: Vec<f64> = outcomes.iter().map(|of| 100.0 * of.kept).collect();
         [
             peer.name().into(),
             gbit_per_s(middle(|of| of.bytes_per_s)),
-            number(100.0 * middle(|of| of.kept), 1),
+            number(median(kept.iter().copied()), 1),
+            number(mean(&kept), 1),
+            number(standard_error(&kept), 1),
             number(middle(|of| of.cores), 3),
         ]
     };
-    let alone = ["none".into(), gbit_per_s(median(alone.iter().copied())), number(100.0, 1), "-".into()];
-    let rows: Vec<_> = std::iter::once(alone).chain(peers.iter().zip(outcomes).map(row)).collect();
-    table::print(["monitor", "Gbit/s", "kept %", "cores"], &rows);
+    let dash = || "-".to_owned();
+    let none = ["none".into(), gbit_per_s(median(alone.iter().copied())), dash(), dash(), dash(), dash()];
+    let rows: Vec<_> = std::iter::once(none).chain(peers.iter().zip(outcomes).map(row)).collect();
+    table::print(["monitor", "Gbit/s", "kept %", "mean", "±", "cores"], &rows);
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The standard error of the mean.
+fn standard_error(values: &[f64]) -> f64 {
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() as f64 - 1.0) / values.len() as f64).sqrt()
 }

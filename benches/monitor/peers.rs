@@ -14,6 +14,8 @@ use crate::{Common, Ours};
 /// A monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Peer {
+    /// A program that does nothing: what it seems to cost is the measurement's error
+    Asleep,
     /// A dump of conntrack's table each second, received and thrown away: less cannot be done by polling
     Floor,
     /// `conntrack -L`, once a second
@@ -27,12 +29,14 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// Those that do something.
     pub const ALL: [Self; 5] = [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor];
     /// Those that say whose bytes they are.
     pub const ATTRIBUTING: [Self; 2] = [Self::Nethogs, Self::Runmonitor];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::Asleep => "asleep",
             Self::Floor => "bare dump",
             Self::Conntrack => "conntrack -L",
             Self::Ss => "ss -tunpi",
@@ -44,6 +48,7 @@ impl Peer {
     /// Starts it in a namespace.
     pub fn start(self, namespace: &Namespace, ours: &Ours) -> Result<Program> {
         match self {
+            Self::Asleep => namespace.start(Command::new("sleep").arg("infinity")),
             Self::Floor => namespace.play("floor", "dump"),
             Self::Conntrack => namespace.start(roles::command("repeat", "repeat conntrack -L")?.stderr(Stdio::null())),
             Self::Ss => namespace.start(roles::command("repeat", "repeat ss -tunpi")?.stderr(Stdio::null())),
@@ -87,7 +92,7 @@ impl Peer {
 
     fn is_installed(self) -> bool {
         let file = match self {
-            Self::Floor | Self::Runmonitor => return true,
+            Self::Asleep | Self::Floor | Self::Runmonitor => return true,
             Self::Conntrack => "conntrack",
             Self::Ss => "ss",
             Self::Nethogs => "nethogs",
