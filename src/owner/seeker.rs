@@ -30,6 +30,7 @@ const RECENT: usize = 16;
 const GLANCE: u32 = 256;
 /// So many programs are looked at in a tick as they start: 20 µs each.
 const STARTED_PER_TICK: u32 = 4000;
+
 /// Finds owners one by one.
 #[derive(Debug)]
 pub struct Seeker {
@@ -89,10 +90,11 @@ impl Seeker {
     }
 
     /// Who is at the sources of the reply and, unless that is `known`, of the original tuple; `None` where it takes more than
-    /// the budget to say, or where something more urgent `waits` before it is found.
+    /// the budget to say, or where something more urgent `waits` before it is found: who connects may be gone in a moment,
+    /// and mostly whoever accepts stays.
     pub fn sight(&mut self, flow: &Flow, known: bool, waits: &dyn Fn() -> bool) -> [Option<Sighting>; 2] {
-        let at_original = if known { None } else { self.sight_end(&flow.original, waits) };
-        [at_original, self.sight_end(&flow.reply, waits)]
+        let at_original = if known { None } else { self.sight_end(&flow.original, true, waits) };
+        [at_original, self.sight_end(&flow.reply, false, waits)]
     }
 
     /// Looks at `pid`, which has started a program: what it is called now is known from here on, even if it is gone when it
@@ -112,13 +114,13 @@ impl Seeker {
         Some(process.clone())
     }
 
-    fn sight_end(&mut self, tuple: &Tuple, waits: &dyn Fn() -> bool) -> Option<Sighting> {
+    fn sight_end(&mut self, tuple: &Tuple, urgent: bool, waits: &dyn Fn() -> bool) -> Option<Sighting> {
         match find(&mut self.namespaces, tuple) {
             Found::Socket { inode, connected: false } if inode != 0 => {
                 let holder = match self.listeners.get(&inode) {
                     Some(&holder) => holder,
                     None => {
-                        let holder = self.hot_holder(inode).or_else(|| self.search(inode, waits))?;
+                        let holder = self.hot_holder(inode).or_else(|| self.search(inode, urgent, waits))?;
                         self.listeners.insert(inode, holder);
                         holder
                     }
@@ -136,7 +138,7 @@ impl Seeker {
                 {
                     return self.held(holder, false);
                 }
-                let holder = self.search(inode, waits)?;
+                let holder = self.search(inode, urgent, waits)?;
                 self.held(holder, connected)
             }
             // The tick looks once more.
@@ -180,10 +182,11 @@ impl Seeker {
         Some((pid, Handle { inode, fd }))
     }
 
-    /// The holder of a socket, if the budget is enough to find it and nothing more urgent waits.
-    fn search(&mut self, inode: u32, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
+    /// The holder of a socket, if the budget is enough to find it and nothing more urgent waits. What is `urgent` itself is
+    /// looked for where it most likely is in any case.
+    fn search(&mut self, inode: u32, urgent: bool, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
         let mut budget = std::mem::take(&mut self.budget);
-        let found = self.search_within(inode, &mut budget, waits);
+        let found = self.search_within(inode, &mut budget, urgent, waits);
         self.budget = budget;
         let (pid, handle) = found?;
         // A number among the youngest may be a thread's, which ends before its process does.
@@ -196,7 +199,13 @@ impl Seeker {
         Some((pid, handle))
     }
 
-    fn search_within(&mut self, inode: u32, budget: &mut u32, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
+    fn search_within(
+        &mut self,
+        inode: u32,
+        budget: &mut u32,
+        urgent: bool,
+        waits: &dyn Fn() -> bool,
+    ) -> Option<(u32, Handle)> {
         let newest = self.processes.newest_pid().unwrap_or_default();
         let youngest = || (newest.saturating_sub(YOUNGEST)..=newest).rev();
         for fd in self.hot_numbers() {
@@ -207,6 +216,9 @@ impl Seeker {
             }
         }
         for pid in youngest().chain(self.recent.clone()) {
+            if !urgent && waits() {
+                return None;
+            }
             let glance = GLANCE.min(*budget);
             let mut left = glance;
             let found = self.look(pid, inode, &mut left);
@@ -249,5 +261,37 @@ impl Seeker {
             ControlFlow::Continue(())
         });
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::flow::Endpoint;
+
+    #[test]
+    fn who_accepts_is_not_looked_for_while_something_waits() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let end = |address: std::net::SocketAddr| Endpoint::new(address.ip(), address.port());
+        let original = Tuple {
+            protocol: Protocol::Tcp,
+            source: end(client.local_addr().unwrap()),
+            destination: end(client.peer_addr().unwrap()),
+        };
+        let reply = original.reversed();
+        let flow = Flow { original, reply, zone: 0, id: 0, counters: None, open: true, socket: None };
+
+        let mut seeker = match Seeker::of_this_host(None) {
+            Ok(seeker) => seeker,
+            Err(error) => return eprintln!("who_accepts_is_not_looked_for… is skipped: {error:#}"),
+        };
+        seeker.begin(u32::MAX);
+        assert!(seeker.sight(&flow, true, &|| true)[1].is_none());
+        let found = seeker.sight(&flow, true, &|| false)[1].take();
+        assert_eq!(found.unwrap().identity.pid, std::process::id());
     }
 }
