@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bwmon::aggregator::{Aggregator, Grouping};
+use bwmon::attribution::{Answer, Processes, Sighting};
 use bwmon::config::{Findings, applications, notifications};
-use bwmon::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use bwmon::ledger::{Ledger, Processes, Selection, Sighting};
+use bwmon::grouping::{Aggregator, Grouping};
+use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
+use bwmon::kernel::process::{Handle, Identity};
+use bwmon::ledger::{Ledger, Selection};
 use bwmon::notify::Notifier;
-use bwmon::owner::Answer;
-use bwmon::process::{Handle, Identity};
-use bwmon::source::{Reading, Source};
-use bwmon::usage::Usage;
+use bwmon::traffic::rates::Usage;
+use bwmon::traffic::source::{Reading, Source};
 use nix::time::{ClockId, clock_gettime};
 
 const DAY_S: u32 = 86_400;

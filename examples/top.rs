@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bwmon::ledger::Selection;
 use bwmon::monitor::{Monitor, Settings};
-use bwmon::source::Source;
+use bwmon::traffic::source::Source;
 
 fn main() -> anyhow::Result<()> {
     let mut monitor =
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     }
     readings.sort_by_key(|reading| std::cmp::Reverse(reading.bytes_in));
     for reading in readings.iter().take(5) {
-        println!("{:>12} {}", reading.bytes_in, bwmon::report::printable(&reading.name, 80));
+        println!("{:>12} {}", reading.bytes_in, bwmon::printable::printable(&reading.name, 80));
     }
     Ok(())
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bwmon::aggregator::{Aggregator, Grouping};
 use bwmon::config::{Findings, applications, notifications};
+use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::notify::Notifier;
-use bwmon::report;
-use bwmon::source::{Reading, Source};
-use bwmon::usage::Usage;
+use bwmon::output::text as report;
+use bwmon::traffic::rates::Usage;
+use bwmon::traffic::source::{Reading, Source};
 use serde_json::Value;
 
 /// Where a recording is not answered as the original answered it, and why.

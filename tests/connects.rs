@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, Tc
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use bwmon::connects::Connects;
-use bwmon::flow::{Endpoint, Protocol, Tuple};
+use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
 /// A connection whose client has this port, or any where that is 0.

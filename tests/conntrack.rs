@@ -9,10 +9,10 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use bwmon::conntrack::text::{self, Line};
-use bwmon::conntrack::{Mangled, Table, ctnetlink};
-use bwmon::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use bwmon::netlink::messages;
+use bwmon::kernel::conntrack::text::{self, Line};
+use bwmon::kernel::conntrack::{Mangled, Table, ctnetlink};
+use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
+use bwmon::kernel::netlink::messages;
 use common::user::User;
 use nix::unistd::geteuid;
 use proptest::prelude::*;

@@ -17,9 +17,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use bwmon::connects::Connects;
-use bwmon::conntrack::Table;
-use bwmon::flow::{Endpoint, Tuple};
+use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::conntrack::Table;
+use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::TURN_ON;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 

@@ -17,8 +17,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use bwmon::connects::Connects;
-use bwmon::execs::Execs;
+use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::exec_events::Execs;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};

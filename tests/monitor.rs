@@ -8,11 +8,11 @@ mod common {
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use bwmon::filter::Filter;
 use bwmon::ledger::Selection;
+use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{Monitor, Settings};
-use bwmon::pattern::Pattern;
-use bwmon::source::Source;
+use bwmon::python2::pattern::Pattern;
+use bwmon::traffic::source::Source;
 use common::fake_proc::{FakeProc, FakeProcess};
 use common::net_tables::{fib_trie, if_inet6, socket_table};
 

@@ -6,7 +6,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use bwmon::config::{Findings, NotificationSettings, notifications};
+use bwmon::config::{Findings, notifications};
+use bwmon::notify::rule::NotificationSettings;
 use bwmon::notify::{Commands, Direction, Notification};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;

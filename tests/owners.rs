@@ -9,9 +9,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 
-use bwmon::flow::{Endpoint, Protocol, Tuple};
-use bwmon::owner::{Answer, Owners, Question, Reason};
-use bwmon::process::Processes;
+use bwmon::attribution::per_tick::Owners;
+use bwmon::attribution::{Answer, Question, Reason};
+use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
+use bwmon::kernel::process::Processes;
 use common::fake_proc::{FakeProc, FakeProcess};
 use common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 

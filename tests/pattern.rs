@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bwmon::pattern::{Pattern, PatternError};
+use bwmon::python2::pattern::{Pattern, PatternError};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bwmon::pipe::{Pipe, Settings};
-use bwmon::source::Source;
+use bwmon::traffic::source::Source;
 use loopback::{Random, patient, pattern, settings, wait_until};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{

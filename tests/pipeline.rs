@@ -8,12 +8,12 @@ mod common {
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bwmon::figures::Figures;
-use bwmon::filter::Filter;
 use bwmon::ledger::Selection;
+use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{Monitor, Settings};
-use bwmon::pattern::Pattern;
-use bwmon::run::Program;
+use bwmon::program::Program;
+use bwmon::program::one_source::Figures;
+use bwmon::python2::pattern::Pattern;
 use common::fake_proc::{FakeProc, FakeProcess};
 use common::vectors::{bytes, list, vectors};
 use serde_json::Value;

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bwmon::aggregator_program::{AggregatorProgram, Settings};
 use bwmon::config::Files;
 use bwmon::monitor::CountersFrom;
-use bwmon::run::{Signals, run};
+use bwmon::program::aggregate::{AggregatorProgram, Settings};
+use bwmon::program::{Signals, run};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -41,8 +41,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bwmon::cli::parse(std::env::args_os()) {
-        Ok(arguments) => bwmon::run::exit_code("runaggregator", start(arguments)),
+    match bwmon::program::cli::parse(std::env::args_os()) {
+        Ok(arguments) => bwmon::program::exit_code("runaggregator", start(arguments)),
         Err(code) => code,
     }
 }

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bwmon::figures::Figures;
-use bwmon::filter::Filter;
 use bwmon::ledger::Selection;
+use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, Settings};
-use bwmon::pattern::Pattern;
-use bwmon::run::{Signals, run};
+use bwmon::program::one_source::Figures;
+use bwmon::program::{Signals, run};
+use bwmon::python2::pattern::Pattern;
 use clap::Parser;
 
 /// Shows which process has received and sent how many bytes, once a second.
@@ -40,8 +40,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bwmon::cli::parse(std::env::args_os()) {
-        Ok(arguments) => bwmon::run::exit_code("runmonitor", start(arguments)),
+    match bwmon::program::cli::parse(std::env::args_os()) {
+        Ok(arguments) => bwmon::program::exit_code("runmonitor", start(arguments)),
         Err(code) => code,
     }
 }

@@ -5,7 +5,9 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bwmon::{number, pipe::Settings, pipe_program, run};
+use bwmon::pipe::Settings;
+use bwmon::program::{self as run, pipe as pipe_program};
+use bwmon::python2::int as number;
 use clap::Parser;
 
 /// Forward a TCP port to another host, and show how many bytes went there and back
@@ -39,7 +41,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args: Args = match bwmon::cli::parse(std::env::args_os()) {
+    let args: Args = match bwmon::program::cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,
     };

@@ -7,16 +7,7 @@
 //! ```
 
 use super::{Findings, Keys, sections};
-use crate::pattern::Pattern;
-
-/// A section: an application's name and what its processes look like. The keys are for the reader only.
-#[derive(Debug)]
-pub struct Application {
-    /// The section's name, under which the traffic is shown.
-    pub name: String,
-    /// A command line that one of them matches belongs to the application.
-    pub patterns: Vec<Pattern>,
-}
+use crate::grouping::Application;
 
 /// Reads an application file; `file` is how messages call it.
 pub fn applications(file: &str, text: &[u8], findings: &mut Findings) -> Vec<Application> {

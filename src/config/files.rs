@@ -4,10 +4,10 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{
-    Application, Finding, Findings, Mistakes, Monitors, NotificationSettings, applications, monitors, notifications,
-};
+use super::{Finding, Findings, Mistakes, Monitors, applications, monitors, notifications};
+use crate::grouping::Application;
 use crate::ledger::Selection;
+use crate::notify::rule::NotificationSettings;
 
 /// Which files to read.
 #[derive(Debug, Clone, Default)]

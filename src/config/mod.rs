@@ -19,15 +19,15 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::ini::{self, Entry, Section};
-use crate::number;
-use crate::pattern::Pattern;
-use crate::shlex;
+use crate::python2::ini::{self, Entry, Section};
+use crate::python2::int as number;
+use crate::python2::pattern::Pattern;
+use crate::python2::shlex;
 
-pub use applications::{Application, applications};
+pub use applications::applications;
 pub use files::{Configuration, Files};
 pub use monitors::{Monitors, PipeSettings, monitors};
-pub use notifications::{Interval, NotificationSettings, notifications};
+pub use notifications::notifications;
 
 /// Something wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Names may hold anything, and these lines go to a terminal.
-        let printable = |name: &str| crate::report::printable(name.as_bytes(), usize::MAX);
+        let printable = |name: &str| crate::printable::printable(name.as_bytes(), usize::MAX);
         write!(f, "{}:", printable(&self.file))?;
         if let Some(line) = self.line {
             write!(f, "{line}:")?;

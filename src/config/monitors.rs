@@ -14,10 +14,10 @@
 use std::num::NonZeroU64;
 
 use super::{Finding, Findings, Keys, sections};
-use crate::filter::Filter;
 use crate::ledger::Selection;
-use crate::pattern::Pattern;
+use crate::ledger::selection::Filter;
 use crate::pipe;
+use crate::python2::pattern::Pattern;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
 const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_threshold"];

@@ -1,5 +1,7 @@
 use super::*;
+use crate::grouping::Application;
 use crate::ledger::Selection;
+use crate::notify::rule::{Interval, NotificationSettings};
 use serde_json::Value;
 
 /// Where a file is not read as the original read it, and why.

@@ -2,9 +2,9 @@
 
 use std::hash::{Hash, Hasher};
 
-use crate::flow::{Counters, Flow, Protocol, Tuple};
-use crate::owner::{Answer, Question, Reason};
-use crate::process::Handle;
+use crate::attribution::{Answer, Question, Reason};
+use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
+use crate::kernel::process::Handle;
 
 /// What tells a flow from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

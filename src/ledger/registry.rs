@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::Processes;
-use crate::process::Identity;
+use crate::attribution::Processes;
+use crate::kernel::process::Identity;
 
 #[derive(Debug)]
 pub(super) struct Process {

@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
 use super::Notification;
-use crate::config::NotificationSettings;
-use crate::report::printable;
+use crate::notify::rule::NotificationSettings;
+use crate::printable::printable;
 
 /// Commands that may run at the same time. One that hangs, started each second, would else fill the process table.
 const MOST_RUNNING: usize = 64;

@@ -10,16 +10,17 @@
 
 mod average;
 mod command;
+pub mod rule;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::aggregator::forgotten_until;
-use crate::config::NotificationSettings;
-use crate::report::printable;
-use crate::usage::Rate;
+use crate::grouping::forgotten_until;
+use crate::notify::rule::NotificationSettings;
+use crate::printable::printable;
+use crate::traffic::rates::Rate;
 
 use average::Average;
 pub use command::Commands;

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::source::{Reading, Source};
+use crate::traffic::source::{Reading, Source};
 use connection::Direction;
 use engine::{Engine, Mailbox, Message};
 use notes::Notes;

@@ -1,0 +1,2 @@
+//! BPF programs.
+pub mod tcp_owners;

@@ -1,0 +1,220 @@
+//! The conntrack table as netlink messages, the way `conntrack -L` reads it.
+//!
+//! A message is a nfgenmsg of 4 bytes and attributes: the two tuples, the counters (big-endian), the zone, the id.
+//! The kernel's side is net/netfilter/nf_conntrack_netlink.c, the numbers are those of
+//! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nix::errno::Errno;
+use nix::libc::{AF_INET, AF_INET6};
+
+use crate::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
+use crate::kernel::netlink::{self, Netlink, attributes, push_attribute};
+
+/// NFNL_SUBSYS_CTNETLINK, the upper byte of the message type.
+const SUBSYSTEM: u16 = 1 << 8;
+/// IPCTNL_MSG_CT_NEW: an entry, in a dump or as an event.
+pub(super) const NEW: u16 = SUBSYSTEM;
+/// IPCTNL_MSG_CT_GET: the request for entries.
+const GET: u16 = SUBSYSTEM | 1;
+/// IPCTNL_MSG_CT_DELETE: the end of an entry, as an event.
+pub(super) const DELETE: u16 = SUBSYSTEM | 2;
+
+/// struct nfgenmsg: family (AF_UNSPEC: all), version, resource.
+const GENERIC: [u8; 4] = [0; 4];
+
+mod attribute {
+    pub const TUPLE_ORIG: u16 = 1;
+    pub const TUPLE_REPLY: u16 = 2;
+    pub const PROTOINFO: u16 = 4;
+    pub const COUNTERS_ORIG: u16 = 9;
+    pub const COUNTERS_REPLY: u16 = 10;
+    pub const ID: u16 = 12;
+    pub const ZONE: u16 = 18;
+
+    pub const TUPLE_IP: u16 = 1;
+    pub const TUPLE_PROTO: u16 = 2;
+    pub const TUPLE_ZONE: u16 = 3;
+    pub const IP_V4_SRC: u16 = 1;
+    pub const IP_V4_DST: u16 = 2;
+    pub const IP_V6_SRC: u16 = 3;
+    pub const IP_V6_DST: u16 = 4;
+    pub const PROTO_NUM: u16 = 1;
+    pub const PROTO_SRC_PORT: u16 = 2;
+    pub const PROTO_DST_PORT: u16 = 3;
+    pub const COUNTERS_BYTES: u16 = 2;
+    pub const PROTOINFO_TCP: u16 = 1;
+    pub const PROTOINFO_TCP_STATE: u16 = 1;
+}
+
+/// TCP_CONNTRACK_LAST_ACK (include/uapi/linux/netfilter/nf_conntrack_tcp.h): this state and those behind it, TIME_WAIT
+/// and CLOSE, carry no more data. 9 is SYN_SENT2, the opening by both sides at once.
+const TCP_CLOSED: std::ops::RangeInclusive<u8> = 6..=8;
+
+/// A ctnetlink socket.
+#[derive(Debug)]
+pub struct Ctnetlink {
+    socket: Netlink,
+}
+
+impl Ctnetlink {
+    /// Opens one for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Where the kernel has no netlink for netfilter. Whether this user may read is known at the first dump only.
+    pub fn open() -> nix::Result<Self> {
+        Ok(Self { socket: Netlink::open(netlink::protocol::NETFILTER, 0)? })
+    }
+
+    /// Calls `visit` with every TCP and UDP flow of the table, IPv4 and IPv6. The kernel may show an entry twice.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn dump(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        self.socket.request(GET, netlink::DUMP, &GENERIC, |message| {
+            if message.kind == NEW
+                && let Some(flow) = parse(message.payload)
+            {
+                visit(&flow);
+            }
+        })
+    }
+
+    /// Asks for the entry with an original tuple in the zone 0, and calls `visit` with it if there is one.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        let asked = self.socket.request(GET, 0, &request(original), |message| {
+            if message.kind == NEW
+                && let Some(flow) = parse(message.payload)
+            {
+                visit(&flow);
+            }
+        });
+        // It ended.
+        if asked == Err(Errno::ENOENT) { Ok(()) } else { asked }
+    }
+}
+
+/// The payload of a request for the entry with an original tuple.
+fn request(original: &Tuple) -> Vec<u8> {
+    let nested = |kind: u16, attributes: &[(u16, &[u8])]| {
+        let mut inner = Vec::new();
+        attributes.iter().for_each(|(kind, value)| push_attribute(&mut inner, *kind, value));
+        (kind | netlink::NESTED, inner)
+    };
+    let (source, destination) = (original.source.address(), original.destination.address());
+    let (family, (ip, addresses)) = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ends: [(u16, &[u8]); 2] =
+                [(attribute::IP_V4_SRC, &source.octets()), (attribute::IP_V4_DST, &destination.octets())];
+            (AF_INET, nested(attribute::TUPLE_IP, &ends))
+        }
+        _ => {
+            let (source, destination) = (original.source.ipv6().octets(), original.destination.ipv6().octets());
+            let ends: [(u16, &[u8]); 2] = [(attribute::IP_V6_SRC, &source), (attribute::IP_V6_DST, &destination)];
+            (AF_INET6, nested(attribute::TUPLE_IP, &ends))
+        }
+    };
+    let (proto, ports) = nested(
+        attribute::TUPLE_PROTO,
+        &[
+            (attribute::PROTO_NUM, &[original.protocol.number()]),
+            (attribute::PROTO_SRC_PORT, &original.source.port.to_be_bytes()),
+            (attribute::PROTO_DST_PORT, &original.destination.port.to_be_bytes()),
+        ],
+    );
+    let (tuple, parts) = nested(attribute::TUPLE_ORIG, &[(ip, &addresses), (proto, &ports)]);
+    let mut payload = GENERIC.to_vec();
+    payload[0] = family as u8;
+    push_attribute(&mut payload, tuple, &parts);
+    payload
+}
+
+/// The flow of one message; `None` for a protocol without ports, and for a message that lacks a tuple.
+pub fn parse(payload: &[u8]) -> Option<Flow> {
+    let (mut original, mut reply, mut zone) = (None, None, 0);
+    let (mut bytes_original, mut bytes_reply) = (None, None);
+    let mut id = 0;
+    let mut open = true;
+    for (kind, value) in attributes(payload.get(GENERIC.len()..)?) {
+        match kind {
+            attribute::TUPLE_ORIG => {
+                let (tuple, tuple_zone) = parse_tuple(value)?;
+                original = Some(tuple);
+                zone = tuple_zone.map_or(zone, u32::from);
+            }
+            attribute::TUPLE_REPLY => reply = Some(parse_tuple(value)?.0),
+            attribute::PROTOINFO => open = !parse_tcp_state(value).is_some_and(|state| TCP_CLOSED.contains(&state)),
+            attribute::COUNTERS_ORIG => bytes_original = parse_bytes(value),
+            attribute::COUNTERS_REPLY => bytes_reply = parse_bytes(value),
+            attribute::ID => id = u64::from(u32::from_be_bytes(value.try_into().ok()?)),
+            attribute::ZONE => zone = u32::from(u16::from_be_bytes(value.try_into().ok()?)),
+            _ => {}
+        }
+    }
+    let counters = bytes_original.zip(bytes_reply).map(|(original, reply)| Counters { original, reply });
+    Some(Flow { original: original?, reply: reply?, zone, id, counters, open, socket: None })
+}
+
+/// A tuple, and its zone where that is not the entry's.
+fn parse_tuple(value: &[u8]) -> Option<(Tuple, Option<u16>)> {
+    let (mut source, mut destination): (Option<IpAddr>, Option<IpAddr>) = (None, None);
+    let (mut protocol, mut source_port, mut destination_port, mut zone) = (None, None, None, None);
+    for (kind, value) in attributes(value) {
+        match kind {
+            attribute::TUPLE_IP => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        attribute::IP_V4_SRC => source = Some(ipv4(value)?),
+                        attribute::IP_V4_DST => destination = Some(ipv4(value)?),
+                        attribute::IP_V6_SRC => source = Some(ipv6(value)?),
+                        attribute::IP_V6_DST => destination = Some(ipv6(value)?),
+                        _ => {}
+                    }
+                }
+            }
+            attribute::TUPLE_PROTO => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        attribute::PROTO_NUM => protocol = Protocol::from_number(*value.first()?),
+                        attribute::PROTO_SRC_PORT => source_port = Some(u16::from_be_bytes(value.try_into().ok()?)),
+                        attribute::PROTO_DST_PORT => {
+                            destination_port = Some(u16::from_be_bytes(value.try_into().ok()?));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            attribute::TUPLE_ZONE => zone = Some(u16::from_be_bytes(value.try_into().ok()?)),
+            _ => {}
+        }
+    }
+    let tuple = Tuple {
+        protocol: protocol?,
+        source: Endpoint::new(source?, source_port?),
+        destination: Endpoint::new(destination?, destination_port?),
+    };
+    Some((tuple, zone))
+}
+
+fn ipv4(value: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(value).ok().map(|octets| Ipv4Addr::from(octets).into())
+}
+
+fn ipv6(value: &[u8]) -> Option<IpAddr> {
+    <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
+}
+
+fn parse_bytes(value: &[u8]) -> Option<u64> {
+    let (_, bytes) = attributes(value).find(|(kind, _)| *kind == attribute::COUNTERS_BYTES)?;
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn parse_tcp_state(value: &[u8]) -> Option<u8> {
+    let (_, tcp) = attributes(value).find(|(kind, _)| *kind == attribute::PROTOINFO_TCP)?;
+    let (_, state) = attributes(tcp).find(|(kind, _)| *kind == attribute::PROTOINFO_TCP_STATE)?;
+    state.first().copied()
+}

@@ -1,0 +1,3 @@
+//! How figures are shown.
+
+pub mod text;

@@ -1,0 +1,6 @@
+//! What Python 2.7 meant: `ConfigParser`, `shlex`, `int()` and `re`.
+
+pub mod ini;
+pub mod int;
+pub mod pattern;
+pub mod shlex;
