@@ -5,7 +5,6 @@
 
 pub mod per_event;
 pub mod per_tick;
-mod proc_net;
 pub mod process_cache;
 mod socket;
 pub mod watcher;

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::proc_net::SocketTable;
 use super::process_cache::{Cached, ProcessCache};
 use super::socket::{Found, find_all};
 use super::{Answer, Processes as _, Question, Reason};
 use crate::kernel::bpf::tcp_owners::Connects;
 use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
+use crate::kernel::proc_net::{ListedSocket, SocketTable};
 use crate::kernel::process::{Handle, Identity, Processes};
 
 /// As many descriptors of new-born processes are looked at in a tick: 2 µs each.
@@ -148,7 +148,7 @@ impl Owners {
                 Sockets::Kernel(namespaces) => find_all(namespaces, &tuples),
                 Sockets::Files => {
                     let table = SocketTable::read(self.processes.root());
-                    tuples.iter().map(|tuple| table.find(tuple)).collect()
+                    tuples.iter().map(|tuple| find_listed(&table, tuple)).collect()
                 }
             };
             let unfound = found.iter_mut().filter(|found| **found == Found::NoSocket);
@@ -215,6 +215,15 @@ impl Owners {
             }
         }
         heirs
+    }
+}
+
+/// The socket at the source of a tuple, as the tables in /proc/net list it.
+fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
+    match table.find(tuple) {
+        Some(ListedSocket { inode, connected }) => Found::Socket { inode, connected },
+        None if table.may_have(tuple.source.address()) => Found::NoSocket,
+        None => Found::Elsewhere,
     }
 }
 

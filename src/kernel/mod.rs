@@ -6,5 +6,6 @@ pub mod exec_events;
 pub mod flow;
 pub mod namespace;
 pub mod netlink;
+pub mod proc_net;
 pub mod process;
 pub mod sock_diag;

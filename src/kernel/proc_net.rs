@@ -14,17 +14,26 @@ use std::path::Path;
 
 use procfs::{FromBufReadSI, LocalSystemInfo};
 
-use super::socket::Found;
-use crate::kernel::flow::{Endpoint, Protocol, Tuple};
+use super::flow::{Endpoint, Protocol, Tuple};
 
-/// The sockets of the four tables, by their ends, and the addresses that are at home here.
-pub(super) struct SocketTable {
+/// A row of one of the four tables that a tuple leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedSocket {
+    /// The inode of the socket in sockfs; 0 for a socket that no process holds.
+    pub inode: u32,
+    /// Whether the socket is connected to the tuple's other end.
+    pub connected: bool,
+}
+
+/// The sockets of the four tables by their ends, and the addresses of this host.
+#[derive(Debug)]
+pub struct SocketTable {
     sockets: HashMap<(Protocol, Endpoint, Endpoint), u32>,
     addresses: HashSet<IpAddr>,
 }
 
 impl SocketTable {
-    /// Reads all. One that is missing or cannot be read holds no sockets.
+    /// Reads the tables below `proc_root`. A table that is missing or cannot be read counts as empty.
     pub fn read(proc_root: &Path) -> Self {
         let mut sockets = HashMap::new();
         let net = proc_root.join("net");
@@ -45,31 +54,32 @@ impl SocketTable {
         Self { sockets, addresses }
     }
 
-    /// The connected socket of a tuple, else for UDP the one that takes everything for its address or its port.
-    pub fn find(&self, tuple: &Tuple) -> Found {
+    /// The connected socket at the source of a tuple; for UDP otherwise one that is bound to its port and not connected.
+    pub fn find(&self, tuple: &Tuple) -> Option<ListedSocket> {
         if let Some(&inode) = self.sockets.get(&(tuple.protocol, tuple.source, tuple.destination)) {
-            return Found::Socket { inode, connected: true };
+            return Some(ListedSocket { inode, connected: true });
         }
-        let any_v4 = IpAddr::from(Ipv4Addr::UNSPECIFIED);
-        let any_v6 = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        if tuple.protocol != Protocol::Udp {
+            return None;
+        }
+        let unspecified = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
         let address = tuple.source.address();
-        let at_home = self.has(address);
-        if tuple.protocol == Protocol::Udp {
-            // At another host's end, one that is bound to every address has nothing but the same port.
-            for local in [address].into_iter().chain([any_v4, any_v6].into_iter().filter(|_| at_home)) {
-                for remote in [any_v4, any_v6] {
-                    let ends = (tuple.protocol, Endpoint::new(local, tuple.source.port), Endpoint::new(remote, 0));
-                    if let Some(&inode) = self.sockets.get(&ends) {
-                        return Found::Socket { inode, connected: false };
-                    }
+        // A wildcard socket takes the packets for the addresses of this host only.
+        let wildcard = unspecified.into_iter().filter(|_| self.addresses.contains(&address) || address.is_loopback());
+        for local in std::iter::once(address).chain(wildcard) {
+            for remote in unspecified {
+                let ends = (tuple.protocol, Endpoint::new(local, tuple.source.port), Endpoint::new(remote, 0));
+                if let Some(&inode) = self.sockets.get(&ends) {
+                    return Some(ListedSocket { inode, connected: false });
                 }
             }
         }
-        if at_home || self.addresses.is_empty() { Found::NoSocket } else { Found::Elsewhere }
+        None
     }
 
-    fn has(&self, address: IpAddr) -> bool {
-        address.is_loopback() || self.addresses.contains(&address)
+    /// Whether `address` may be one of this host's: if the files with the addresses cannot be read, any may.
+    pub fn may_have(&self, address: IpAddr) -> bool {
+        self.addresses.is_empty() || address.is_loopback() || self.addresses.contains(&address)
     }
 }
 
