@@ -8,13 +8,13 @@
 //! ```no_run
 //! use std::time::Instant;
 //! use bwmon::ledger::Selection;
-//! use bwmon::monitor::{Monitor, Settings};
+//! use bwmon::monitor::{Monitor, MonitorSettings};
 //! use bwmon::traffic::source::Source;
 //!
 //! # fn main() -> anyhow::Result<()> {
-//! let mut monitor = Monitor::of_this_host(Settings { selections: vec![Selection::default()], ..Settings::default() })?;
+//! let mut monitor = Monitor::of_this_host(MonitorSettings { selections: vec![Selection::default()], ..MonitorSettings::default() })?;
 //! for reading in monitor.read(Instant::now())? {
-//!     println!("{} {} {}", reading.bytes_in, reading.bytes_out, String::from_utf8_lossy(&reading.name));
+//!     println!("{} {} {}", reading.bytes_in, reading.bytes_out, String::from_utf8_lossy(&reading.subject.label()));
 //! }
 //! # Ok(())
 //! # }

@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::prctl::set_dumpable;
 
 use common::inside::inside;
@@ -158,7 +158,7 @@ fn conntrack_counts_every_kind_of_flow_exactly() {
         return;
     }
     let (host, remote) = &host_and_remote();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
     // 192.0.2.1 is translated to the remote host, 192.0.2.2 to this one.
     host.shell(&format!(
@@ -212,7 +212,7 @@ fn a_container_is_shown_by_its_own_command_line() {
     let (host, remote) = &host_and_remote();
     let container = &Namespace::new();
     host.connect("bridge", address(5), container, address(6));
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     // As container engines do it: a network behind this host, which goes by this host's address outside.
     host.shell(
         "sysctl -w net.ipv4.ip_forward=1; nft 'add table ip nat; \
@@ -280,7 +280,7 @@ fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_ori
         return;
     }
     let host = &Namespace::here();
-    host.shell(&format!("{TURN_ON} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
+    host.shell(&format!("{ENABLE_COMMANDS} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
     let mut monitor = Monitor::start(&[]);
     let mut traffic = Traffic::default();
     traffic.send(&over_loopback("flow", "tcp", host), |_| ());
@@ -303,8 +303,8 @@ fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
     traffic.send(&over_loopback("before", "tcp", host), |_| ());
     // Once it has said so it has looked.
     let note = monitor.program.stderr.line();
-    assert!(note.contains("nothing is counted") && note.contains(TURN_ON), "{note}");
-    host.shell(TURN_ON);
+    assert!(note.contains("nothing is counted") && note.contains(ENABLE_COMMANDS), "{note}");
+    host.shell(ENABLE_COMMANDS);
     let flows = [over_loopback("after", "tcp", host)];
     let truth = Truth::new(host);
     traffic.send(&flows[0], |port| truth.count("after", "tcp", port));
@@ -318,7 +318,7 @@ fn the_sockets_own_counters_can_be_insisted_on() {
         return;
     }
     let host = &Namespace::here();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let mut traffic = Traffic::default();
     let mut monitor = Monitor::start(&["--source=sockets"]);
     traffic.send(&over_loopback("flow", "tcp", host), |_| ());
@@ -350,7 +350,7 @@ fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     let said = monitor.end_with(|_| true);
     assert_eq!(said.iter().filter(|line| line.starts_with(ONLY_OWN)).count(), 1, "{said:?}");
     let how = said.iter().find(|line| line.contains("TCP payload per socket is counted")).expect("what is counted");
-    assert!(how.contains("as root (sudo)") && how.contains(TURN_ON), "{how}");
+    assert!(how.contains("as root (sudo)") && how.contains(ENABLE_COMMANDS), "{how}");
 }
 
 #[test]

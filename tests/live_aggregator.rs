@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use common::inside::inside;
 use common::netns::Namespace;
 use common::program::{Running, wait_for};
@@ -57,7 +57,7 @@ fn receive(mut stream: TcpStream) {
 fn inside_and_tracked(name: &str) -> bool {
     let inside = inside(name);
     if inside {
-        Namespace::here().shell(TURN_ON);
+        Namespace::here().shell(ENABLE_COMMANDS);
     }
     inside
 }

@@ -20,7 +20,7 @@ use std::process::Command;
 use bwmon::kernel::bpf::tcp_owners::Connects;
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
 use common::inside::{inside_each, inside_each_alone};
@@ -302,7 +302,7 @@ fn what_is_nobodys_is_told_with_the_reason() {
         return;
     }
     let (host, remote) = &host_and_remote();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let truth = Truth::new(host);
     // Whom the host forwards for: neither end is a process of its own, but a thread of this one.
     let other = Namespace::new();
@@ -345,7 +345,7 @@ fn each_flow_of_the_table_can_be_asked_for() {
     if !inside_each("each_flow_of_the_table_can_be_asked_for") {
         return;
     }
-    Namespace::here().shell(TURN_ON);
+    Namespace::here().shell(ENABLE_COMMANDS);
     let mut open = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let listener = TcpListener::bind(address).unwrap();

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bwmon::config::{Findings, notifications};
+use bwmon::notify::Commands;
 use bwmon::notify::rule::NotificationSettings;
-use bwmon::notify::{Commands, Direction, Notification};
+use bwmon::output::{Direction, Notification};
+use bwmon::traffic::subject::Subject;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -24,11 +26,12 @@ fn rule(file: &str) -> NotificationSettings {
 fn notification(recovered: bool) -> Notification {
     Notification {
         rule: 0,
-        application: Arc::from(&b"web \xff"[..]),
+        application: Arc::new(Subject::Named(b"web \xff"[..].into())),
         direction: Direction::Out,
         threshold_kb_per_s: 50,
         value_kb_per_s: 51.239,
         recovered,
+        command_failure: None,
     }
 }
 

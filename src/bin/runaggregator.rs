@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bwmon::config::Files;
 use bwmon::monitor::CountersFrom;
+use bwmon::output::text::{Figures, Text};
 use bwmon::program::aggregate::{AggregatorProgram, Settings};
 use bwmon::program::{Signals, run};
 use clap::Parser;
@@ -65,5 +66,5 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let signals = Signals::take()?;
     let settings = Settings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
-    run(&mut AggregatorProgram::start(settings)?, signals)
+    run(&mut AggregatorProgram::start(settings)?, &mut Text::new(Figures::ApplicationRates), signals)
 }

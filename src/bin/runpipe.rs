@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bwmon::pipe::Settings;
-use bwmon::program::{self as run, pipe as pipe_program};
+use bwmon::program;
 use bwmon::python2::int as number;
 use clap::Parser;
 
@@ -41,7 +41,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args: Args = match bwmon::program::cli::parse(std::env::args_os()) {
+    let args: Args = match program::cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,
     };
@@ -53,5 +53,5 @@ fn main() -> ExitCode {
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..Settings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))
     };
-    run::exit_code("runpipe", pipe_program::run(settings))
+    program::exit_code("runpipe", program::pipe::run(settings))
 }

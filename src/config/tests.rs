@@ -46,7 +46,7 @@ fn same_selection(selection: &Selection, expected: &Value) -> bool {
     };
     expected["ignorelocal"] == selection.ignore_local
         && PROBES.iter().all(|probe| {
-            selection.filter.admits(probe.as_bytes()) == (matches("include", probe) && !matches("exclude", probe))
+            selection.filter.matches(probe.as_bytes()) == (matches("include", probe) && !matches("exclude", probe))
         })
 }
 

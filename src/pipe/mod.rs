@@ -29,6 +29,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::traffic::source::{Reading, Source};
+use crate::traffic::subject::Subject;
 use connection::Direction;
 use engine::{Engine, Mailbox, Message};
 use notes::Notes;
@@ -91,7 +92,7 @@ impl Counters {
 /// A pipe that is running. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Pipe {
-    name: Arc<[u8]>,
+    subject: Arc<Subject>,
     local_address: SocketAddr,
     counters: Arc<Counters>,
     notes: Arc<Notes>,
@@ -128,12 +129,13 @@ impl Pipe {
             .name(format!("pipe-{}", local_address.port()))
             .spawn(move || engine.run())
             .context("cannot start the pipe's thread")?;
-        Ok(Self { name: name.into_bytes().into(), local_address, counters, notes, mailbox, thread: Some(thread) })
+        let subject = Arc::new(Subject::Named(name.into_bytes().into()));
+        Ok(Self { subject, local_address, counters, notes, mailbox, thread: Some(thread) })
     }
 
-    /// The name under which the traffic is shown.
-    pub fn name(&self) -> &Arc<[u8]> {
-        &self.name
+    /// The subject to which the traffic is credited: the pipe's [name](Settings::name).
+    pub fn subject(&self) -> &Arc<Subject> {
+        &self.subject
     }
 
     /// Where it listens, with the real port where 0 was asked for.
@@ -178,10 +180,10 @@ impl Drop for Pipe {
 impl Source for Pipe {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
-            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.name.escape_ascii()))??;
+            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.subject.label().escape_ascii()))??;
         }
         Ok(vec![Reading {
-            name: Arc::clone(&self.name),
+            subject: Arc::clone(&self.subject),
             bytes_in: self.counters.delivered(Direction::In).load(Ordering::Relaxed),
             bytes_out: self.counters.delivered(Direction::Out).load(Ordering::Relaxed),
         }])

@@ -4,16 +4,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use super::{Next, Program};
+
 use crate::config::{Configuration, Files, Findings, Mistakes, PipeSettings};
 use crate::grouping::{Aggregator, Grouping};
 use crate::ledger::Selection;
-use crate::monitor::{self, CountersFrom, Monitor};
+use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier};
-use crate::output::text as report;
+use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::{Pipe, raise_descriptor_limit};
-use crate::program::{Next, Program, Screen};
-use crate::traffic::rates::Usage;
-use crate::traffic::source::{Reading, Source};
+use crate::traffic::rates::Rates;
+use crate::traffic::source::{Facts, Reading, Source};
 
 /// What the command line says.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +31,7 @@ pub struct Settings {
 pub struct AggregatorProgram {
     settings: Settings,
     aggregator: Aggregator<Part>,
-    usage: Usage,
+    rates: Rates,
     notifier: Notifier,
     commands: Commands,
     notes: Vec<String>,
@@ -59,7 +60,7 @@ enum Stage {
 impl Part {
     fn monitor(selections: Vec<Selection>, counters_from: CountersFrom) -> Result<Self> {
         // What is shown are rates, so only what comes from now on is needed.
-        let settings = monitor::Settings { selections, lookback: false, counters_from };
+        let settings = MonitorSettings { selections, lookback: false, counters_from };
         Ok(Self::Monitor(Box::new(Monitor::of_this_host(settings)?)))
     }
 
@@ -123,6 +124,13 @@ impl Source for Part {
     fn notes(&mut self) -> Vec<String> {
         self.source().notes()
     }
+
+    fn facts(&self) -> Facts {
+        match self {
+            Self::Monitor(monitor) => monitor.facts(),
+            Self::Pipe { pipe, .. } => pipe.facts(),
+        }
+    }
 }
 
 impl AggregatorProgram {
@@ -141,7 +149,7 @@ impl AggregatorProgram {
         Ok(Self {
             settings,
             aggregator: Aggregator::new(grouping, parts),
-            usage: Usage::new(),
+            rates: Rates::new(),
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
@@ -205,44 +213,44 @@ impl AggregatorProgram {
 }
 
 impl Program for AggregatorProgram {
-    fn tick(&mut self, now: Instant) -> Result<Screen> {
-        let mut notes = std::mem::take(&mut self.notes);
+    fn tick(&mut self, at: Moment) -> Result<Frame> {
+        let now = at.monotonic;
+        let mut frame = Frame::at(at);
+        frame.notes = std::mem::take(&mut self.notes);
         let readings = self.aggregator.read(now)?;
-        notes.extend(self.aggregator.notes());
+        frame.notes.extend(self.aggregator.notes());
+        frame.facts = self.aggregator.facts();
         self.aggregator.retain(|part| !part.is_over());
-        let rates = self.usage.rates(now, &readings);
+        (frame.interval, frame.rows) = self.rates.rows(now, readings);
         self.commands.reap();
-        let found = self.notifier.tick(now, &rates);
-        notes.extend(self.notifier.notes());
-        for notification in found {
-            notes.extend(notification.message(&local_time()));
-            notes.extend(self.commands.start(&self.notifier.rules()[notification.rule], &notification).err());
+        frame.notifications = self.notifier.tick(now, &frame.rows);
+        frame.notes.extend(self.notifier.notes());
+        for notification in &mut frame.notifications {
+            let rule = &self.notifier.rules()[notification.rule];
+            notification.command_failure = self.commands.start(rule, notification).err();
         }
-        Ok(Screen { table: report::applications(&rates), notes })
+        Ok(frame)
     }
 
-    fn interrupted(&mut self, screen: &mut Screen) -> Next {
-        screen.table.extend_from_slice(b"Please wait...\n");
+    fn interrupted(&mut self, announcements: &mut Vec<Announcement>) -> Next {
+        announcements.push(Announcement::Ending);
         Next::End
     }
 
-    fn terminated(&mut self, _screen: &mut Screen) -> Next {
+    fn terminated(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
         Next::End
     }
 
-    fn hung_up(&mut self, screen: &mut Screen) -> Next {
-        match self.reload() {
-            Ok(notes) => screen.notes.extend(notes),
+    fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {
+        let notes = match self.reload() {
+            Ok(notes) => notes,
             Err(error) => {
-                screen.notes.extend(format!("{error:#}").lines().map(str::to_owned));
-                screen.notes.push("everything goes on as before".to_owned());
+                let mistakes = format!("{error:#}");
+                let unchanged = "everything goes on as before".to_owned();
+                mistakes.lines().map(str::to_owned).chain([unchanged]).collect()
             }
-        }
+        };
+        announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }
-}
-
-/// As in `2012-11-22 10:37:01`.
-fn local_time() -> String {
-    jiff::Zoned::now().strftime("%F %T").to_string()
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::Command;
 use std::sync::{OnceLock, RwLock};
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 
 /// In the environment of a test that runs in a namespace of its own.
 const INSIDE: &str = "BWMON_TEST_INSIDE";
@@ -60,7 +60,7 @@ fn inside_first(name: &str, kinds: usize) -> bool {
 
 /// How unshare(1) makes namespaces in which everything works that the tests need, or why it cannot.
 fn possible_flags() -> Result<Vec<&'static str>, String> {
-    let needs = format!("ip link add type veth && {TURN_ON}");
+    let needs = format!("ip link add type veth && {ENABLE_COMMANDS}");
     let mut possible = Vec::new();
     let mut reason = String::new();
     // Users without root need a user namespace, and root is safer in one.
