@@ -1,7 +1,12 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
 use super::*;
 use crate::grouping::Application;
 use crate::ledger::Selection;
-use crate::notify::rule::{Interval, NotificationSettings};
+use crate::notify::{Interval, Rule};
+use crate::python2::pattern::Pattern;
+use crate::python2::shlex;
 use serde_json::Value;
 
 /// Where a file is not read as the original read it, and why.
@@ -73,7 +78,7 @@ fn same_applications(read: &[Application], expected: &[Value]) -> bool {
         })
 }
 
-fn same_notifications(read: &[NotificationSettings], expected: &[Value]) -> bool {
+fn same_notifications(read: &[Rule], expected: &[Value]) -> bool {
     read.len() == expected.len()
         && read.iter().zip(expected).all(|(read, expected)| {
             let interval = match read.interval {
@@ -103,15 +108,16 @@ fn files_are_read_as_the_original_read_them() {
         for vector in vectors[kind].as_array().unwrap() {
             let (text, expected) = (latin1(&vector["input"]), &vector["expect"]);
             let result = expected["result"].as_array().unwrap();
-            let mut findings = Findings::default();
+            let mut diagnostics = Diagnostics::default();
             let same = match kind {
-                "app_config" => same_applications(&applications("f", &text, &mut findings), result),
-                "monitor_config" => same_monitors(&monitors("f", &text, &mut findings), result),
-                _ => same_notifications(&notifications("f", &text, &mut findings), result),
+                "app_config" => same_applications(&applications("f", &text, &mut diagnostics), result),
+                "monitor_config" => same_monitors(&monitors("f", &text, &mut diagnostics), result),
+                _ => same_notifications(&notifications("f", &text, &mut diagnostics), result),
             };
-            let failed = findings.has_errors();
+            let failed = diagnostics.has_errors();
             // What the original said about a type it did not know went to stdout.
-            let unknown = findings.0.iter().any(|finding| finding.what.starts_with("unknown monitor type"));
+            let unknown =
+                diagnostics.sorted().iter().any(|diagnostic| diagnostic.message.starts_with("unknown monitor type"));
             let agrees = if expected["error"].is_null() { same && !failed } else { failed };
             if !agrees || unknown != (expected["stdout"] != "") {
                 deviations.push(vector["name"].as_str().unwrap());
@@ -124,8 +130,8 @@ fn files_are_read_as_the_original_read_them() {
     assert_eq!(deviations, expected);
 }
 
-fn lines(findings: Findings) -> Vec<String> {
-    findings.sorted().iter().map(Finding::to_string).collect()
+fn lines(diagnostics: Diagnostics) -> Vec<String> {
+    diagnostics.sorted().iter().map(Diagnostic::to_string).collect()
 }
 
 #[test]
@@ -157,11 +163,11 @@ newport=80
 [Typo]
 type=Monitor
 ";
-    let mut findings = Findings::default();
-    let read = monitors("m.cfg", text, &mut findings);
+    let mut diagnostics = Diagnostics::default();
+    let read = monitors("m.cfg", text, &mut diagnostics);
     assert_eq!((read.selections.len(), read.pipes.len()), (1, 1));
     assert_eq!(
-        lines(findings),
+        lines(diagnostics),
         [
             "m.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?",
             "m.cfg:4: [General] ignorelocal: \"maybe\" is neither true nor false",
@@ -183,10 +189,10 @@ type=Monitor
 #[test]
 fn a_mistake_in_the_defaults_is_reported_once_and_there() {
     let text = b"[DEFAULT]\nport=x\nignorelocal=yes\ntypo=1\n[A]\ntype=pipe\nnewhost=h\nnewport=1\n[B]\ntype=pipe\nnewhost=h\nnewport=1\n";
-    let mut findings = Findings::default();
-    monitors("m.cfg", text, &mut findings);
+    let mut diagnostics = Diagnostics::default();
+    monitors("m.cfg", text, &mut diagnostics);
     assert_eq!(
-        lines(findings),
+        lines(diagnostics),
         [
             "m.cfg:2: [DEFAULT] port: \"x\" is not a whole number such as 8080",
             "m.cfg:4: warning: [DEFAULT] typo: did you mean type?",
@@ -197,19 +203,19 @@ fn a_mistake_in_the_defaults_is_reported_once_and_there() {
 
 #[test]
 fn a_key_that_others_refer_to_is_no_typing_mistake() {
-    let mut findings = Findings::default();
-    monitors("m.cfg", b"[A]\nbrowsers=firefox|chrom\ntype=monitor\ninclude=(%(browsers)s)\n", &mut findings);
-    monitors("m.cfg", b"[DEFAULT]\nx=y\n[A]\ntype=monitor\n[B]\ntype=monitor\ninclude=%(x)s\n", &mut findings);
-    assert_eq!(lines(findings), [""; 0]);
+    let mut diagnostics = Diagnostics::default();
+    monitors("m.cfg", b"[A]\nbrowsers=firefox|chrom\ntype=monitor\ninclude=(%(browsers)s)\n", &mut diagnostics);
+    monitors("m.cfg", b"[DEFAULT]\nx=y\n[A]\ntype=monitor\n[B]\ntype=monitor\ninclude=%(x)s\n", &mut diagnostics);
+    assert_eq!(lines(diagnostics), [""; 0]);
 }
 
 #[test]
 fn the_common_threshold_stands_for_the_one_that_is_absent() {
     let text = b"[A]\nprocess_filter=x\nnotification_threshold=7\nin_threshold=0\n";
-    let mut findings = Findings::default();
-    let read = notifications("n.cfg", text, &mut findings);
+    let mut diagnostics = Diagnostics::default();
+    let read = notifications("n.cfg", text, &mut diagnostics);
     assert_eq!((read[0].in_threshold_kb_per_s, read[0].out_threshold_kb_per_s), (None, Some(7)));
-    assert_eq!(lines(findings), [""; 0]);
+    assert_eq!(lines(diagnostics), [""; 0]);
 }
 
 #[test]
@@ -225,9 +231,9 @@ recovery_command='' x
 [Never]
 process_filter=[
 ";
-    let mut findings = Findings::default();
-    assert!(notifications("n.cfg", text, &mut findings).is_empty());
-    let mut lines = lines(findings);
+    let mut diagnostics = Diagnostics::default();
+    assert!(notifications("n.cfg", text, &mut diagnostics).is_empty());
+    let mut lines = lines(diagnostics);
     assert!(lines.pop().unwrap().starts_with("n.cfg:9: [Never] process_filter: \"[\" is no pattern: "));
     assert_eq!(
         lines,
@@ -248,7 +254,7 @@ process_filter=[
 
 #[test]
 fn a_name_cannot_move_the_cursor() {
-    let mut findings = Findings::default();
-    monitors("m.cfg", b"[\x1b[2J]\n", &mut findings);
-    assert_eq!(lines(findings), ["m.cfg:1: [\\u{1b}[2J] type: missing; add a line such as type=monitor"]);
+    let mut diagnostics = Diagnostics::default();
+    monitors("m.cfg", b"[\x1b[2J]\n", &mut diagnostics);
+    assert_eq!(lines(diagnostics), ["m.cfg:1: [\\u{1b}[2J] type: missing; add a line such as type=monitor"]);
 }

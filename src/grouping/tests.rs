@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::*;
-use crate::config::{Findings, applications};
+use crate::config::{Diagnostics, applications};
 
 /// What a test says that a source has counted.
 #[derive(Clone, Default)]
@@ -21,9 +21,9 @@ impl Source for Counted {
 }
 
 fn grouping(file: &str, auto_group: bool) -> Grouping {
-    let mut findings = Findings::default();
-    let applications = applications("apps.cfg", file.as_bytes(), &mut findings);
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut diagnostics = Diagnostics::default();
+    let applications = applications("apps.cfg", file.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
     Grouping { applications, auto_group }
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::TICK_TOLERANCE;
-use crate::notify::rule::Interval;
+use crate::notify::Interval;
 
 /// Pieces that an interval is kept in: below ten minutes one for each second, above it longer ones, which changes an
 /// average by 0.2 % at most.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
 use super::Notification;
-use crate::notify::rule::NotificationSettings;
+use crate::notify::Rule;
 use crate::printable::printable;
 
 /// Commands that may run at the same time. One that hangs, started each second, would else fill the process table.
@@ -26,7 +26,7 @@ impl Commands {
     ///
     /// # Errors
     /// Why it could not be started, as one line for the user; the program goes on.
-    pub fn start(&mut self, rule: &NotificationSettings, notification: &Notification) -> Result<(), String> {
+    pub fn start(&mut self, rule: &Rule, notification: &Notification) -> Result<(), String> {
         let command = if notification.recovered { &rule.recovery_command } else { &rule.notification_command };
         let Some((program, arguments)) = command.as_deref().and_then(<[OsString]>::split_first) else { return Ok(()) };
         let section = printable(rule.section.as_bytes(), 50);

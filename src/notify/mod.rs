@@ -10,7 +10,7 @@
 
 mod average;
 mod command;
-pub mod rule;
+mod rule;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::grouping::forgotten_until;
-use crate::notify::rule::NotificationSettings;
 use crate::printable::printable;
 use crate::traffic::rates::Rate;
 
 use average::Average;
 pub use command::Commands;
+pub use rule::{Interval, Rule};
 
 /// A tick that comes a little early must not miss its notification.
 const TICK_TOLERANCE: Duration = Duration::from_millis(500);
@@ -89,7 +89,7 @@ impl Notification {
 /// Compares applications with the limits of a notification file.
 #[derive(Debug)]
 pub struct Notifier {
-    rules: Vec<NotificationSettings>,
+    rules: Vec<Rule>,
     applications: HashMap<Arc<[u8]>, Application>,
     started: Option<Instant>,
     last: Option<Instant>,
@@ -114,18 +114,18 @@ struct Watch {
 
 impl Notifier {
     /// A notifier that has seen nothing yet.
-    pub fn new(rules: Vec<NotificationSettings>) -> Self {
+    pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules, applications: HashMap::new(), started: None, last: None, round: 0 }
     }
 
     /// The sections, in file order.
-    pub fn rules(&self) -> &[NotificationSettings] {
+    pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
     /// Watches by other sections from now on. One that has a namesake in both with the same filter and interval goes on
     /// with its averages and with what was notified.
-    pub fn replace(&mut self, rules: Vec<NotificationSettings>) {
+    pub fn replace(&mut self, rules: Vec<Rule>) {
         let known: Vec<Option<usize>> = rules
             .iter()
             .map(|new| {
@@ -206,9 +206,9 @@ impl Tick {
 }
 
 impl Application {
-    fn new(name: &[u8], rules: &[NotificationSettings]) -> Self {
+    fn new(name: &[u8], rules: &[Rule]) -> Self {
         let matching = (0..).zip(rules).filter(|(_, rule)| rule.process_filter.matches_command_line(name));
-        let watch = |(rule, settings): (usize, &NotificationSettings)| Watch {
+        let watch = |(rule, settings): (usize, &Rule)| Watch {
             rule,
             average: Average::over(settings.interval),
             notified: [None, None],
@@ -225,7 +225,7 @@ impl Application {
         &mut self,
         name: &Arc<[u8]>,
         bytes: [u64; 2],
-        rules: &[NotificationSettings],
+        rules: &[Rule],
         tick: &Tick,
         found: &mut Vec<Notification>,
     ) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::config::{Configuration, Files, Findings, Mistakes, PipeSettings};
+use crate::config::{Configuration, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
 use crate::ledger::Selection;
 use crate::monitor::{self, CountersFrom, Monitor};
@@ -41,7 +41,7 @@ enum Part {
     /// All sections with `type=monitor`: they share one reading of the kernel.
     Monitor(Box<Monitor>),
     Pipe {
-        settings: Box<PipeSettings>,
+        settings: Box<PipeSection>,
         pipe: Pipe,
         stage: Stage,
     },
@@ -63,20 +63,20 @@ impl Part {
         Ok(Self::Monitor(Box::new(Monitor::of_this_host(settings)?)))
     }
 
-    fn pipes(settings: Vec<PipeSettings>) -> Result<Vec<Self>, Mistakes> {
+    fn pipes(settings: Vec<PipeSection>) -> Result<Vec<Self>, InvalidConfiguration> {
         if !settings.is_empty() {
             // Without it the pipes work, with fewer connections.
             let _ = raise_descriptor_limit();
         }
-        let mut findings = Findings::default();
+        let mut diagnostics = Diagnostics::default();
         let mut pipes = Vec::new();
         for settings in settings {
             match Pipe::bind(settings.pipe.clone()) {
                 Ok(pipe) => pipes.push(Self::Pipe { settings: Box::new(settings), pipe, stage: Stage::Listening }),
-                Err(error) => findings.add(settings.cannot_bind(&error)),
+                Err(error) => diagnostics.add(settings.cannot_bind(&error)),
             }
         }
-        findings.warnings()?;
+        check(diagnostics)?;
         Ok(pipes)
     }
 
@@ -88,12 +88,12 @@ impl Part {
     }
 
     /// Whether this is a pipe that accepts connections as these settings say.
-    fn is_pipe(&self, wanted: &PipeSettings) -> bool {
+    fn is_pipe(&self, wanted: &PipeSection) -> bool {
         matches!(self, Self::Pipe { settings, stage: Stage::Listening, .. } if settings.pipe == wanted.pipe)
     }
 
     /// Whether this is a pipe that accepts connections on the port that these settings want.
-    fn has_port_of(&self, wanted: &PipeSettings) -> bool {
+    fn has_port_of(&self, wanted: &PipeSection) -> bool {
         matches!(self, Self::Pipe { pipe, stage: Stage::Listening, .. } if pipe.local_address().port() == wanted.pipe.port)
     }
 
