@@ -127,7 +127,7 @@ fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
 
 /// The Levenshtein distance: how many bytes must be inserted, deleted or replaced to turn `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {
-    // One row of the usual table at a time: `row[j]` is the distance from the bytes of `a` so far to the first `j` of `b`.
+    // The usual table, row by row: `row[j]` is the distance from the bytes of `a` so far to the first `j` of `b`.
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, byte) in a.bytes().enumerate() {
         let mut diagonal = row[0];

@@ -23,8 +23,8 @@
 //! ```
 //!
 //! Where to read on: `files` reads all three files. `monitors`, `applications` and `notifications` read one each and
-//! name its keys. `keys` turns the text of a key into a number, a pattern or a command. `check` decides between warnings
-//! and an error. The syntax of the files is in `python2::ini`.
+//! name its keys. `keys` turns the text of a key into a number, a pattern or a command. `check` decides between
+//! warnings and an error. The syntax of the files is in `python2::ini`.
 
 mod applications;
 mod check;

@@ -80,8 +80,8 @@ fn selection(keys: &mut Keys) -> Selection {
     Selection { filter, ignore_local: switch(keys, "ignorelocal") }
 }
 
-/// The key's pattern; none if the key is missing or its value is empty. An empty pattern matches every process: a filter
-/// includes them all anyway, and nobody means to exclude them all.
+/// The key's pattern; none if the key is missing or its value is empty. An empty pattern matches every process: a
+/// filter includes them all anyway, and nobody means to exclude them all.
 fn patterns(keys: &mut Keys, key: &str) -> Vec<Pattern> {
     if keys.text(key).is_some_and(str::is_empty) {
         return Vec::new();

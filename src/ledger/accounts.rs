@@ -92,8 +92,8 @@ impl Accounts {
         });
     }
 
-    pub fn patterns_that_gave_up(&self) -> impl Iterator<Item = &Pattern> {
-        self.selections.iter().flat_map(|selection| selection.filter.gave_up())
+    pub fn patterns_that_exceeded_limit(&self) -> impl Iterator<Item = &Pattern> {
+        self.selections.iter().flat_map(|selection| selection.filter.exceeded_limit())
     }
 
     /// Every command line that counts.

@@ -456,8 +456,8 @@ impl Ledger {
     }
 
     /// The patterns that found some command line too much work.
-    pub fn patterns_that_gave_up(&self) -> impl Iterator<Item = &Pattern> {
-        self.accounts.patterns_that_gave_up()
+    pub fn patterns_that_exceeded_limit(&self) -> impl Iterator<Item = &Pattern> {
+        self.accounts.patterns_that_exceeded_limit()
     }
 
     /// What each command line has moved.

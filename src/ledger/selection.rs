@@ -24,10 +24,10 @@ impl Filter {
         (self.include.is_empty() || self.include.iter().any(matches)) && !self.exclude.iter().any(matches)
     }
 
-    /// The patterns that found some command line too much work, see [`Pattern::gave_up`].
-    pub fn gave_up(&self) -> impl Iterator<Item = &Pattern> {
+    /// The patterns that found some command line too much work, see [`Pattern::exceeded_limit`].
+    pub fn exceeded_limit(&self) -> impl Iterator<Item = &Pattern> {
         let all = self.include.iter().chain(&self.exclude);
-        all.filter(|pattern| pattern.gave_up())
+        all.filter(|pattern| pattern.exceeded_limit())
     }
 }
 
@@ -95,10 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn names_the_pattern_that_gave_up() {
+    fn names_the_pattern_that_exceeded_its_limit() {
         let filter = filter(&[], &["ssh", "(?!x)y"]);
         assert!(filter.admits(&[b'y'; 1 << 20]));
-        let patterns: Vec<String> = filter.gave_up().map(Pattern::to_string).collect();
+        let patterns: Vec<String> = filter.exceeded_limit().map(Pattern::to_string).collect();
         assert_eq!(patterns, ["(?!x)y"]);
     }
 }

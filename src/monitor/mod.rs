@@ -306,7 +306,7 @@ impl Source for Monitor {
                 "only your own processes are shown: whose the other sockets are is for root (sudo) to see".into()
             });
         }
-        self.notes.waiting.extend(self.ledger.patterns_that_gave_up().filter_map(Pattern::note));
+        self.notes.waiting.extend(self.ledger.patterns_that_exceeded_limit().filter_map(Pattern::limit_message_once));
         Ok(self.ledger.readings())
     }
 

@@ -149,7 +149,7 @@ impl Notifier {
 
     /// What the user should know and was not told yet, one line each.
     pub fn notes(&self) -> Vec<String> {
-        self.rules.iter().filter_map(|rule| rule.process_filter.note()).collect()
+        self.rules.iter().filter_map(|rule| rule.process_filter.limit_message_once()).collect()
     }
 
     /// Takes the rates from the call before to this one, and says which limits are exceeded and which no longer are, in

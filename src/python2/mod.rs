@@ -13,7 +13,7 @@
 //!
 //! `ini-consumers.json` holds the settings that the original made of whole files; `config` is tested against it.
 //!
-//! Where to read on: `ini` for the way of a file through three parsers, [`pattern`] for the two engines behind a pattern.
+//! Where to read on: `ini` for the three parsers that read a file, [`pattern`] for the two engines behind a pattern.
 
 pub(crate) mod ini;
 pub mod int;

@@ -1,5 +1,5 @@
-//! Splits a command into words like Python's `shlex.split()`, by the rules of a POSIX shell: with quotes and backslashes,
-//! but without variables, wildcards, pipes or comments. It works on bytes, since a command line need not be UTF-8.
+//! Splits a command into words like Python's `shlex.split()`, by the rules of a POSIX shell: it knows quotes and
+//! backslashes, but no variables, wildcards, pipes or comments. It reads bytes, as a command line need not be UTF-8.
 //!
 //! ```text
 //! mail -s "SSH over the limit" root   →   mail | -s | SSH over the limit | root
@@ -68,7 +68,7 @@ fn quoted(quote: u8, rest: &mut impl Iterator<Item = u8>, word: &mut Vec<u8>) ->
             _ if byte == quote => return Ok(()),
             b'\\' if quote == b'"' => {
                 let escaped = rest.next().ok_or(SplitError::NoEscapedCharacter)?;
-                // In double quotes, a backslash escapes only these two; before any other character it stands for itself.
+                // In double quotes, a backslash escapes only these two; before any other it stands for itself.
                 if !matches!(escaped, b'"' | b'\\') {
                     word.push(b'\\');
                 }

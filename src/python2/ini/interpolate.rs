@@ -5,10 +5,10 @@
 //!
 //! Source: <https://docs.python.org/2.7/library/stdtypes.html#string-formatting-operations>.
 
-/// Python's `MAX_INTERPOLATION_DEPTH`: the number of passes over a value, since a replacement may refer to further keys.
+/// Python's `MAX_INTERPOLATION_DEPTH`: the passes over a value, since a replacement may refer to further keys.
 const MAX_PASSES: usize = 10;
 
-/// The length in bytes to which a value may grow. Ten passes could otherwise make a file of a few lines fill the memory.
+/// The most bytes of a value. Without this limit, ten passes over a file of a few lines could fill the memory.
 const MAX_LENGTH: usize = 64 * 1024;
 
 /// `raw` with every reference replaced; `lookup` returns the raw value of a key.

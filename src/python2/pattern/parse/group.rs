@@ -1,32 +1,33 @@
-//! What a parenthesis opens: `(...)`, `(?:...)`, `(?P<name>...)`, `(?=...)`, `(?i)` and so on, and what refers to it.
+//! The syntax that begins with a parenthesis: `(...)`, `(?:...)`, `(?P<name>...)`, `(?=...)`, `(?i)` and so on; and
+//! references to groups.
 
-use super::{Parser, Result, error, number};
+use super::{Parser, Result, decimal, error};
 use crate::python2::pattern::tree::Node;
 
 /// Python's own limit.
 const MAX_GROUPS: usize = 99;
-/// Python gave up at a few hundred. The engine that looks around gives up at 64, and one group may be written as two.
+/// Python failed at a few hundred. `fancy-regex` fails at 64, and `emit` may write one group as two.
 const MAX_NESTING: usize = 30;
 
-/// The groups so far.
+/// The groups that the parser has seen so far.
 #[derive(Default)]
 pub(super) struct Groups<'p> {
     /// By number; group 1 is the first.
     captures: Vec<Capture>,
     names: Vec<(&'p [u8], usize)>,
-    /// How many groups are open, those that capture nothing included.
+    /// How many groups are open, including those that do not capture.
     nesting: usize,
-    /// How many look-behinds are.
+    /// How many look-behinds are open.
     lookbehinds: usize,
 }
 
-/// Whether it can be referred to what a group captured.
+/// Whether a group can be referenced.
 #[derive(Clone, Copy)]
 enum Capture {
-    /// Its `)` is still to come.
+    /// Not yet: its `)` has not come.
     Open,
     Usable,
-    /// It stands in a negative look-around.
+    /// No: it stands in a negative look-around, where it captures nothing.
     Negated,
 }
 
@@ -36,7 +37,7 @@ impl Groups<'_> {
         names.find(|(known, _)| *known == name).map(|&(_, n)| n)
     }
 
-    /// Refuses the references that Python refused, and those of which it made no sense.
+    /// Rejects the references that Python rejected, and those that it accepted but could not match sensibly.
     fn check_reference(&self, group: usize, at: usize) -> Result<()> {
         let index = group.checked_sub(1);
         let problem = match index.and_then(|index| self.captures.get(index)) {
@@ -51,7 +52,7 @@ impl Groups<'_> {
 }
 
 impl<'p> Parser<'p> {
-    /// What stands behind the `(` at `start`. A comment and flags leave no node.
+    /// The group after the `(` at `start`. A comment or flags give no node.
     pub(super) fn group(&mut self, start: usize) -> Result<Option<Node>> {
         if self.eat(b"?#") {
             return match self.skip_past(b')')? {
@@ -90,7 +91,7 @@ impl<'p> Parser<'p> {
         Ok(Some(node))
     }
 
-    /// Up to and with the `)` that closes what was opened at `start`.
+    /// The alternatives up to the `)` that closes the `(` at `start`. Reads that `)`, too.
     fn body(&mut self, start: usize) -> Result<Box<Node>> {
         let body = self.alternatives()?;
         if !self.eat(b")") {
@@ -111,7 +112,7 @@ impl<'p> Parser<'p> {
         Ok(Node::Group { captures: true, body })
     }
 
-    /// `(?P<name>...)` from the name on.
+    /// `(?P<name>...)`, from the name on.
     fn named(&mut self, start: usize) -> Result<Node> {
         let at = self.at;
         let name = self.name(b'>')?;
@@ -124,7 +125,7 @@ impl<'p> Parser<'p> {
         self.capturing(start, Some(name))
     }
 
-    /// `(?P=name)` from the name on.
+    /// `(?P=name)`, from the name on.
     fn named_reference(&mut self) -> Result<Node> {
         let at = self.at;
         let name = self.name(b')')?;
@@ -163,11 +164,11 @@ impl<'p> Parser<'p> {
         Ok(Node::Look { behind, negative, body })
     }
 
-    /// `(?(1)yes|no)` from the number or name on.
+    /// `(?(1)yes|no)`, from the number or name on.
     fn conditional(&mut self, start: usize) -> Result<Node> {
         let at = self.at;
         let name = self.name(b')')?;
-        let Some(group) = self.groups.by_name(name).or_else(|| number(name)) else {
+        let Some(group) = self.groups.by_name(name).or_else(|| decimal(name)) else {
             return error(at, "`(?(` is followed by the number or name of a group");
         };
         self.groups.check_reference(group, at)?;
