@@ -104,7 +104,7 @@ fn an_error_names_the_position_the_mistake_and_the_remedy() {
     let messages = [
         ("ab*+", r"at byte 3: `+` follows a repetition; to repeat that, make it a group: (?:...)"),
         ("a|*b", r"at byte 2: `*` has nothing to repeat; write `\*` for the character"),
-        ("a{3,2}", "at byte 1: the first count of {least,most} is the greater one"),
+        ("a{3,2}", "at byte 1: the first count of {least,most} is greater than the second"),
         ("a{4294967295}", "at byte 1: a count must be less than 4294967295"),
         ("(?t)a+", "at byte 5: the flag (?t) rules out repetitions; leave it out"),
         ("a(b", r"at byte 1: no `)` closes this; write `\(` for the character"),
@@ -112,24 +112,30 @@ fn an_error_names_the_position_the_mistake_and_the_remedy() {
         ("ab)", r"at byte 2: `)` closes nothing; write `\)` for the character"),
         ("x[a", r"at byte 1: no `]` closes this set; write `\[` for the character"),
         ("[b-a]", "at byte 1: this range ends before it begins"),
-        (r"[a\w-x]", r"at byte 2: a class such as \w is no end of a range; write `\-` for the character"),
-        (r"[\8]", r"at byte 1: in a set, `\` and digits are an octal number of 0 to 7"),
-        (r"a\x4", r"at byte 1: `\x` is followed by two hexadecimal digits, as in \x1b"),
+        (r"[a\w-x]", r"at byte 2: a class such as \w cannot be the end of a range; write `\-` for the character"),
+        (r"[\8]", r"at byte 1: in a set, `\` and digits are an octal number, with digits from 0 to 7"),
+        (r"a\x4", r"at byte 1: `\x` must be followed by two hexadecimal digits, as in \x1b"),
         (r"a\", r"at byte 1: nothing follows the backslash; write `\\` for the character"),
         (
             "a(?i:b)",
-            "at byte 1: `(?` is followed by one of : = ! <= <! # P< P= ( or by flags, which hold for the whole \
-            pattern, as (?i)",
+            "at byte 1: `(?` must be followed by one of : = ! <= <! # P< P= ( or by flags, which apply to the whole \
+            pattern, as in (?i)",
         ),
-        ("(?P<1>a)", "at byte 4: a group's name is made of letters, digits and `_`, no digit first"),
-        ("(?P<a>b)(?P<a>c)", "at byte 12: group 1 has this name already"),
+        ("(?P<1>a)", "at byte 4: a group's name consists of letters, digits and `_`, and does not begin with a digit"),
+        ("(?P<a>b)(?P<a>c)", "at byte 12: group 1 already has this name"),
         ("(?P<a", "at byte 4: no `>` ends the name"),
-        ("(?P=a)", "at byte 4: no group has this name; (?P<name>...) would give it"),
+        ("(?P=a)", "at byte 4: no group has this name; (?P<name>...) defines one"),
         (r"(a)\2", "at byte 3: group 2 has not begun here"),
         (r"(a\1)", "at byte 2: group 1 is still open here"),
-        ("(?(x)a)", "at byte 3: `(?(` is followed by the number or name of a group"),
-        ("(a)(?(1)b|c|d)", "at byte 11: a condition has two branches; alternatives in one of them are (?:a|b)"),
-        ("x(?<=a|bc)", "at byte 1: a look-behind must have one length; write one for each, as in (?:(?<=a)|(?<=bc))"),
+        ("(?(x)a)", "at byte 3: `(?(` must be followed by the number or name of a group"),
+        (
+            "(a)(?(1)b|c|d)",
+            "at byte 11: a condition has at most two branches; write alternatives in one of them as (?:a|b)",
+        ),
+        (
+            "x(?<=a|bc)",
+            "at byte 1: a look-behind must have one length; write one for each length, as in (?:(?<=a)|(?<=bc))",
+        ),
     ];
     for (text, message) in messages {
         let error = Pattern::new(text.as_bytes()).unwrap_err();
@@ -147,7 +153,7 @@ fn rejects_patterns_that_it_would_match_differently() {
         ("(a(?(1)b|c))", "at byte 5: group 1 is still open here"),
         ("(?(1)a|b)(c)", "at byte 3: group 1 has not begun here"),
         ("(?(0)a|b)", "at byte 3: group 0 has not begun here"),
-        (nested.as_str(), "at byte 30: more than 30 groups within each other"),
+        (nested.as_str(), "at byte 30: groups nested more than 30 deep"),
     ];
     for (text, message) in messages {
         let error = Pattern::new(text.as_bytes()).unwrap_err();

@@ -17,7 +17,7 @@ pub fn applications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> V
     for section in &ini::parse(file, text, diagnostics) {
         let mut keys = Keys { file, section, diagnostics };
         if section.options.is_empty() {
-            keys.warn("name", "no pattern, so that nothing belongs to it; add a line such as name=pattern".to_owned());
+            keys.warn("name", "no pattern, so nothing belongs to it; add a line such as name=pattern".to_owned());
         }
         let patterns = section.options.iter().filter_map(|option| keys.pattern(&option.key)).collect();
         applications.push(Application { name: section.name.clone(), patterns });

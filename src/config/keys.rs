@@ -57,7 +57,7 @@ impl<'a> Keys<'a> {
         match Pattern::new(text.as_bytes()) {
             Ok(pattern) => Some(pattern),
             Err(error) => {
-                self.error(key, format!("{text:?} is no pattern: {error}"));
+                self.error(key, format!("{text:?} is not a valid pattern: {error}"));
                 None
             }
         }
@@ -76,7 +76,7 @@ impl<'a> Keys<'a> {
             Err(error) => {
                 // The most common cause is sh -c "a ; b".
                 let hint = "a ; after a blank begins a comment; write it without the blank";
-                self.error(key, format!("{text:?} is no command: {error} ({hint})"));
+                self.error(key, format!("{text:?} is not a valid command: {error} ({hint})"));
                 None
             }
         }
@@ -92,7 +92,7 @@ impl<'a> Keys<'a> {
             }
             let message = match nearest(key, known) {
                 Some(nearest) => format!("unknown key, did you mean {nearest}?"),
-                None => format!("unknown key, known here are {}", known.join(", ")),
+                None => format!("unknown key; the keys here are {}", known.join(", ")),
             };
             self.warn(key, message);
         }

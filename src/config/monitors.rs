@@ -66,7 +66,10 @@ pub(crate) fn monitors(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -
             }
             // The original also printed a message and went on with the other sections.
             Some(other) => {
-                keys.warn("type", format!("unknown monitor type {other:?}, section left out; it is monitor or pipe"));
+                keys.warn(
+                    "type",
+                    format!("unknown monitor type {other:?}, section ignored; the type is monitor or pipe"),
+                );
             }
             None => {}
         }
@@ -109,15 +112,15 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     let newport = self::port(keys, "newport", 1, "80");
     let shape = keys.integer("shape_threshold", 0..=i64::from(u32::MAX), "100");
     match newhost {
-        Some("") => keys.error("newhost", "names no host; this one is localhost".to_owned()),
+        Some("") => keys.error("newhost", "names no host; for this host, write localhost".to_owned()),
         Some(host) if host.contains('\\') => {
-            keys.warn("newhost", "a host name has no backslash, and this is no pattern".to_owned());
+            keys.warn("newhost", "a host name has no backslash, and this is not a pattern".to_owned());
         }
         _ => {}
     }
     let (port, newhost, newport) = (port?, newhost?, newport?);
     if let Some(other) = others.iter().find(|other| other.pipe.port == port && port != 0) {
-        keys.error("port", format!("{port} is the port of [{}] in line {} already", other.section, other.line));
+        keys.error("port", format!("{port} is already the port of [{}] in line {}", other.section, other.line));
         return None;
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);

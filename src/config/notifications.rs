@@ -41,7 +41,7 @@ pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> 
         if THRESHOLDS.iter().all(|key| keys.find(key).is_none()) {
             keys.warn(
                 "notification_threshold",
-                "missing, so that it never notifies; add a threshold in kB/s".to_owned(),
+                "missing, so this section never notifies; add a threshold in kB/s".to_owned(),
             );
         }
         let interval = keys.integer("interval", i64::MIN..=i64::MAX, "5").unwrap_or(1);

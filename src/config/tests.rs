@@ -171,17 +171,19 @@ type=Monitor
         [
             "m.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?",
             "m.cfg:4: [General] ignorelocal: \"maybe\" is neither true nor false",
-            "m.cfg:5: warning: [General] colour: unknown key, known here are type, include, exclude, ignorelocal",
+            "m.cfg:5: warning: [General] colour: unknown key; the keys here are type, include, exclude, ignorelocal",
             "m.cfg:6: [Pipe] newhost: missing; add a line such as newhost=example.org",
             "m.cfg:8: [Pipe] port: \"22x\" is not a whole number such as 8080",
             "m.cfg:9: [Pipe] newport: \"99999\" is not between 1 and 65535",
             "m.cfg:10: [Pipe] neither '=' nor ':'; write key=value, not \"junk\"",
-            "m.cfg:14: warning: [Fine] newhost: a host name has no backslash, and this is no pattern",
+            "m.cfg:14: warning: [Fine] newhost: a host name has no backslash, and this is not a pattern",
             "m.cfg:16: [Fine] shape_threshold: \"-1\" is not between 0 and 4294967295",
-            "m.cfg:17: warning: [Fine] include: unknown key, known here are type, port, newhost, newport, shape_threshold",
-            "m.cfg:20: [Twice] port: 8080 is the port of [Fine] in line 13 already",
+            "m.cfg:17: warning: [Fine] include: unknown key; the keys here are type, port, newhost, newport, \
+             shape_threshold",
+            "m.cfg:20: [Twice] port: 8080 is already the port of [Fine] in line 13",
             "m.cfg:23: [Type] type: missing; add a line such as type=monitor",
-            "m.cfg:25: warning: [Typo] type: unknown monitor type \"Monitor\", section left out; it is monitor or pipe",
+            "m.cfg:25: warning: [Typo] type: unknown monitor type \"Monitor\", section ignored; the type is monitor \
+             or pipe",
         ]
     );
 }
@@ -233,7 +235,7 @@ process_filter=[
     let mut diagnostics = Diagnostics::default();
     assert!(notifications("n.cfg", text, &mut diagnostics).is_empty());
     let mut lines = lines(diagnostics);
-    assert!(lines.pop().unwrap().starts_with("n.cfg:9: [Never] process_filter: \"[\" is no pattern: "));
+    assert!(lines.pop().unwrap().starts_with("n.cfg:9: [Never] process_filter: \"[\" is not a valid pattern: "));
     assert_eq!(
         lines,
         [
@@ -242,10 +244,10 @@ process_filter=[
             "n.cfg:3: [Late] out_threshold: \"5.5\" is not a whole number such as 50",
             "n.cfg:4: [Late] interval: \"soon\" is not a whole number such as 5",
             "n.cfg:5: [Late] repeat: \"-1\" is not between 0 and 4294967295",
-            "n.cfg:6: [Late] notification_command: \"sh -c \\\"a\" is no command: a quote is opened and not closed \
-             (a ; after a blank begins a comment; write it without the blank)",
+            "n.cfg:6: [Late] notification_command: \"sh -c \\\"a\" is not a valid command: a quote is opened and not \
+             closed (a ; after a blank begins a comment; write it without the blank)",
             "n.cfg:7: [Late] recovery_command: \"'' x\" names no program",
-            "n.cfg:8: warning: [Never] notification_threshold: missing, so that it never notifies; \
+            "n.cfg:8: warning: [Never] notification_threshold: missing, so this section never notifies; \
              add a threshold in kB/s",
         ]
     );

@@ -64,7 +64,7 @@ fn incomplete(format: &str) -> String {
 
 fn no_such_key(key: &str) -> String {
     format!(
-        "%({key}) names a key that is neither in this section nor in [DEFAULT]; a pattern can say [%]( for %( itself"
+        "%({key}) names a key that is neither in this section nor in [DEFAULT]; in a pattern, write [%]( for %( itself"
     )
 }
 

@@ -59,7 +59,7 @@ impl Parser<'_> {
                 Ok(Item::Byte(8))
             }
             Some(b'0'..=b'7') => Ok(Item::Byte(self.octal())),
-            Some(b'8' | b'9') => error(at, r"in a set, `\` and digits are an octal number of 0 to 7"),
+            Some(b'8' | b'9') => error(at, r"in a set, `\` and digits are an octal number, with digits from 0 to 7"),
             Some(_) => self.byte_or_class(at),
         }
     }
@@ -111,7 +111,7 @@ impl Parser<'_> {
         let (high, low) = (self.next().and_then(digit), self.next().and_then(digit));
         match (high, low) {
             (Some(high), Some(low)) => Ok((high * 16 + low) as u8),
-            _ => error(start, r"`\x` is followed by two hexadecimal digits, as in \x1b"),
+            _ => error(start, r"`\x` must be followed by two hexadecimal digits, as in \x1b"),
         }
     }
 
@@ -148,6 +148,6 @@ fn range(first: Item, last: Item, at: usize) -> Result<ByteSet> {
     match (first, last) {
         (Item::Byte(first), Item::Byte(last)) if first <= last => Ok(ByteSet::range(first, last)),
         (Item::Byte(_), Item::Byte(_)) => error(at, "this range ends before it begins"),
-        _ => error(at, r"a class such as \w is no end of a range; write `\-` for the character"),
+        _ => error(at, r"a class such as \w cannot be the end of a range; write `\-` for the character"),
     }
 }

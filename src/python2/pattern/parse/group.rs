@@ -62,7 +62,7 @@ impl<'p> Parser<'p> {
         }
         self.groups.nesting += 1;
         if self.groups.nesting > MAX_NESTING {
-            return error(start, format!("more than {MAX_NESTING} groups within each other"));
+            return error(start, format!("groups nested more than {MAX_NESTING} deep"));
         }
         let node = if !self.eat(b"?") {
             self.capturing(start, None)?
@@ -103,7 +103,10 @@ impl<'p> Parser<'p> {
     fn capturing(&mut self, start: usize, name: Option<&'p [u8]>) -> Result<Node> {
         let index = self.groups.captures.len();
         if index == MAX_GROUPS {
-            return error(start, format!("more than {MAX_GROUPS} groups; where nothing refers to one, write (?:...)"));
+            return error(
+                start,
+                format!("more than {MAX_GROUPS} groups; write (?:...) for those that nothing refers to"),
+            );
         }
         self.groups.captures.push(Capture::Open);
         self.groups.names.extend(name.map(|name| (name, index + 1)));
@@ -117,10 +120,10 @@ impl<'p> Parser<'p> {
         let at = self.at;
         let name = self.name(b'>')?;
         if !is_identifier(name) {
-            return error(at, "a group's name is made of letters, digits and `_`, no digit first");
+            return error(at, "a group's name consists of letters, digits and `_`, and does not begin with a digit");
         }
         if let Some(group) = self.groups.by_name(name) {
-            return error(at, format!("group {group} has this name already"));
+            return error(at, format!("group {group} already has this name"));
         }
         self.capturing(start, Some(name))
     }
@@ -131,7 +134,7 @@ impl<'p> Parser<'p> {
         let name = self.name(b')')?;
         match self.groups.by_name(name) {
             Some(group) => self.back_reference(group, at),
-            None => error(at, "no group has this name; (?P<name>...) would give it"),
+            None => error(at, "no group has this name; (?P<name>...) defines one"),
         }
     }
 
@@ -159,7 +162,10 @@ impl<'p> Parser<'p> {
         }
         let (least, most) = body.width();
         if behind && least != most {
-            return error(start, "a look-behind must have one length; write one for each, as in (?:(?<=a)|(?<=bc))");
+            return error(
+                start,
+                "a look-behind must have one length; write one for each length, as in (?:(?<=a)|(?<=bc))",
+            );
         }
         Ok(Node::Look { behind, negative, body })
     }
@@ -169,13 +175,16 @@ impl<'p> Parser<'p> {
         let at = self.at;
         let name = self.name(b')')?;
         let Some(group) = self.groups.by_name(name).or_else(|| decimal(name)) else {
-            return error(at, "`(?(` is followed by the number or name of a group");
+            return error(at, "`(?(` must be followed by the number or name of a group");
         };
         self.groups.check_reference(group, at)?;
         let yes = Box::new(self.sequence()?);
         let no = Box::new(if self.eat(b"|") { self.sequence()? } else { Node::Sequence(Vec::new()) });
         if self.peek() == Some(b'|') {
-            return error(self.at, "a condition has two branches; alternatives in one of them are (?:a|b)");
+            return error(
+                self.at,
+                "a condition has at most two branches; write alternatives in one of them as (?:a|b)",
+            );
         }
         if !self.eat(b")") {
             return unclosed(start);
@@ -195,7 +204,8 @@ impl<'p> Parser<'p> {
         }
         error(
             start,
-            "`(?` is followed by one of : = ! <= <! # P< P= ( or by flags, which hold for the whole pattern, as (?i)",
+            "`(?` must be followed by one of : = ! <= <! # P< P= ( or by flags, which apply to the whole pattern, \
+             as in (?i)",
         )
     }
 }

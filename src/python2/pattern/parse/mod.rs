@@ -199,7 +199,7 @@ impl<'p> Parser<'p> {
         let min = count(least, start)?.unwrap_or(0);
         let max = count(most, start)?;
         if max.is_some_and(|max| max < min) {
-            return error(start, "the first count of {least,most} is the greater one");
+            return error(start, "the first count of {least,most} is greater than the second");
         }
         Ok(Some((min, max)))
     }
