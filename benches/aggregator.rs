@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bwmon::attribution::{Answer, Attribution, Identity, ProcessLookup};
-use bwmon::config::{Findings, applications, notifications};
+use bwmon::config::{Diagnostics, applications, notifications};
 use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process};
@@ -119,16 +119,16 @@ fn status_kib(key: &str) -> u64 {
 }
 
 fn memory(case: &str) {
-    let mut findings = Findings::default();
+    let mut diagnostics = Diagnostics::default();
     let mut grouping = Grouping { applications: Vec::new(), auto_group: case == "by program" };
     if case == "by application" {
-        grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut findings);
+        grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut diagnostics);
     }
     // Over a day, and over the whole run.
     let rules =
         b"[A]\nprocess_filter=.\nin_threshold=1000\ninterval=86400\n[B]\nprocess_filter=.\nin_threshold=9\ninterval=0\n";
-    let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut findings));
-    assert!(!findings.has_errors());
+    let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut diagnostics));
+    assert!(!diagnostics.has_errors());
     let start = Instant::now();
     let mut aggregator = Aggregator::new(grouping, vec![Host::new(start)]);
     let mut rates = Rates::new();
@@ -196,9 +196,9 @@ fn cpu() {
             text.push_str(&format!("p{i}={}\n", pattern.replace('X', &application.to_string())));
         }
     }
-    let mut findings = Findings::default();
-    let applications = applications("a.cfg", text.as_bytes(), &mut findings);
-    assert!(!findings.has_errors() && applications.iter().all(|application| application.patterns.len() == PATTERNS));
+    let mut diagnostics = Diagnostics::default();
+    let applications = applications("a.cfg", text.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors() && applications.iter().all(|application| application.patterns.len() == PATTERNS));
     let (mut source, mut rates) = (Busy::new(), Rates::new());
     measure("runmonitor", |now| rates.rows(now, source.read(now).unwrap()).1.len());
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use bwmon::config::{Findings, applications, notifications};
+use bwmon::config::{Diagnostics, applications, notifications};
 use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::notify::Notifier;
 use bwmon::output::text::{self, Figures};
@@ -69,7 +69,7 @@ fn totals(tick: &Value) -> BTreeMap<String, (u64, u64)> {
 fn replay(vector: &Value) -> Vec<(String, String)> {
     let options = &vector["options"];
     let list = |name: &str| options[name].as_array().cloned().unwrap_or_default();
-    let mut findings = Findings::default();
+    let mut diagnostics = Diagnostics::default();
     let mut app_file = String::new();
     for app in list("apps") {
         app_file.push_str(&format!("[{}]\n", app[0].as_str().unwrap()));
@@ -90,11 +90,11 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
         ));
     }
     let grouping = Grouping {
-        applications: applications("apps.cfg", app_file.as_bytes(), &mut findings),
+        applications: applications("apps.cfg", app_file.as_bytes(), &mut diagnostics),
         auto_group: options["auto_group"] == true,
     };
-    let mut notifier = Notifier::new(notifications("n.cfg", notification_file.as_bytes(), &mut findings));
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut notifier = Notifier::new(notifications("n.cfg", notification_file.as_bytes(), &mut diagnostics));
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
 
     let counted = Counted::default();
     let mut aggregator = Aggregator::new(grouping, vec![counted.clone()]);

@@ -6,20 +6,20 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use bwmon::config::{Findings, notifications};
+use bwmon::config::{Diagnostics, notifications};
 use bwmon::notify::Commands;
-use bwmon::notify::rule::NotificationSettings;
+use bwmon::notify::Rule;
 use bwmon::output::{Direction, Notification};
 use bwmon::traffic::subject::Subject;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 /// A section with the commands that `file` adds to it.
-fn rule(file: &str) -> NotificationSettings {
+fn rule(file: &str) -> Rule {
     let text = format!("[Web]\nprocess_filter=.\nin_threshold=1\n{file}\n");
-    let mut findings = Findings::default();
-    let mut rules = notifications("n.cfg", text.as_bytes(), &mut findings);
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut diagnostics = Diagnostics::default();
+    let mut rules = notifications("n.cfg", text.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
     rules.remove(0)
 }
 

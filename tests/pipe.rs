@@ -92,7 +92,7 @@ fn bytes_are_forwarded_and_counted_both_ways() {
     assert_eq!(pipe.connections(), 1);
 
     let name = format!("pipe-0:127.0.0.1:{}", listener.local_addr().unwrap().port());
-    assert_eq!(pipe.read(Instant::now()).unwrap()[0].name, name.clone().into_bytes().into());
+    assert_eq!(pipe.read(Instant::now()).unwrap()[0].subject.label(), name.as_bytes());
     assert_eq!(pipe.notes(), [format!("{name}: listens on port {}", pipe.local_address().port())]);
 }
 

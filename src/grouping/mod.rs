@@ -203,7 +203,7 @@ impl<S: Source> Source for Aggregator<S> {
     fn notes(&mut self) -> Vec<String> {
         let patterns = self.grouping.applications.iter().flat_map(|application| &application.patterns);
         let sources = self.members.iter_mut().flat_map(|member| member.source.notes());
-        sources.chain(patterns.filter_map(Pattern::note)).collect()
+        sources.chain(patterns.filter_map(Pattern::limit_message_once)).collect()
     }
 
     fn facts(&self) -> Facts {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::key::program;
 use super::*;
-use crate::config::{Findings, applications};
+use crate::config::{Diagnostics, applications};
 
 fn named(name: &str) -> Arc<Subject> {
     Arc::new(Subject::Named(name.as_bytes().into()))
@@ -23,9 +23,9 @@ impl Source for Counted {
 }
 
 fn grouping(file: &str, auto_group: bool) -> Grouping {
-    let mut findings = Findings::default();
-    let applications = applications("apps.cfg", file.as_bytes(), &mut findings);
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut diagnostics = Diagnostics::default();
+    let applications = applications("apps.cfg", file.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
     Grouping { applications, auto_group }
 }
 

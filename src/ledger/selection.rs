@@ -24,10 +24,10 @@ impl Filter {
         (self.include.is_empty() || match_any(&self.include)) && !match_any(&self.exclude)
     }
 
-    /// The patterns that exceeded their limit on some command line, see [`Pattern::gave_up`].
+    /// The patterns that exceeded their limit on some command line, see [`Pattern::exceeded_limit`].
     pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         let all = self.include.iter().chain(&self.exclude);
-        all.filter(|pattern| pattern.gave_up())
+        all.filter(|pattern| pattern.exceeded_limit())
     }
 }
 

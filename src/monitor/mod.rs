@@ -104,7 +104,7 @@ impl Source for Monitor {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
         }
         self.notes.extend(self.counters.notes());
-        self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::note));
+        self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::limit_message_once));
         Ok(self.ledger.readings())
     }
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::Interval;
 use super::TICK_TOLERANCE;
-use super::rule::Interval;
 
 /// The number of pieces that an interval is divided into: one per second up to ten minutes, longer ones above, which
 /// changes an average by at most 0.2 %.

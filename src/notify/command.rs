@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
-use super::rule::NotificationSettings;
+use super::Rule;
 use crate::output::Notification;
 use crate::printable::printable;
 
@@ -27,7 +27,7 @@ impl Commands {
     ///
     /// # Errors
     /// Why the command could not be started, as one line for the user.
-    pub fn start(&mut self, rule: &NotificationSettings, notification: &Notification) -> Result<(), String> {
+    pub fn start(&mut self, rule: &Rule, notification: &Notification) -> Result<(), String> {
         let command = if notification.recovered { &rule.recovery_command } else { &rule.notification_command };
         let Some((program, arguments)) = command.as_deref().and_then(<[OsString]>::split_first) else { return Ok(()) };
         let section = printable(rule.section.as_bytes(), 50);

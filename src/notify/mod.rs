@@ -8,12 +8,12 @@
 //! traffic count as zero, also those before the application appeared and after it went, so that an average over five
 //! minutes takes more than one busy second to exceed its threshold.
 //!
-//! Read on in [`rule`] for what a section of the file asks for, in `average` for the moving average, in `command` for how
+//! Read on in `rule` for what a section of the file asks for, in `average` for the moving average, in `command` for how
 //! commands run.
 
 mod average;
 mod command;
-pub mod rule;
+mod rule;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::traffic::subject::Subject;
 
 use average::Average;
 pub use command::Commands;
-use rule::NotificationSettings;
+pub use rule::{Interval, Rule};
 
 /// A tick that comes a little early must not miss its notification.
 const TICK_TOLERANCE: Duration = Duration::from_millis(500);
@@ -38,7 +38,7 @@ const GONE_KEPT: usize = 1000;
 /// Compares applications with the thresholds of a notification file.
 #[derive(Debug)]
 pub struct Notifier {
-    rules: Vec<NotificationSettings>,
+    rules: Vec<Rule>,
     applications: HashMap<Arc<Subject>, Watched>,
     started: Option<Instant>,
     last: Option<Instant>,
@@ -65,18 +65,18 @@ struct AppliedRule {
 
 impl Notifier {
     /// A notifier that has seen nothing yet.
-    pub fn new(rules: Vec<NotificationSettings>) -> Self {
+    pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules, applications: HashMap::new(), started: None, last: None, round: 0 }
     }
 
     /// The rules, in file order.
-    pub fn rules(&self) -> &[NotificationSettings] {
+    pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
     /// Applies other rules from now on. A rule that has a namesake with the same filter and interval among the earlier ones
     /// keeps its averages, and is not notified again of what it has already notified.
-    pub fn replace(&mut self, rules: Vec<NotificationSettings>) {
+    pub fn replace(&mut self, rules: Vec<Rule>) {
         let known: Vec<Option<usize>> = rules
             .iter()
             .map(|new| {
@@ -100,7 +100,7 @@ impl Notifier {
 
     /// The messages for the user since the call before, one line each.
     pub fn notes(&self) -> Vec<String> {
-        self.rules.iter().filter_map(|rule| rule.process_filter.note()).collect()
+        self.rules.iter().filter_map(|rule| rule.process_filter.limit_message_once()).collect()
     }
 
     /// Takes what each application has moved since the call before, and gives the thresholds that are exceeded and those
@@ -149,10 +149,10 @@ struct Tick {
 }
 
 impl Watched {
-    fn new(subject: &Subject, rules: &[NotificationSettings]) -> Self {
+    fn new(subject: &Subject, rules: &[Rule]) -> Self {
         let label = subject.label();
         let matching = (0..).zip(rules).filter(|(_, rule)| rule.process_filter.matches_command_line(&label));
-        let apply = |(index, rule): (usize, &NotificationSettings)| AppliedRule {
+        let apply = |(index, rule): (usize, &Rule)| AppliedRule {
             rule: index,
             average: Average::over(rule.interval),
             notified: [None, None],
@@ -169,21 +169,21 @@ impl Watched {
         &mut self,
         subject: &Arc<Subject>,
         bytes: [u64; 2],
-        rules: &[NotificationSettings],
+        rules: &[Rule],
         tick: &Tick,
         found: &mut Vec<Notification>,
     ) {
-        for AppliedRule { rule, average, notified } in &mut self.rules {
-            let settings = &rules[*rule];
+        for AppliedRule { rule: index, average, notified } in &mut self.rules {
+            let rule = &rules[*index];
             average.add(tick.last, tick.now, bytes);
             let averages = average.bytes_per_s(tick.started, tick.now);
-            let thresholds = [settings.in_threshold_kb_per_s, settings.out_threshold_kb_per_s];
+            let thresholds = [rule.in_threshold_kb_per_s, rule.out_threshold_kb_per_s];
             for (i, direction) in [Direction::In, Direction::Out].into_iter().enumerate() {
                 let Some(threshold_kb_per_s) = thresholds[i] else { continue };
                 let value_kb_per_s = averages[i] / BYTES_PER_KB as f64;
                 let exceeded = value_kb_per_s > threshold_kb_per_s as f64;
                 let is_news = match notified[i] {
-                    Some(before) if exceeded => tick.now.duration_since(before) + TICK_TOLERANCE >= settings.repeat,
+                    Some(before) if exceeded => tick.now.duration_since(before) + TICK_TOLERANCE >= rule.repeat,
                     before => exceeded != before.is_some(),
                 };
                 if !is_news {
@@ -191,7 +191,7 @@ impl Watched {
                 }
                 notified[i] = exceeded.then_some(tick.now);
                 found.push(Notification {
-                    rule: *rule,
+                    rule: *index,
                     application: Arc::clone(subject),
                     direction,
                     threshold_kb_per_s,

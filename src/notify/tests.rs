@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Findings, notifications};
+use crate::config::{Diagnostics, notifications};
 
 fn named(name: &str) -> Arc<Subject> {
     Arc::new(Subject::Named(name.as_bytes().into()))
@@ -13,9 +13,9 @@ struct Run {
 
 impl Run {
     fn new(file: &str) -> Self {
-        let mut findings = Findings::default();
-        let mut notifier = Notifier::new(notifications("n.cfg", file.as_bytes(), &mut findings));
-        assert!(!findings.has_errors(), "{findings:?}");
+        let mut diagnostics = Diagnostics::default();
+        let mut notifier = Notifier::new(notifications("n.cfg", file.as_bytes(), &mut diagnostics));
+        assert!(!diagnostics.has_errors(), "{diagnostics:?}");
         let now = Instant::now();
         assert_eq!(notifier.tick(now, &[]), []);
         Self { notifier, now }
@@ -98,10 +98,10 @@ fn other_rules_keep_the_averages_of_those_that_stay() {
     let mut run =
         Run::new("[A]\nprocess_filter=a\nin_threshold=10\ninterval=2\n[B]\nprocess_filter=.\nin_threshold=10\n");
     assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0), Some(30.0)]);
-    let mut findings = Findings::default();
+    let mut diagnostics = Diagnostics::default();
     let text =
         b"[C]\nprocess_filter=.\nin_threshold=20\ninterval=2\n[A]\nprocess_filter=a\nin_threshold=12\ninterval=2\n";
-    run.notifier.replace(notifications("n.cfg", text, &mut findings));
+    run.notifier.replace(notifications("n.cfg", text, &mut diagnostics));
     // The new section has seen nothing of what was before, and nobody is told of the end of one that is gone.
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(15.0)]);
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [None]);
