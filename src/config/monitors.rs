@@ -41,7 +41,7 @@ pub struct PipeSettings {
     /// The line of the port.
     pub line: usize,
     /// What the pipe is to do.
-    pub pipe: pipe::Settings,
+    pub pipe: pipe::PipeSettings,
 }
 
 impl PipeSettings {
@@ -127,7 +127,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSettings]) -> Option<PipeSettings> {
         return None;
     }
     let line = keys.entry("port").map_or(keys.section.line, |entry| entry.line);
-    let mut pipe = pipe::Settings::new(port, newhost, newport);
+    let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(1024 * kb.unsigned_abs()));
     Some(PipeSettings { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }
