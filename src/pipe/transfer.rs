@@ -1,13 +1,12 @@
 //! One direction of a connection: how bytes get from one socket to the other.
 //!
-//! epoll(7) watches the sockets edge-triggered, and each stays registered for both directions. So a transfer remembers
-//! what epoll has reported: it waits until its source is readable, is ready for a turn, is blocked because its
-//! destination has no room for the bytes that it holds, or has ended. A blocked transfer reads nothing: that is the
-//! back-pressure.
+//! epoll(7) watches the sockets edge-triggered: it reports each change once. So a transfer remembers what epoll has
+//! reported: it waits until its source is readable, is ready for a turn, is blocked because its destination has no room
+//! for the bytes that it holds, or has ended. A blocked transfer reads nothing: that is the back-pressure.
 //!
-//! Small amounts are copied through the thread's buffer. Once a read fills the buffer the transfer is bulk: its bytes
-//! go through a kernel pipe by splice(2), which moves the pages of the packets instead of copying their bytes. A
-//! transfer that stays bulk becomes heavy: then the kernel wakes the thread once for many packets (SO_RCVLOWAT,
+//! The thread copies few bytes through its buffer. Once a read fills the buffer the transfer is bulk: its bytes go
+//! through a kernel pipe by splice(2), which moves the pages of the packets instead of copying their bytes. A transfer
+//! that stays bulk at a high rate becomes heavy: then the kernel wakes the thread once for many packets (SO_RCVLOWAT,
 //! socket(7)), until the source pauses.
 
 use std::io::{self, ErrorKind, Read, Write};
