@@ -41,7 +41,7 @@ pub(crate) struct PipeSection {
     /// The line of the key `port`.
     line: usize,
     /// What the pipe does.
-    pub(crate) pipe: pipe::Settings,
+    pub(crate) pipe: pipe::PipeSettings,
 }
 
 impl PipeSection {
@@ -124,7 +124,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
         return None;
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);
-    let mut pipe = pipe::Settings::new(port, newhost, newport);
+    let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(1024 * kb.unsigned_abs()));
     Some(PipeSection { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }
