@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::process_cache::{Cached, ProcessCache};
 use super::socket::{Found, find, find_listener};
 use super::{Answer, Sighting};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Flow, Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::{Handle, Identity, Processes};
@@ -37,7 +37,7 @@ pub struct Seeker {
     namespaces: Namespaces,
     processes: Processes,
     /// Where the kernel allows it.
-    connects: Option<Arc<Connects>>,
+    connects: Option<Arc<TcpOwners>>,
     hot: VecDeque<(u32, u32)>,
     recent: VecDeque<u32>,
     met: ProcessCache,
@@ -54,7 +54,7 @@ impl Seeker {
     ///
     /// # Errors
     /// Where sock_diag is refused.
-    pub fn of_this_host(connects: Option<Arc<Connects>>) -> anyhow::Result<Self> {
+    pub fn of_this_host(connects: Option<Arc<TcpOwners>>) -> anyhow::Result<Self> {
         let processes = Processes::new("/proc");
         Ok(Self {
             namespaces: Namespaces::new(processes.root())?,
@@ -154,13 +154,13 @@ impl Seeker {
 
     /// The process that made this connection, if the kernel noted it.
     fn connected(&mut self, tuple: &Tuple) -> Option<Sighting> {
-        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.process(tuple)?;
+        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.owner(tuple)?;
         let address = tuple.source.address();
         // A container that has just begun may be gone when the namespaces are looked for.
-        if self.namespaces.of_address(address).is_none() && !self.namespaces.enter(&self.processes, pid) {
+        if self.namespaces.with_address(address).is_none() && !self.namespaces.enter(&self.processes, pid) {
             return None;
         }
-        let home = self.namespaces.of_address(address)?.id;
+        let home = self.namespaces.with_address(address)?.id;
         let process = self.met.get_with_namespace(pid, &self.processes, &self.namespaces)?;
         // Equal tuples in two namespaces share one note.
         if process.namespace != Some(home) {

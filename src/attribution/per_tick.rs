@@ -14,7 +14,7 @@ use anyhow::Result;
 use super::process_cache::{Cached, ProcessCache};
 use super::socket::{Found, find_all};
 use super::{Answer, Processes as _, Question, Reason};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::proc_net::{ListedSocket, SocketTable};
@@ -29,7 +29,7 @@ pub struct Owners {
     sockets: Sockets,
     processes: Processes,
     /// Where the kernel allows it.
-    connects: Option<Arc<Connects>>,
+    connects: Option<Arc<TcpOwners>>,
     /// What closed connections.
     closers: ProcessCache,
     /// When the network namespaces were last looked for.
@@ -67,7 +67,7 @@ impl Owners {
     }
 
     /// Makes use of what the kernel notes of connections.
-    pub fn note(&mut self, connects: Option<Arc<Connects>>) {
+    pub fn note(&mut self, connects: Option<Arc<TcpOwners>>) {
         self.connects = connects;
     }
 
@@ -99,7 +99,7 @@ impl Owners {
     /// # Errors
     /// Where sock_diag is refused.
     pub fn subscribe_to_endings(&mut self) -> Result<()> {
-        self.sockets = Sockets::Kernel(Namespaces::with_endings(self.processes.root())?);
+        self.sockets = Sockets::Kernel(Namespaces::with_destroy_events(self.processes.root())?);
         Ok(())
     }
 
@@ -119,7 +119,7 @@ impl Owners {
     /// Whether the source of a tuple is on this host, as far as its namespaces are known.
     pub fn is_home(&mut self, tuple: &Tuple) -> bool {
         match &mut self.sockets {
-            Sockets::Kernel(namespaces) => namespaces.of_address(tuple.source.address()).is_some(),
+            Sockets::Kernel(namespaces) => namespaces.with_address(tuple.source.address()).is_some(),
             Sockets::Files => false,
         }
     }
@@ -266,9 +266,9 @@ impl super::Processes for Owners {
     }
 
     fn closer(&mut self, tuple: &Tuple) -> Option<Answer> {
-        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.closer(tuple)?;
+        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.closed_by(tuple)?;
         let Sockets::Kernel(namespaces) = &mut self.sockets else { return None };
-        let home = namespaces.of_address(tuple.source.address())?.id;
+        let home = namespaces.with_address(tuple.source.address())?.id;
         let process = self.closers.get_with_namespace(pid, &self.processes, namespaces);
         // Equal tuples in two namespaces share one note.
         if process.as_ref().is_some_and(|process| process.namespace != Some(home)) {

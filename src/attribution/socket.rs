@@ -66,7 +66,7 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Fou
 
 /// The socket at the source of a tuple.
 pub(super) fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
-    let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
+    let Some(namespace) = namespaces.with_address(tuple.source.address()) else { return Found::Elsewhere };
     match find_in(namespace, tuple, tuple.destination) {
         // Closed already, and in TIME_WAIT or orphaned: it was accepted from whoever listens there, if anybody does.
         found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) => match find_listener(namespaces, tuple) {
@@ -82,7 +82,7 @@ pub(super) fn find_listener(namespaces: &mut Namespaces, tuple: &Tuple) -> Optio
     if tuple.protocol != Protocol::Tcp {
         return None;
     }
-    let namespace = namespaces.of_address(tuple.source.address())?;
+    let namespace = namespaces.with_address(tuple.source.address())?;
     // No connection has port 0, so that the listener is what is left to find.
     match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
         Found::Socket { inode, connected: false } => Some(inode),

@@ -24,9 +24,9 @@ use thread_priority::{
 use crate::attribution::Sighting;
 use crate::attribution::per_event::Seeker;
 use crate::attribution::process_cache::Cached;
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::events::{Event, Events};
-use crate::kernel::exec_events::Execs;
+use crate::kernel::exec_events::ExecEvents;
 use crate::kernel::flow::Flow;
 
 /// Descriptors that may be looked at from one tick to the next: some 0.2 s of a core.
@@ -60,7 +60,7 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
-    connects: Option<Arc<Connects>>,
+    connects: Option<Arc<TcpOwners>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -108,8 +108,8 @@ impl Watch {
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
         // Without them what is over within milliseconds is found less often.
-        let execs = Execs::subscribe().ok();
-        let connects = Connects::note().ok().map(Arc::new);
+        let execs = ExecEvents::subscribe().ok();
+        let connects = TcpOwners::attach().ok().map(Arc::new);
         let seeker = Seeker::of_this_host(connects.clone())?;
         let shared = Arc::new(Shared {
             seen: Mutex::new(Vec::new()),
@@ -130,7 +130,7 @@ impl Watch {
     }
 
     /// What the kernel notes of connections, where it does.
-    pub fn connects(&self) -> Option<Arc<Connects>> {
+    pub fn connects(&self) -> Option<Arc<TcpOwners>> {
         self.connects.clone()
     }
 
@@ -192,7 +192,7 @@ impl Drop for Watch {
     }
 }
 
-fn run(mut events: Events, mut execs: Option<Execs>, mut seeker: Seeker, shared: &Shared) {
+fn run(mut events: Events, mut execs: Option<ExecEvents>, mut seeker: Seeker, shared: &Shared) {
     shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
     let (mut tick, mut left) = (0, 0);
@@ -254,7 +254,7 @@ fn raise_priority() {
 }
 
 /// Waits for events, and with `shared` for being woken. Returns whether there is something.
-fn wait(events: &Events, execs: Option<&Execs>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
+fn wait(events: &Events, execs: Option<&ExecEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
     let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), shared.map(|shared| shared.wake.as_fd())];
     let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)

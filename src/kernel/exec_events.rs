@@ -35,11 +35,11 @@ const BUFFER: usize = 4 << 20;
 
 /// A subscription to the programs that start on the host.
 #[derive(Debug)]
-pub struct Execs {
+pub struct ExecEvents {
     socket: Netlink,
 }
 
-impl Execs {
+impl ExecEvents {
     /// Subscribes.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Execs {
     }
 }
 
-impl AsFd for Execs {
+impl AsFd for ExecEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

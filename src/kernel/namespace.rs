@@ -89,12 +89,12 @@ impl Namespaces {
         Self::opened_by(proc_root, SockDiag::open)
     }
 
-    /// The same, with sockets that also [tell what ends](SockDiag::ended).
+    /// The same, with sockets that also [tell what ends](SockDiag::destroyed).
     ///
     /// # Errors
     /// Where sock_diag is refused.
-    pub fn with_endings(proc_root: &Path) -> Result<Self> {
-        Self::opened_by(proc_root, SockDiag::with_endings)
+    pub fn with_destroy_events(proc_root: &Path) -> Result<Self> {
+        Self::opened_by(proc_root, SockDiag::with_destroy_events)
     }
 
     fn opened_by(proc_root: &Path, open: Open) -> Result<Self> {
@@ -108,7 +108,7 @@ impl Namespaces {
     }
 
     /// The one in which `address` is at home: the own one if it is there.
-    pub fn of_address(&mut self, address: IpAddr) -> Option<&mut Namespace> {
+    pub fn with_address(&mut self, address: IpAddr) -> Option<&mut Namespace> {
         self.all.iter_mut().find(|namespace| namespace.has(address))
     }
 

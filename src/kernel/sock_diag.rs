@@ -51,7 +51,7 @@ impl Socket {
 pub struct SockDiag {
     questions: Netlink,
     /// Apart from the questions, whose answers would mix with what comes unasked.
-    endings: Option<Netlink>,
+    destroy_events: Option<Netlink>,
 }
 
 impl SockDiag {
@@ -60,18 +60,18 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { questions: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, endings: None })
+        Ok(Self { questions: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, destroy_events: None })
     }
 
-    /// Opens one that also hears of every TCP socket's end, with its last figures; see [`SockDiag::ended`].
+    /// Opens one that also hears of every TCP socket's end, with its last figures; see [`SockDiag::destroyed`].
     ///
     /// # Errors
     /// As [`SockDiag::open`].
-    pub fn with_endings() -> nix::Result<Self> {
-        let endings = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
+    pub fn with_destroy_events() -> nix::Result<Self> {
+        let destroy_events = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
         // A message has some 400 bytes: room for tens of thousands that close within one tick.
-        endings.set_receive_buffer(16 << 20);
-        Ok(Self { endings: Some(endings), ..Self::open()? })
+        destroy_events.set_receive_buffer(16 << 20);
+        Ok(Self { destroy_events: Some(destroy_events), ..Self::open()? })
     }
 
     /// The socket that a packet from `remote` to `local` would be given to: the connected one, else a listener or an
@@ -115,9 +115,9 @@ impl SockDiag {
     ///
     /// # Errors
     /// ENOBUFS: some were lost.
-    pub fn ended(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        let Some(endings) = &mut self.endings else { return Ok(()) };
-        endings.events(usize::MAX, |message| {
+    pub fn destroyed(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        let Some(destroy_events) = &mut self.destroy_events else { return Ok(()) };
+        destroy_events.events(usize::MAX, |message| {
             if message.kind == BY_FAMILY
                 && let Some(row) = parse(Protocol::Tcp, message.payload)
             {

@@ -12,7 +12,7 @@ use crate::attribution::Reason;
 use crate::attribution::per_tick::Owners;
 use crate::attribution::watcher::{Seen, Watch};
 use crate::kernel::conntrack::probe::{Tracking, probe};
-use crate::kernel::conntrack::{Mangled, Table};
+use crate::kernel::conntrack::{Malformed, Table};
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::ledger::{Asked, Ledger, Selection};
 use crate::python2::pattern::Pattern;
@@ -224,7 +224,7 @@ impl Monitor {
                 enter_seen(watch.as_ref(), &mut self.ledger, &mut self.owners);
                 if mangled.lines > 0 {
                     self.notes.once(Kind::Mangled, || {
-                        let Mangled { lines, first } = mangled;
+                        let Malformed { lines, first } = mangled;
                         format!(
                             "{lines} lines of the conntrack table cannot be read and are left out, the first: {first}"
                         )
@@ -247,7 +247,7 @@ impl Monitor {
                     if zone == 0 {
                         read.context("cannot read the kernel's sockets (sock_diag)")?;
                     }
-                    if namespace.diag.ended(|flow| ended.push(Flow { zone, ..*flow })) == Err(Errno::ENOBUFS) {
+                    if namespace.diag.destroyed(|flow| ended.push(Flow { zone, ..*flow })) == Err(Errno::ENOBUFS) {
                         self.notes.once(Kind::Lost, || {
                             "more sockets end at once than can be read: the last bytes of some are missing".into()
                         });

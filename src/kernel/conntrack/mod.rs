@@ -31,7 +31,7 @@ pub enum Table {
 
 /// The lines of one reading that could not be understood.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Mangled {
+pub struct Malformed {
     /// How many there were.
     pub lines: u64,
     /// The first of them.
@@ -70,11 +70,11 @@ impl Table {
     ///
     /// # Errors
     /// When it cannot be read any more.
-    pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+    pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         match self {
             Self::Netlink(table) => {
                 table.dump(visit).context("cannot read the conntrack table through netlink")?;
-                Ok(Mangled::default())
+                Ok(Malformed::default())
             }
             Self::File(path) => {
                 let reading = || format!("cannot read {}", path.display());
@@ -90,17 +90,17 @@ impl Table {
     ///
     /// # Errors
     /// When it cannot be read any more.
-    pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+    pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         let Self::Netlink(table) = self else { return self.dump(visit) };
         for original in originals {
             table.get(original, &mut *visit).context("cannot read the conntrack table through netlink")?;
         }
-        Ok(Mangled::default())
+        Ok(Malformed::default())
     }
 }
 
 /// Runs `conntrack -L`. Its stderr ("N flow entries have been shown.") is read only where it fails.
-fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
     let mut child = Command::new("conntrack")
         .arg("-L")
         .stdin(Stdio::null())
@@ -110,7 +110,7 @@ fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
         .context("cannot run conntrack -L")?;
     let parsed = match child.stdout.take() {
         Some(stdout) => parse_lines(BufReader::new(stdout), visit),
-        None => Ok(Mangled::default()),
+        None => Ok(Malformed::default()),
     };
     let output = child.wait_with_output().context("cannot wait for conntrack -L")?;
     if !output.status.success() {
@@ -121,25 +121,25 @@ fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
 }
 
 /// Reads lines of any length into one buffer; the kernel's are short, but a file may be anything.
-fn parse_lines(mut lines: impl BufRead, visit: &mut dyn FnMut(&Flow)) -> std::io::Result<Mangled> {
+fn parse_lines(mut lines: impl BufRead, visit: &mut dyn FnMut(&Flow)) -> std::io::Result<Malformed> {
     /// Far beyond what the kernel writes.
     const LONGEST: u64 = 4096;
-    let mut mangled = Mangled::default();
+    let mut malformed = Malformed::default();
     let mut line = Vec::new();
     loop {
         line.clear();
         std::io::Read::take(&mut lines, LONGEST).read_until(b'\n', &mut line)?;
         if line.is_empty() {
-            return Ok(mangled);
+            return Ok(malformed);
         }
         match text::parse(&line) {
             text::Line::Flow(flow) => visit(&flow),
             text::Line::Other => {}
-            text::Line::Mangled => {
-                if mangled.lines == 0 {
-                    mangled.first = crate::printable::printable(line.trim_ascii(), 120);
+            text::Line::Malformed => {
+                if malformed.lines == 0 {
+                    malformed.first = crate::printable::printable(line.trim_ascii(), 120);
                 }
-                mangled.lines += 1;
+                malformed.lines += 1;
             }
         }
     }

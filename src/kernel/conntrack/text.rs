@@ -20,12 +20,12 @@ pub enum Line {
     /// Nothing to count: blank, or another protocol.
     Other,
     /// A line that is none of those the kernel writes.
-    Mangled,
+    Malformed,
 }
 
 /// Takes one line apart, with or without its end.
 pub fn parse(line: &[u8]) -> Line {
-    let Ok(line) = std::str::from_utf8(line) else { return Line::Mangled };
+    let Ok(line) = std::str::from_utf8(line) else { return Line::Malformed };
     let mut words = line.split_ascii_whitespace().peekable();
     if words.next_if(|word| matches!(*word, "ipv4" | "ipv6")).is_some() {
         words.next();
@@ -36,9 +36,9 @@ pub fn parse(line: &[u8]) -> Line {
         None => return Line::Other,
         // Another protocol's line has its number second, as all of them have.
         Some(_) if words.next().is_some_and(|number| number.parse::<u8>().is_ok()) => return Line::Other,
-        Some(_) => return Line::Mangled,
+        Some(_) => return Line::Malformed,
     };
-    parse_flow(protocol, words).map_or(Line::Mangled, Line::Flow)
+    parse_flow(protocol, words).map_or(Line::Malformed, Line::Flow)
 }
 
 /// One half of a line: what comes with one of the two tuples.
