@@ -222,7 +222,7 @@ impl Owners {
 fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
     match table.find(tuple) {
         Some(ListedSocket { inode, connected }) => Found::Socket { inode, connected },
-        None if table.may_have(tuple.source.address()) => Found::NoSocket,
+        None if table.may_have_address(tuple.source.address()) => Found::NoSocket,
         None => Found::Elsewhere,
     }
 }

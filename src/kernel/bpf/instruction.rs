@@ -3,9 +3,9 @@
 //! ```text
 //! struct bpf_insn { code: u8, dst_reg: 4 bits, src_reg: 4 bits, off: i16, imm: i32 }   in host byte order, 8 bytes
 //! ```
-//! The code is a class (the arithmetic ALU64, the jumps JMP, the loads LD and LDX, the stores ST and STX), an operation,
-//! and what it operates on: for ALU64 and JMP `imm` (K) or the source register (X), for loads and stores a size (W: 32
-//! bits, DW: 64). A jump skips `off` instructions beyond the next. See Documentation/bpf/standardization/
+//! The code is a class (the arithmetic ALU64, the jumps JMP, the loads LD and LDX, the stores ST and STX), an
+//! operation, and an operand: for ALU64 and JMP `imm` (K) or the source register (X), for loads and stores a size (W:
+//! 32 bits, DW: 64). A jump skips `off` instructions beyond the next. See Documentation/bpf/standardization/
 //! instruction-set.rst, include/uapi/linux/bpf.h and bpf_common.h.
 
 use std::collections::HashMap;
@@ -42,8 +42,8 @@ const BPF_PSEUDO_MAP_FD: Register = Register(1);
 
 /// A register of 64 bits.
 ///
-/// A program begins with its context in r1 and ends with its result in r0. A call takes its arguments in r1 to r5, which
-/// it overwrites, and returns in r0; r6 to r9 keep their values across calls. r10 points behind the stack.
+/// A program begins with its context in r1 and ends with its result in r0. A call takes its arguments in r1 to r5,
+/// which it overwrites, and returns in r0; r6 to r9 keep their values across calls. r10 points to the end of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Register(u8);
 
@@ -123,7 +123,7 @@ impl Instruction {
         Self::new(ST | MEM | W, base, R0, offset, value)
     }
 
-    /// `destination = ` the map behind a descriptor. A constant of 64 bits takes two instructions.
+    /// `destination = ` the map of a descriptor. A constant of 64 bits takes two instructions.
     pub fn load_map(destination: Register, fd: i32) -> [Self; 2] {
         [Self::new(LD | IMM | DW, destination, BPF_PSEUDO_MAP_FD, 0, fd), Self::new(0, R0, R0, 0, 0)]
     }
@@ -139,11 +139,11 @@ impl Instruction {
     }
 }
 
-/// Builds a program from instructions, labels, and jumps to labels that may stand before or behind them.
+/// Builds a program from instructions, labels, and jumps to labels, forward or backward.
 #[derive(Debug, Default)]
 pub struct Assembler {
     instructions: Vec<Instruction>,
-    /// Where each label stands: the index of the instruction behind it.
+    /// The place of each label: the index of the instruction that follows it.
     labels: HashMap<&'static str, usize>,
     /// The jumps, by index, whose offsets the labels decide.
     jumps: Vec<(usize, &'static str)>,
@@ -155,7 +155,7 @@ impl Assembler {
         self.instructions.extend(instructions);
     }
 
-    /// Gives the place that has been reached a name, which no other place may have.
+    /// Names the current place. No other place may have this name.
     pub fn label(&mut self, name: &'static str) {
         let earlier = self.labels.insert(name, self.instructions.len());
         debug_assert!(earlier.is_none(), "two places in a BPF program have the label {name:?}");

@@ -1,22 +1,24 @@
-//! BPF programs: code of ours that the kernel runs at the moment something happens, where user space would come too late.
+//! BPF programs: code of ours that the kernel runs at the moment something happens, where user space would come too
+//! late.
 //!
 //! ```text
 //! Assembler ── BPF_PROG_LOAD ──> verifier ──> program, attached to the cgroup2 root by BPF_LINK_CREATE
 //!                                                │ writes
 //! Map::lookup <── BPF_MAP_LOOKUP_ELEM ── map <───┘
 //! ```
-//! The programs are written here as instructions, so that neither a compiler nor a loader is needed to build or run them.
-//! [`Map::create`] makes the map that a program writes to, [`load`] hands the program to the kernel's verifier, and
-//! [`attach_to_cgroup_root`] has it run for the processes of the whole host. Map, program and link live as long as our
-//! descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees the map.
+//! The programs are written here as instructions, so that neither a compiler nor a loader is needed to build or run
+//! them. `Map::create` makes the map that a program writes to, `load` hands the program to the kernel's verifier, and
+//! `attach_to_cgroup_root` makes the kernel run it for the processes of the whole host. Map, program and link live as
+//! long as our descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees
+//! the map.
 //!
 //! It needs CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace; and
 //! Linux 5.10 with CONFIG_CGROUP_BPF.
 //!
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
-//! Where to read on: [`tcp_owners`] is the one program there is, [`instruction`] what it is written in. See bpf(2) and
-//! include/uapi/linux/bpf.h, whose names and numbers stand here; the kernel's side is kernel/bpf/syscall.c.
+//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` has the language it is written in. See
+//! bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod instruction;
 pub mod tcp_owners;
@@ -35,15 +37,15 @@ const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
 
-/// enum bpf_map_type, of it only types whose lookup yields one value: that of a per-CPU map yields one for each possible
-/// CPU, for which [`Map::lookup`] has no room.
+/// enum bpf_map_type. Only types whose lookup yields one value may be added: that of a per-CPU map yields one for each
+/// possible CPU, for which [`Map::lookup`] has no room.
 #[derive(Debug, Clone, Copy)]
 enum MapType {
     /// BPF_MAP_TYPE_LRU_HASH: when it is full, the least recently used entries make room.
     LruHash = 9,
 }
 
-/// enum bpf_prog_type: what calls the program, and with which context.
+/// enum bpf_prog_type: the events at which the kernel calls the program, and the context it passes.
 #[derive(Debug, Clone, Copy)]
 enum ProgramType {
     /// BPF_PROG_TYPE_SOCK_OPS: events of TCP sockets, with a struct bpf_sock_ops.
@@ -95,8 +97,8 @@ impl<const KEY: usize, const VALUE: usize> AsFd for Map<KEY, VALUE> {
 /// Loads a program, which the kernel verifies first.
 ///
 /// # Errors
-/// EPERM without the privileges; EINVAL or EACCES where the verifier refuses the program, as that of a kernel without its
-/// helpers does.
+/// EPERM without the privileges; EINVAL or EACCES where the verifier refuses the program, for instance since the kernel
+/// is too old to have one of its helpers.
 fn load(program_type: ProgramType, program: &[Instruction]) -> io::Result<OwnedFd> {
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.0).collect();
     let mut attr = BpfAttr::default();
@@ -149,10 +151,10 @@ impl BpfAttr {
     #[allow(unsafe_code)]
     fn call(&mut self, command: i64) -> io::Result<i64> {
         self.bytes.resize(Self::SIZE, 0);
-        // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them: those to
-        // a program and its licence, pushed by `load`, and those to a key and a value, pushed by `Map::lookup`. All of
-        // them outlive the call. A program has the length pushed with it, the licence ends in NUL, and key and value have
-        // the sizes that the map was created with, as both are parameters of its type.
+        // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them:
+        // those to a program and its licence, pushed by `load`, and those to a key and a value, pushed by
+        // `Map::lookup`. All of them outlive the call. A program has the length pushed with it, the licence ends in
+        // NUL, and key and value have the sizes that the map was created with, as both are parameters of its type.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, self.bytes.as_mut_ptr(), self.bytes.len()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }
@@ -162,8 +164,8 @@ impl BpfAttr {
     fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
         let fd = self.call(command)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: BPF_MAP_CREATE, BPF_PROG_LOAD and BPF_LINK_CREATE, which alone come here, return a new descriptor that
-        // nothing else owns.
+        // SAFETY: BPF_MAP_CREATE, BPF_PROG_LOAD and BPF_LINK_CREATE, which alone come here, return a new descriptor
+        // that nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

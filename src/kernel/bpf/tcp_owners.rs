@@ -2,21 +2,24 @@
 //! process that closed it, at either end.
 //!
 //! A connection that lasts less than some 50 µs has left no socket to find when the conntrack event of its beginning
-//! arrives. Neither has one that ended since the last tick, and the process that held it at the end may have been started
-//! for it alone. So the kernel records both in a map of ours, with a BPF program of the type sock_ops, which it calls at
-//! events of TCP sockets (the `op` of struct bpf_sock_ops in include/uapi/linux/bpf.h):
+//! arrives. Neither has one that ended since the last tick, and the process that held it at the end may have been
+//! started for it alone. So a BPF program of the type sock_ops records both in a map of ours. The kernel calls it at
+//! events of TCP sockets, the `op` of struct bpf_sock_ops (BPF_SOCK_OPS_… in include/uapi/linux/bpf.h), of which it
+//! handles four:
 //!
-//! | `op` BPF_SOCK_OPS_… | when | the program |
-//! |---|---|---|
-//! | `TCP_CONNECT_CB` | connect(2), before the SYN is sent: `tcp_connect` in net/ipv4/tcp_output.c | records the process, and asks to be called at changes of state |
-//! | `RWND_INIT` | a SYN has come in: `tcp_conn_request` in net/ipv4/tcp_input.c | removes what an earlier connection with the same ends left |
-//! | `PASSIVE_ESTABLISHED_CB` | the handshake of such a connection is complete | asks to be called at changes of state |
-//! | `STATE_CB` | the state is about to be FIN_WAIT1 or LAST_ACK: `tcp_close_state` in net/ipv4/tcp.c | records the process as the one that closed |
+//! - `TCP_CONNECT_CB`: connect(2), before the SYN is sent (`tcp_connect` in net/ipv4/tcp_output.c). The program records
+//!   the process, and asks to be called when the state of this socket changes.
+//! - `RWND_INIT`: a SYN has come in (`tcp_conn_request` in net/ipv4/tcp_input.c). It removes the entry of an earlier
+//!   connection with the same ends.
+//! - `PASSIVE_ESTABLISHED_CB`: the handshake that this SYN began is complete. It asks to be called when the state of the
+//!   new socket changes.
+//! - `STATE_CB`: the state is about to change. If to FIN_WAIT1 or LAST_ACK (`tcp_close_state` in net/ipv4/tcp.c), it
+//!   records the process, as the one that closed the connection.
 //!
-//! close(2) changes the state when the last process that holds the socket calls it, and shutdown(2) at once. Resets are
-//! not recorded: the change of state is the same for a close(2) that sends one and for one that was received.
+//! shutdown(2) changes the state at once, close(2) where no other process holds the socket. A reset is not recorded:
+//! the change of state is the same whether close(2) sends one or one has come in.
 //!
-//! What it needs is in [`super`]. Without it, the owners of such short connections are found less often.
+//! Where it cannot be loaded (for what it needs, see [`super`]), the owners of short connections are found less often.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,8 +36,8 @@ const ENTRIES: u32 = 65_536;
 /// PROC_PID_INIT_INO of include/linux/proc_ns.h, as /proc/self/ns/pid shows it.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// The map's key, the ends of a connection as its socket sees them: where each field begins. IPv4 addresses are mapped into
-/// IPv6; the ports are as struct bpf_sock_ops has them.
+/// The map's key, the ends of a connection as its socket sees them: where each field begins. IPv4 addresses are mapped
+/// into IPv6; the ports are as struct bpf_sock_ops has them.
 mod key {
     /// 16 bytes.
     pub const LOCAL_ADDRESS: usize = 0;
@@ -67,8 +70,8 @@ impl TcpOwners {
     /// Loads the program and attaches it: the kernel records the connections that begin from now on.
     ///
     /// # Errors
-    /// EPERM without the privileges; ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF; Unsupported
-    /// where this process is not in the initial pid namespace.
+    /// EPERM without the privileges; ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF;
+    /// Unsupported where this process is not in the initial pid namespace.
     pub fn attach() -> io::Result<Self> {
         // The pids that the program gets are those of the initial namespace, and mean other processes in any other.
         if std::fs::read_link("/proc/self/ns/pid")?.to_str() != Some(INITIAL_PID_NAMESPACE) {
@@ -80,8 +83,8 @@ impl TcpOwners {
         Ok(Self { map, _link: link })
     }
 
-    /// The process that connected the source of `tuple` to its destination, or that has closed the connection there. The
-    /// key has no network namespace: equal tuples in two of them share an entry.
+    /// The process that connected the source of `tuple` to its destination, or that has closed the connection there.
+    /// The key has no network namespace: equal tuples in two of them share an entry.
     pub fn owner(&self, tuple: &Tuple) -> Option<u32> {
         self.read(tuple).map(|record| record.pid)
     }
@@ -151,27 +154,24 @@ const OP: Register = R7;
 const CLOSED: Register = R8;
 /// The end of the stack, from which it grows downwards.
 const STACK: Register = R10;
-/// Where key and value stand, from the end of the stack.
+/// The key and the value on the stack: their offsets from its end.
 const KEY: i16 = -(key::SIZE as i16);
 const VALUE: i16 = KEY - value::SIZE as i16;
 
-/// The program, with the descriptor of the map that it writes to.
+/// The program, which writes to `map`. It runs these of its blocks:
 ///
 /// ```text
-/// TCP_CONNECT_CB ──────────┐
-/// STATE_CB, a close ───────┤
-/// RWND_INIT, a SYN ────────┴─> key ─┬─> record ─┬─ was STATE_CB ──────────> end
-///                                   │           └─ was TCP_CONNECT_CB ──┐
-///                                   └─ was RWND_INIT ─> delete ─────────┼─> end
-/// PASSIVE_ESTABLISHED_CB ───────────────────────────────────────────────┴─> follow ─> end
-/// all else ───────────────────────────────────────────────────────────────> end
+/// TCP_CONNECT_CB                             key, record, follow
+/// RWND_INIT for a SYN                        key, delete
+/// PASSIVE_ESTABLISHED_CB                     follow
+/// STATE_CB for FIN_WAIT1 or LAST_ACK         key, record
 /// ```
 fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     use Instruction as I;
     let map = map.as_raw_fd();
     let mut code = Assembler::default();
 
-    // Which event is this?
+    // Selects the block by the event.
     code.push([I::copy(CONTEXT, R1), I::load(OP, CONTEXT, context::OP), I::set(CLOSED, 0)]);
     code.jump_if_equal(OP, TCP_CONNECT_CB, "key");
     code.jump_if_equal(OP, PASSIVE_ESTABLISHED_CB, "follow");
@@ -185,8 +185,8 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.jump_if_equal(R0, FIN_WAIT1, "key");
     code.jump_unless_equal(R0, LAST_ACK, "end");
 
-    // Writes the key to the stack.
     code.label("key");
+    // Writes the key to the stack.
     code.push([I::load(R1, CONTEXT, context::FAMILY)]);
     code.jump_unless_equal(R1, libc::AF_INET6, "IPv4");
     code.push(copy_ipv6(context::LOCAL_IP6, KEY + key::LOCAL_ADDRESS as i16));
@@ -200,6 +200,7 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.push(copy_word(context::REMOTE_PORT, KEY + key::REMOTE_PORT as i16));
     code.jump_if_equal(OP, RWND_INIT, "delete");
 
+    code.label("record");
     // Writes the current process to the map: bpf_map_update_elem(map, key, value, BPF_ANY). The upper half of what
     // bpf_get_current_pid_tgid returns is the thread group's id, which user space calls the pid.
     code.push([
@@ -215,14 +216,14 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.jump_if_equal(OP, STATE_CB, "end");
     code.jump("follow");
 
-    // Removes an earlier connection's entry: bpf_map_delete_elem(map, key).
     code.label("delete");
+    // Removes an earlier connection's entry: bpf_map_delete_elem(map, key).
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapDeleteElem)]);
     code.jump("end");
 
-    // Asks for STATE_CB from this socket, in addition to what other programs have asked for.
     code.label("follow");
+    // Asks for STATE_CB from this socket, besides the callbacks that other programs have asked for.
     code.push([
         I::copy(R1, CONTEXT),
         I::load(R2, CONTEXT, context::CB_FLAGS),
@@ -230,8 +231,8 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
         I::call(Helper::SockOpsCbFlagsSet),
     ]);
 
-    // The other result, 0, would be a refusal.
     code.label("end");
+    // 1 lets the kernel go on.
     code.push([I::set(R0, 1), I::exit()]);
     code.assemble()
 }
@@ -246,7 +247,7 @@ fn copy_ipv6(from: i16, to: i16) -> impl Iterator<Item = Instruction> {
     [0, 4, 8, 12].into_iter().flat_map(move |at| copy_word(from + at, to + at))
 }
 
-/// Copies an IPv4 address from the context to the stack, mapped into IPv6: behind the prefix ::ffff:0:0/96.
+/// Copies an IPv4 address from the context to the stack, mapped into IPv6: the prefix ::ffff:0:0/96 and the address.
 fn copy_ipv4(from: i16, to: i16) -> impl Iterator<Item = Instruction> {
     let prefix = [0, 0, i32::from_ne_bytes([0, 0, 0xff, 0xff])];
     let words = [0, 4, 8].into_iter().zip(prefix);
