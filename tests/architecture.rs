@@ -94,7 +94,11 @@ fn no_binary_is_more_than_a_command_line() {
     for (path, _) in files_by_folder().iter().filter(|(_, folder)| folder == "bin") {
         let text = fs::read_to_string(path).unwrap();
         let lines = code(&text).count();
-        assert!(lines <= 100, "{} has {lines} lines of code: move what is not a command line to src/program", path.display());
+        assert!(
+            lines <= 100,
+            "{} has {lines} lines of code: move what is not a command line to src/program",
+            path.display()
+        );
     }
 }
 

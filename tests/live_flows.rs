@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::advice::ENABLE_COMMANDS;
@@ -251,7 +251,7 @@ fn containers_come_and_go_while_it_runs() {
          add rule ip nat out oifname cable masquerade'",
     );
     let [[gateway, _], [remote_v4, _]] = [5, 2].map(address);
-    let noted = Connects::note().is_ok();
+    let noted = TcpOwners::attach().is_ok();
     if !noted {
         let _ = writeln!(io::stderr(), "containers that end at once are left out: nobody notes who connects");
     }

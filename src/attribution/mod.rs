@@ -5,16 +5,16 @@
 //!   └─────▶ sock_diag: tuple → inode ──▶ /proc/PID/fd: inode → pid ────────────────┴─▶ Answer, Identity
 //! ```
 //! This file has the words: what is asked, what is answered, and what is known of a process. Two look-ups answer:
-//! [`per_event`] one connection as soon as the kernel announces it, in the thread of the [`watcher`]; [`per_tick`] all
-//! that is left once a second, with one walk over the processes. Both see the host through a `view`: its network
-//! namespaces, its processes with a [cache](process_cache), and what the kernel noted. `socket` asks for one socket.
+//! `per_event` one connection as soon as the kernel announces it, in the thread of the `watcher`; [`per_tick`] all that is
+//! left once a second, with one walk over the processes. Both see the host through a `view`: its network namespaces, its
+//! processes with a `process_cache`, and what the kernel noted. `socket` asks for one socket.
 
-pub mod per_event;
+pub(crate) mod per_event;
 pub mod per_tick;
-pub mod process_cache;
+pub(crate) mod process_cache;
 mod socket;
 mod view;
-pub mod watcher;
+pub(crate) mod watcher;
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ use super::process_cache::KnownProcess;
 use super::socket::{Found, find, find_listener};
 use super::view::{HostView, Noted};
 use super::{Answer, Attribution};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Flow, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::{Handle, Processes};
@@ -54,7 +54,7 @@ impl EventLookup {
     ///
     /// # Errors
     /// Where sock_diag is refused.
-    pub fn of_this_host(tcp_owners: Option<Arc<Connects>>) -> anyhow::Result<Self> {
+    pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>) -> anyhow::Result<Self> {
         let processes = Processes::new("/proc");
         let namespaces = Namespaces::new(processes.root())?;
         Ok(Self {
@@ -87,10 +87,10 @@ impl EventLookup {
     /// The process that made this connection, if the kernel noted it: costs a microsecond.
     pub fn owner_from_bpf(&mut self, flow: &Flow) -> Option<Attribution> {
         let tuple = &flow.original;
-        let pid = self.view.notes(tuple)?.process(tuple)?;
+        let pid = self.view.notes(tuple)?.owner(tuple)?;
         let namespaces = self.view.namespaces.as_mut()?;
         // A container that has just begun may be gone when the namespaces are scanned.
-        if namespaces.of_address(tuple.source.address()).is_none() && !namespaces.enter(&self.view.processes, pid) {
+        if namespaces.with_address(tuple.source.address()).is_none() && !namespaces.enter(&self.view.processes, pid) {
             return None;
         }
         let Noted::Process(process) = self.view.noted(tuple, pid)? else { return None };

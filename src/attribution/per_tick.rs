@@ -10,7 +10,7 @@ use super::process_cache::KnownProcess;
 use super::socket::{Found, find_all};
 use super::view::{HostView, Noted};
 use super::{Answer, Identity, ProcessLookup, Query};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::Tuple;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::proc_net::{ListedSocket, SocketTable};
@@ -33,7 +33,7 @@ pub struct TickLookup {
 impl TickLookup {
     /// Looks sockets up through sock_diag, or where that is refused in the tables of /proc/net. `tcp_owners` are the
     /// kernel's notes about TCP connections, where it makes any.
-    pub fn of_this_host(tcp_owners: Option<Arc<Connects>>) -> Self {
+    pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>) -> Self {
         let processes = Processes::new("/proc");
         let namespaces = Namespaces::new(processes.root()).ok();
         Self::new(HostView::new(namespaces, processes, tcp_owners))
@@ -80,7 +80,7 @@ impl TickLookup {
     /// Whether any known network namespace has the address of a tuple's source.
     pub fn is_local_address(&mut self, tuple: &Tuple) -> bool {
         let namespaces = self.view.namespaces.as_mut();
-        namespaces.is_some_and(|namespaces| namespaces.of_address(tuple.source.address()).is_some())
+        namespaces.is_some_and(|namespaces| namespaces.with_address(tuple.source.address()).is_some())
     }
 
     /// The answers to queries, in their order.
@@ -185,7 +185,7 @@ impl TickLookup {
 fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
     match table.find(tuple) {
         Some(ListedSocket { inode, connected }) => Found::Socket { inode, connected },
-        None if table.may_have(tuple.source.address()) => Found::NoSocket,
+        None if table.may_have_address(tuple.source.address()) => Found::NoSocket,
         None => Found::Elsewhere,
     }
 }
@@ -225,7 +225,7 @@ impl ProcessLookup for TickLookup {
     }
 
     fn closed_by(&mut self, tuple: &Tuple) -> Option<Answer> {
-        let pid = self.view.notes(tuple)?.closer(tuple)?;
+        let pid = self.view.notes(tuple)?.closed_by(tuple)?;
         match self.view.noted(tuple, pid)? {
             Noted::OtherNamespace => None,
             Noted::Ended => Some(Answer::Closed { pid, inherited: false }),

@@ -69,7 +69,7 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Fou
 
 /// The socket at the source of a tuple.
 pub(super) fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
-    let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
+    let Some(namespace) = namespaces.with_address(tuple.source.address()) else { return Found::Elsewhere };
     match find_in(namespace, tuple, tuple.destination) {
         // It is closed already, and in TIME_WAIT or orphaned: it was accepted from the socket that listens there, if any.
         found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) => match find_listener(namespaces, tuple) {
@@ -85,7 +85,7 @@ pub(super) fn find_listener(namespaces: &mut Namespaces, tuple: &Tuple) -> Optio
     if tuple.protocol != Protocol::Tcp {
         return None;
     }
-    let namespace = namespaces.of_address(tuple.source.address())?;
+    let namespace = namespaces.with_address(tuple.source.address())?;
     // No connection has port 0, so the listener is the only socket that the kernel can find.
     match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
         Found::Socket { inode, connected: false } => Some(inode),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Identity;
 use super::process_cache::{KnownProcess, ProcessCache};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
@@ -17,7 +17,7 @@ pub(super) struct HostView {
     pub processes: Processes,
     pub cache: ProcessCache,
     /// Where the kernel lets us attach the program.
-    tcp_owners: Option<Arc<Connects>>,
+    tcp_owners: Option<Arc<TcpOwners>>,
 }
 
 /// The process that a note names.
@@ -30,19 +30,19 @@ pub(super) enum Noted<'a> {
 }
 
 impl HostView {
-    pub fn new(namespaces: Option<Namespaces>, processes: Processes, tcp_owners: Option<Arc<Connects>>) -> Self {
+    pub fn new(namespaces: Option<Namespaces>, processes: Processes, tcp_owners: Option<Arc<TcpOwners>>) -> Self {
         Self { namespaces, processes, cache: ProcessCache::default(), tcp_owners }
     }
 
     /// The kernel's notes, where it makes any about this tuple's protocol.
-    pub fn notes(&self, tuple: &Tuple) -> Option<&Connects> {
+    pub fn notes(&self, tuple: &Tuple) -> Option<&TcpOwners> {
         self.tcp_owners.as_deref().filter(|_| tuple.protocol == Protocol::Tcp)
     }
 
     /// The process `pid` that a note about `tuple` names; `None` where no known namespace has the address of its source.
     pub fn noted(&mut self, tuple: &Tuple, pid: u32) -> Option<Noted<'_>> {
         let namespaces = self.namespaces.as_mut()?;
-        let namespace = namespaces.of_address(tuple.source.address())?.id;
+        let namespace = namespaces.with_address(tuple.source.address())?.id;
         Some(match self.cache.get_with_namespace(pid, &self.processes, namespaces) {
             None => Noted::Ended,
             Some(process) if process.namespace == Some(namespace) => Noted::Process(process),

@@ -16,7 +16,6 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{Pid, gettid};
 
@@ -28,9 +27,10 @@ use thread_priority::{
 use super::Attribution;
 use super::per_event::EventLookup;
 use super::process_cache::KnownProcess;
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::affinity;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::events::{Event, Events};
-use crate::kernel::exec_events::Execs;
+use crate::kernel::exec_events::ExecEvents;
 use crate::kernel::flow::Flow;
 
 /// Descriptors that may be read from one tick to the next: some 0.2 s of a core.
@@ -64,7 +64,7 @@ pub enum Observation {
 #[derive(Debug)]
 pub struct Watcher {
     shared: Arc<Shared>,
-    tcp_owners: Option<Arc<Connects>>,
+    tcp_owners: Option<Arc<TcpOwners>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -112,8 +112,8 @@ impl Watcher {
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
         // Without exec events and notes the owners of connections that last milliseconds are found less often.
-        let execs = Execs::subscribe().ok();
-        let tcp_owners = Connects::note().ok().map(Arc::new);
+        let execs = ExecEvents::subscribe().ok();
+        let tcp_owners = TcpOwners::attach().ok().map(Arc::new);
         let lookup = EventLookup::of_this_host(tcp_owners.clone())?;
         let shared = Arc::new(Shared {
             observations: Mutex::new(Vec::new()),
@@ -134,7 +134,7 @@ impl Watcher {
     }
 
     /// The kernel's notes about TCP connections, where it makes any.
-    pub fn tcp_owners(&self) -> Option<Arc<Connects>> {
+    pub fn tcp_owners(&self) -> Option<Arc<TcpOwners>> {
         self.tcp_owners.clone()
     }
 
@@ -158,25 +158,7 @@ impl Watcher {
     /// A dump of the kernel's whole table takes milliseconds in which a kernel without preemption runs nothing else on that
     /// CPU, whatever its priority: a connection that begins then may have ended before the thread wakes up.
     pub fn on_another_cpu<T>(&self, work: impl FnOnce() -> T) -> T {
-        let here = Pid::from_raw(0);
-        let thread = Pid::from_raw(self.shared.id.load(Ordering::Relaxed));
-        let allowed = sched_getaffinity(here).ok();
-        if let Some(allowed) = &allowed
-            && let Ok(processor) = sched_getcpu()
-        {
-            let (mut one, mut others) = (CpuSet::new(), *allowed);
-            // With one processor the thread cannot keep to others, and is left alone.
-            if one.set(processor).and_then(|()| others.unset(processor)).is_ok() && others != CpuSet::new() {
-                let _ = sched_setaffinity(here, &one);
-                let _ = sched_setaffinity(thread, &others);
-            }
-        }
-        let done = work();
-        if let Some(allowed) = &allowed {
-            let _ = sched_setaffinity(here, allowed);
-            let _ = sched_setaffinity(thread, allowed);
-        }
-        done
+        affinity::run_apart_from(Pid::from_raw(self.shared.id.load(Ordering::Relaxed)), work)
     }
 
     /// Makes the thread scan the network namespaces of the host's processes before its next look-up.
@@ -196,7 +178,7 @@ impl Drop for Watcher {
     }
 }
 
-fn run(mut events: Events, mut execs: Option<Execs>, mut lookup: EventLookup, shared: &Shared) {
+fn run(mut events: Events, mut execs: Option<ExecEvents>, mut lookup: EventLookup, shared: &Shared) {
     shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
     let (mut tick, mut left) = (0, 0);
@@ -257,7 +239,7 @@ fn raise_priority() {
 }
 
 /// Waits for events, and with `shared` for a wake-up. Returns whether there is anything to do.
-fn wait(events: &Events, execs: Option<&Execs>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
+fn wait(events: &Events, execs: Option<&ExecEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
     let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), shared.map(|shared| shared.wakeup.as_fd())];
     let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)

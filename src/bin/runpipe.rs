@@ -8,6 +8,7 @@ use std::time::Duration;
 use bwmon::pipe::PipeSettings;
 use bwmon::program;
 use bwmon::python2::int;
+use bwmon::traffic::rates::BYTES_PER_KB;
 use clap::Parser;
 
 /// Forward a TCP port to another host, and show how many bytes went there and back
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     };
     let settings = PipeSettings {
         bind: args.bind,
-        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(1024))),
+        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(BYTES_PER_KB))),
         max_connections: args.max_connections,
         connect_timeout: Duration::from_secs(args.connect_timeout.into()),
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),

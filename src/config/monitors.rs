@@ -20,6 +20,7 @@ use crate::ledger::selection::Filter;
 use crate::pipe;
 use crate::python2::ini;
 use crate::python2::pattern::Pattern;
+use crate::traffic::rates::BYTES_PER_KB;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
 const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_threshold"];
@@ -125,7 +126,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);
     let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
-    pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(1024 * kb.unsigned_abs()));
+    pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(BYTES_PER_KB * kb.unsigned_abs()));
     Some(PipeSection { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }
 

@@ -12,12 +12,12 @@
 //! Each step of a tick is a type that the next one consumes, so the steps cannot be taken in another order. Nothing here
 //! reads the kernel or a clock.
 //!
-//! Read on in [`entering`] and [`attributing`] for the two steps, in `entry` for one flow, in `registry` for the processes
+//! Read on in `entering` and `attributing` for the two steps, in `entry` for one flow, in `registry` for the processes
 //! that own flows, in `accounts` for what subjects have moved, in [`selection`] for what counts at all.
 
 mod accounts;
-pub mod attributing;
-pub mod entering;
+mod attributing;
+mod entering;
 mod entry;
 mod registry;
 pub mod selection;

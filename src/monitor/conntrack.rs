@@ -11,9 +11,9 @@ use anyhow::Result;
 use super::advice::Notes;
 use super::counters::{CounterSource, FlowSink};
 use crate::attribution::watcher::{Observation, Watcher};
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::probe::{Tracking, probe};
-use crate::kernel::conntrack::{Mangled, Table};
+use crate::kernel::conntrack::{Malformed, Table};
 use crate::kernel::flow::{Flow, Tuple};
 
 /// At least every this many ticks the whole table is read, in case an event was lost without notice.
@@ -77,7 +77,7 @@ impl Conntrack {
     }
 
     /// Reads the flows that are known, or the whole table.
-    fn read_table(&mut self, lost: bool, into: &mut dyn FlowSink) -> Result<Mangled> {
+    fn read_table(&mut self, lost: bool, into: &mut dyn FlowSink) -> Result<Malformed> {
         let complete = self.watcher.is_some() && !lost && self.ticks_without_dump < WHOLE_TABLE_EVERY;
         let few = if complete { into.tuples(self.few) } else { None };
         self.ticks_without_dump = if few.is_some() { self.ticks_without_dump + 1 } else { 1 };
@@ -119,12 +119,12 @@ impl CounterSource for Conntrack {
         }
         self.enter_observations(into);
         let lost = self.watcher.as_ref().is_some_and(Watcher::has_lost);
-        let mangled = self.read_table(lost, into)?;
+        let malformed = self.read_table(lost, into)?;
         // Once more, for the owners of the connections that began meanwhile: the table has them already.
         self.enter_observations(into);
-        if mangled.lines > 0 {
+        if malformed.lines > 0 {
             self.notes.once("malformed", || {
-                let Mangled { lines, first } = mangled;
+                let Malformed { lines, first } = malformed;
                 format!("{lines} lines of the conntrack table cannot be read and are left out, the first: {first}")
             });
         }
@@ -151,7 +151,7 @@ impl CounterSource for Conntrack {
         self.ticks_with_lost_events
     }
 
-    fn tcp_owners(&self) -> Option<Arc<Connects>> {
+    fn tcp_owners(&self) -> Option<Arc<TcpOwners>> {
         self.watcher.as_ref().and_then(Watcher::tcp_owners)
     }
 }

@@ -11,7 +11,7 @@ use super::conntrack::Conntrack;
 use super::sockets::Sockets;
 use crate::attribution::Attribution;
 use crate::attribution::process_cache::KnownProcess;
-use crate::kernel::bpf::tcp_owners::Connects;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Flow, Tuple};
 
 /// Where the counters come from: the values of `--source`.
@@ -49,7 +49,7 @@ pub(super) trait CounterSource: Debug {
     }
 
     /// The kernel's notes about TCP connections, if this source has it make any.
-    fn tcp_owners(&self) -> Option<Arc<Connects>> {
+    fn tcp_owners(&self) -> Option<Arc<TcpOwners>> {
         None
     }
 }

@@ -28,7 +28,7 @@ impl Sockets {
     /// Where sock_diag is refused.
     pub fn open() -> Result<Self> {
         Ok(Self {
-            namespaces: Namespaces::with_endings(Path::new("/proc"))?,
+            namespaces: Namespaces::with_destroy_events(Path::new("/proc"))?,
             processes: Processes::new("/proc"),
             ticks_with_lost_events: 0,
             notes: Notes::default(),
@@ -51,7 +51,7 @@ impl CounterSource for Sockets {
             if zone == 0 {
                 dumped.context("cannot read the kernel's sockets (sock_diag)")?;
             }
-            lost |= namespace.diag.ended(|flow| ended.push(Flow { zone, ..*flow })) == Err(Errno::ENOBUFS);
+            lost |= namespace.diag.destroyed(|flow| ended.push(Flow { zone, ..*flow })) == Err(Errno::ENOBUFS);
         }
         ended.iter().for_each(|flow| into.ended(flow));
         if lost {

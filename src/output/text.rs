@@ -18,7 +18,7 @@ use crate::printable::printable;
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
 /// Bytes per second that an application must exceed in either direction to have a line.
-const APPLICATION_FLOOR: f64 = 1024.0;
+const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
 /// Characters of a name in a line of figures, and in a message.
 const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;

@@ -7,8 +7,9 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::sched::CpuSet;
+
+use crate::kernel::affinity;
 
 /// The time between two checks of the CPU on which the bytes come in.
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -34,22 +35,13 @@ impl CpuChoice {
     /// Makes the thread leave the CPU `incoming`, where the bytes of a heavy transfer from this machine come in, if it
     /// runs there.
     pub fn avoid(&mut self, incoming: usize) {
-        if sched_getcpu() != Ok(incoming) {
+        if affinity::current_cpu() != Some(incoming) {
             return;
         }
-        let allowed = match self.allowed {
-            Some(allowed) => Ok(allowed),
-            None => sched_getaffinity(Pid::from_raw(0)),
-        };
-        if let Ok(allowed) = allowed {
-            let mut others = allowed;
-            // If there is no other CPU it stays.
-            if others.unset(incoming).is_ok()
-                && others != CpuSet::new()
-                && sched_setaffinity(Pid::from_raw(0), &others).is_ok()
-            {
-                self.allowed = Some(allowed);
-            }
+        if let Some(allowed) = self.allowed.or_else(affinity::allowed)
+            && affinity::leave(incoming, &allowed)
+        {
+            self.allowed = Some(allowed);
         }
     }
 
@@ -57,7 +49,7 @@ impl CpuChoice {
     pub fn allow_all(&mut self) {
         if let Some(allowed) = self.allowed.take() {
             // If none of them is online any longer this fails, and the kernel chooses.
-            let _ = sched_setaffinity(Pid::from_raw(0), &allowed);
+            affinity::allow(&allowed);
         }
     }
 }
@@ -66,36 +58,32 @@ impl CpuChoice {
 mod tests {
     use super::*;
 
-    fn allowed() -> CpuSet {
-        sched_getaffinity(Pid::from_raw(0)).unwrap()
-    }
-
     #[test]
     fn the_thread_leaves_the_senders_cpu_and_may_return_later() {
         // Each thread has its own affinity, and each test its own thread.
-        let before = allowed();
+        let before = affinity::allowed().unwrap();
         let mut cpu_choice = CpuChoice::default();
         let several = (0..CpuSet::count()).filter(|&at| before.is_set(at).unwrap()).count() > 1;
         let left = loop {
-            let here = sched_getcpu().unwrap();
+            let here = affinity::current_cpu().unwrap();
             cpu_choice.avoid(here);
             // Unless the kernel moved the thread in between.
             if cpu_choice.allowed.is_some() || !several {
                 break here;
             }
         };
-        assert_eq!(allowed().is_set(left).unwrap(), !several);
+        assert_eq!(affinity::allowed().unwrap().is_set(left).unwrap(), !several);
         cpu_choice.allow_all();
-        assert_eq!(allowed(), before);
+        assert_eq!(affinity::allowed().unwrap(), before);
     }
 
     #[test]
     fn a_thread_with_one_cpu_stays_there() {
         let mut one = CpuSet::new();
-        one.set(sched_getcpu().unwrap()).unwrap();
-        sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-        CpuChoice::default().avoid(sched_getcpu().unwrap());
-        assert_eq!(allowed(), one);
+        one.set(affinity::current_cpu().unwrap()).unwrap();
+        assert!(affinity::allow(&one));
+        CpuChoice::default().avoid(affinity::current_cpu().unwrap());
+        assert_eq!(affinity::allowed().unwrap(), one);
     }
 
     #[test]

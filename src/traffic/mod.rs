@@ -5,7 +5,7 @@
 //!                                    totals                           totals and what moved in this tick
 //! ```
 //! [`subject`] says what bytes are credited to, [`source`] is the joint between counting and showing, [`rates`] takes the
-//! differences from one tick to the next, [`rounds`] bounds what is remembered of subjects that have gone silent.
+//! differences from one tick to the next, `rounds` bounds what is remembered of subjects that have gone silent.
 
 pub mod rates;
 pub(crate) mod rounds;
