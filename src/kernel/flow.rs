@@ -6,23 +6,30 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The transport protocols that we count. conntrack knows others, most of them without ports.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// IPPROTO_TCP, 6.
     Tcp,
     /// IPPROTO_UDP, 17.
     Udp,
+    /// Another, by its number in the IP header: ICMP, SCTP and so on.
+    Other(u8),
 }
 
 impl Protocol {
-    /// The protocol with an IP protocol number (RFC 790 and its successors); `None` if it is neither of the two.
-    pub(crate) fn from_number(number: u8) -> Option<Self> {
+    /// The protocol with an IP protocol number (RFC 790 and its successors).
+    pub(crate) fn from_number(number: u8) -> Self {
         match number {
-            6 => Some(Self::Tcp),
-            17 => Some(Self::Udp),
-            _ => None,
+            6 => Self::Tcp,
+            17 => Self::Udp,
+            other => Self::Other(other),
         }
+    }
+
+    /// The same, if it is TCP or UDP: the two whose flows conntrack counts for us.
+    pub(crate) fn tcp_or_udp(number: u8) -> Option<Self> {
+        Some(Self::from_number(number)).filter(|protocol| !matches!(protocol, Self::Other(_)))
     }
 
     /// The number in the IP header.
@@ -30,6 +37,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Other(number) => number,
         }
     }
 }

@@ -86,7 +86,7 @@ impl SockDiag {
         // a packet that comes from `remote` (inet_diag_find_one_icsk and udp_dump_one).
         let (source, destination) = match protocol {
             Protocol::Tcp => (local, remote),
-            Protocol::Udp => (remote, local),
+            Protocol::Udp | Protocol::Other(_) => (remote, local),
         };
         let mut found = None;
         let request = request(protocol, Some((source, destination)), u32::MAX, 0);

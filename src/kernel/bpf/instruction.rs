@@ -22,23 +22,31 @@ const ALU64: u8 = 0x07;
 const K: u8 = 0x00;
 const X: u8 = 0x08;
 const W: u8 = 0x00;
+const B: u8 = 0x10;
 const DW: u8 = 0x18;
 // Modes of loads and stores: a constant, or memory at a register plus `off`.
 const IMM: u8 = 0x00;
 const MEM: u8 = 0x60;
+const ATOMIC: u8 = 0xc0;
 // Operations of ALU64.
 const ADD: u8 = 0x00;
+const MUL: u8 = 0x20;
 const OR: u8 = 0x40;
+const AND: u8 = 0x50;
+const LSH: u8 = 0x60;
 const RSH: u8 = 0x70;
 const MOV: u8 = 0xb0;
 // Operations of JMP.
 const JA: u8 = 0x00;
 const JEQ: u8 = 0x10;
 const JNE: u8 = 0x50;
+const JLT: u8 = 0xa0;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
 /// The source register that makes the constant of a 64-bit load the descriptor of a map.
 const BPF_PSEUDO_MAP_FD: Register = Register(1);
+/// The same, for the address of the first value in an array map.
+const BPF_PSEUDO_MAP_VALUE: Register = Register(2);
 
 /// A register of 64 bits.
 ///
@@ -55,19 +63,32 @@ pub const R4: Register = Register(4);
 pub const R6: Register = Register(6);
 pub const R7: Register = Register(7);
 pub const R8: Register = Register(8);
+pub const R9: Register = Register(9);
 pub const R10: Register = Register(10);
 
 /// The functions that the kernel offers to programs, enum bpf_func_id; bpf-helpers(7).
 #[derive(Debug, Clone, Copy)]
 pub enum Helper {
+    /// BPF_FUNC_map_lookup_elem(map, key): the address of the value, or 0.
+    MapLookupElem = 1,
     /// BPF_FUNC_map_update_elem(map, key, value, flags).
     MapUpdateElem = 2,
     /// BPF_FUNC_map_delete_elem(map, key).
     MapDeleteElem = 3,
     /// BPF_FUNC_get_current_pid_tgid().
     GetCurrentPidTgid = 14,
+    /// BPF_FUNC_skb_load_bytes(skb, offset, to, length): 0, or an error if the packet is shorter.
+    SkbLoadBytes = 26,
+    /// BPF_FUNC_get_socket_cookie(context): the cookie by which sock_diag(7) knows the socket, 0 without one.
+    GetSocketCookie = 46,
+    /// BPF_FUNC_get_socket_uid(skb): the user id that the socket was made with.
+    GetSocketUid = 47,
     /// BPF_FUNC_sock_ops_cb_flags_set(context, flags).
     SockOpsCbFlagsSet = 59,
+    /// BPF_FUNC_skb_cgroup_id(skb): the id of the cgroup2 directory in which the socket was made.
+    SkbCgroupId = 79,
+    /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
+    SkFullsock = 95,
 }
 
 /// One instruction, as the kernel reads it.
@@ -98,6 +119,26 @@ impl Instruction {
         Self::new(ALU64 | K | ADD, destination, R0, 0, value)
     }
 
+    /// `destination += source`
+    pub fn add_register(destination: Register, source: Register) -> Self {
+        Self::new(ALU64 | X | ADD, destination, source, 0, 0)
+    }
+
+    /// `destination *= source`
+    pub fn multiply(destination: Register, source: Register) -> Self {
+        Self::new(ALU64 | X | MUL, destination, source, 0, 0)
+    }
+
+    /// `destination &= bits`
+    pub fn and(destination: Register, bits: i32) -> Self {
+        Self::new(ALU64 | K | AND, destination, R0, 0, bits)
+    }
+
+    /// `destination <<= bits`
+    pub fn shift_left(destination: Register, bits: i32) -> Self {
+        Self::new(ALU64 | K | LSH, destination, R0, 0, bits)
+    }
+
     /// `destination |= bits`
     pub fn or(destination: Register, bits: i32) -> Self {
         Self::new(ALU64 | K | OR, destination, R0, 0, bits)
@@ -111,6 +152,31 @@ impl Instruction {
     /// `destination = *(u32 *)(base + offset)`
     pub fn load(destination: Register, base: Register, offset: i16) -> Self {
         Self::new(LDX | MEM | W, destination, base, offset, 0)
+    }
+
+    /// `destination = *(u8 *)(base + offset)`
+    pub fn load_byte(destination: Register, base: Register, offset: i16) -> Self {
+        Self::new(LDX | MEM | B, destination, base, offset, 0)
+    }
+
+    /// `destination = *(u64 *)(base + offset)`
+    pub fn load_double(destination: Register, base: Register, offset: i16) -> Self {
+        Self::new(LDX | MEM | DW, destination, base, offset, 0)
+    }
+
+    /// `*(u64 *)(base + offset) = source`
+    pub fn store_double(base: Register, offset: i16, source: Register) -> Self {
+        Self::new(STX | MEM | DW, base, source, offset, 0)
+    }
+
+    /// `*(u64 *)(base + offset) = value`
+    pub fn store_double_value(base: Register, offset: i16, value: i32) -> Self {
+        Self::new(ST | MEM | DW, base, R0, offset, value)
+    }
+
+    /// `*(u64 *)(base + offset) += source`, atomically
+    pub fn atomic_add(base: Register, offset: i16, source: Register) -> Self {
+        Self::new(STX | ATOMIC | DW, base, source, offset, 0)
     }
 
     /// `*(u32 *)(base + offset) = source`
@@ -128,6 +194,11 @@ impl Instruction {
         [Self::new(LD | IMM | DW, destination, BPF_PSEUDO_MAP_FD, 0, fd), Self::new(0, R0, R0, 0, 0)]
     }
 
+    /// `destination = ` the address of the first value in the array map of a descriptor.
+    pub fn load_map_value(destination: Register, fd: i32) -> [Self; 2] {
+        [Self::new(LD | IMM | DW, destination, BPF_PSEUDO_MAP_VALUE, 0, fd), Self::new(0, R0, R0, 0, 0)]
+    }
+
     /// `r0 = helper(r1, r2, ...)`
     pub fn call(helper: Helper) -> Self {
         Self::new(JMP | CALL, R0, R0, 0, helper as i32)
@@ -143,11 +214,15 @@ impl Instruction {
 #[derive(Debug, Default)]
 pub struct Assembler {
     instructions: Vec<Instruction>,
-    /// The place of each label: the index of the instruction that follows it.
-    labels: HashMap<&'static str, usize>,
-    /// The jumps, by index, whose offsets the labels decide.
-    jumps: Vec<(usize, &'static str)>,
+    /// The place of each label in its scope: the index of the instruction that follows it.
+    labels: HashMap<(u32, &'static str), usize>,
+    /// The jumps, by index, whose offsets the labels decide, and the scopes that they are in.
+    jumps: Vec<(usize, (u32, &'static str))>,
+    scope: u32,
 }
+
+/// The scope of labels that jumps in all scopes reach.
+const WHOLE_PROGRAM: u32 = 0;
 
 impl Assembler {
     /// Appends instructions.
@@ -155,9 +230,15 @@ impl Assembler {
         self.instructions.extend(instructions);
     }
 
-    /// Names the current place. No other place may have this name.
+    /// Begins another scope: labels from here on have nothing to do with equal ones of other scopes. A jump goes to the
+    /// label of its own scope, otherwise to that of scope 0.
+    pub fn scope(&mut self, scope: u32) {
+        self.scope = scope;
+    }
+
+    /// Names the current place. No other place in this scope may have this name.
     pub fn label(&mut self, name: &'static str) {
-        let earlier = self.labels.insert(name, self.instructions.len());
+        let earlier = self.labels.insert((self.scope, name), self.instructions.len());
         debug_assert!(earlier.is_none(), "two places in a BPF program have the label {name:?}");
     }
 
@@ -176,8 +257,13 @@ impl Assembler {
         self.push_jump(JMP | K | JNE, register, value, label);
     }
 
+    /// `if (register < value) goto label`, without sign
+    pub fn jump_if_less(&mut self, register: Register, value: i32, label: &'static str) {
+        self.push_jump(JMP | K | JLT, register, value, label);
+    }
+
     fn push_jump(&mut self, code: u8, register: Register, value: i32, label: &'static str) {
-        self.jumps.push((self.instructions.len(), label));
+        self.jumps.push((self.instructions.len(), (self.scope, label)));
         self.push([Instruction::new(code, register, R0, 0, value)]);
     }
 
@@ -187,8 +273,9 @@ impl Assembler {
     /// InvalidInput where a jump has no label to go to, or one that is too far away.
     pub fn assemble(self) -> io::Result<Vec<Instruction>> {
         let mut program = self.instructions;
-        for (at, label) in self.jumps {
-            let offset = self.labels.get(label).and_then(|&target| {
+        for (at, (scope, label)) in self.jumps {
+            let target = self.labels.get(&(scope, label)).or_else(|| self.labels.get(&(WHOLE_PROGRAM, label)));
+            let offset = target.and_then(|&target| {
                 let distance = target.cast_signed().checked_sub_unsigned(at + 1)?;
                 i16::try_from(distance).ok()
             });

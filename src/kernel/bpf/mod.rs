@@ -21,6 +21,7 @@
 //! bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod instruction;
+pub mod packet_counters;
 pub mod tcp_owners;
 
 use std::io;
@@ -31,16 +32,26 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use instruction::Instruction;
 
+/// Where union bpf_attr has `expected_attach_type` for BPF_PROG_LOAD.
+const EXPECTED_ATTACH_TYPE: usize = 68;
+
 // enum bpf_cmd.
 const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_MAP_LOOKUP_BATCH: i64 = 24;
+const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
 const BPF_LINK_CREATE: i64 = 28;
 
 /// enum bpf_map_type. Only types whose lookup yields one value may be added: that of a per-CPU map yields one for each
 /// possible CPU, for which [`Map::lookup`] has no room.
 #[derive(Debug, Clone, Copy)]
 enum MapType {
+    /// BPF_MAP_TYPE_HASH: when it is full, it refuses further keys.
+    Hash = 1,
+    /// BPF_MAP_TYPE_ARRAY: keys are indices of 32 bits, and every entry exists from the beginning.
+    Array = 2,
     /// BPF_MAP_TYPE_LRU_HASH: when it is full, the least recently used entries make room.
     LruHash = 9,
 }
@@ -48,6 +59,12 @@ enum MapType {
 /// enum bpf_prog_type: the events at which the kernel calls the program, and the context it passes.
 #[derive(Debug, Clone, Copy)]
 enum ProgramType {
+    /// BPF_PROG_TYPE_CGROUP_SKB: packets that a socket sends or receives, with a struct __sk_buff.
+    CgroupSkb = 8,
+    /// BPF_PROG_TYPE_CGROUP_SOCK: sockets that are made or released, with a struct bpf_sock.
+    CgroupSock = 9,
+    /// BPF_PROG_TYPE_CGROUP_SOCK_ADDR: addresses that are given to connect(2), with a struct bpf_sock_addr.
+    CgroupSockAddr = 18,
     /// BPF_PROG_TYPE_SOCK_OPS: events of TCP sockets, with a struct bpf_sock_ops.
     SockOps = 13,
 }
@@ -55,9 +72,24 @@ enum ProgramType {
 /// enum bpf_attach_type.
 #[derive(Debug, Clone, Copy)]
 enum AttachType {
+    /// BPF_CGROUP_INET_INGRESS: each packet that a socket of the cgroup is about to receive.
+    CgroupInetIngress = 0,
+    /// BPF_CGROUP_INET_EGRESS: each packet that it sends.
+    CgroupInetEgress = 1,
+    /// BPF_CGROUP_INET_SOCK_CREATE: socket(2).
+    CgroupInetSockCreate = 2,
+    /// BPF_CGROUP_INET4_CONNECT and BPF_CGROUP_INET6_CONNECT: connect(2).
+    CgroupInet4Connect = 10,
+    CgroupInet6Connect = 11,
+    /// BPF_CGROUP_INET_SOCK_RELEASE: the last close(2) of a socket, from Linux 5.9 on.
+    CgroupInetSockRelease = 34,
     /// BPF_CGROUP_SOCK_OPS: the sockets of a cgroup and of those below it.
     CgroupSockOps = 3,
 }
+
+/// Entries that one bpf(2) call reads, and the most that it is ever given room for.
+const BATCH: usize = 4096;
+const MOST_IN_BATCH: usize = 1 << 20;
 
 /// A map with keys of `KEY` and values of `VALUE` bytes.
 #[derive(Debug)]
@@ -74,6 +106,62 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
         let mut attr = BpfAttr::default();
         attr.push(map_type as u32).push(KEY as u32).push(VALUE as u32).push(entries);
         Ok(Self { fd: attr.open(BPF_MAP_CREATE)? })
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    /// E2BIG where the map is full, or has no such index.
+    fn update(&self, key: &[u8; KEY], value: &[u8; VALUE]) -> io::Result<()> {
+        let mut attr = BpfAttr::default();
+        // BPF_ANY: whether the key exists or not.
+        attr.push(self.fd.as_raw_fd() as u32).push(0);
+        attr.push_pointer(key.as_ptr()).push_pointer(value.as_ptr()).push(0).push(0);
+        attr.call(BPF_MAP_UPDATE_ELEM).map(|_| ())
+    }
+
+    /// Calls `visit` with every entry, and with `delete` removes it from the map. What programs write meanwhile may be
+    /// missing.
+    ///
+    /// # Errors
+    /// EINVAL where the kernel has no such command for this type of map, or what bpf(2) gives.
+    fn drain(&self, delete: bool, mut visit: impl FnMut(&[u8; KEY], &[u8; VALUE])) -> io::Result<()> {
+        let command = if delete { BPF_MAP_LOOKUP_AND_DELETE_BATCH } else { BPF_MAP_LOOKUP_BATCH };
+        let mut room = BATCH;
+        let mut keys = vec![[0; KEY]; room];
+        let mut values = vec![[0; VALUE]; room];
+        // Where the batch begins and where the next one does: numbers of hash buckets.
+        let (mut from, mut next) = ([0; 8], [0; 8]);
+        let mut first = true;
+        loop {
+            let mut attr = BpfAttr::default();
+            attr.push_pointer(if first { std::ptr::null() } else { from.as_ptr() });
+            attr.push_pointer(next.as_mut_ptr());
+            attr.push_pointer(keys.as_mut_ptr().cast()).push_pointer(values.as_mut_ptr().cast());
+            let count_at = attr.bytes.len();
+            attr.push(room as u32).push(self.fd.as_raw_fd() as u32);
+            let result = attr.call(command);
+            let done = match result {
+                Ok(_) => false,
+                // The last batch.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // One bucket has more entries than there is room for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < MOST_IN_BATCH => {
+                    room *= 2;
+                    keys.resize(room, [0; KEY]);
+                    values.resize(room, [0; VALUE]);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let count = attr.bytes.get(count_at..count_at + 4).and_then(|bytes| bytes.try_into().ok());
+            let count = count.map_or(0, u32::from_ne_bytes) as usize;
+            keys.iter().zip(&values).take(count).for_each(|(key, value)| visit(key, value));
+            if done {
+                return Ok(());
+            }
+            (from, first) = (next, false);
+        }
     }
 
     /// The value of `key`, if the map has one.
@@ -99,12 +187,14 @@ impl<const KEY: usize, const VALUE: usize> AsFd for Map<KEY, VALUE> {
 /// # Errors
 /// EPERM without the privileges; EINVAL or EACCES where the verifier refuses the program, for instance since the kernel
 /// is too old to have one of its helpers.
-fn load(program_type: ProgramType, program: &[Instruction]) -> io::Result<OwnedFd> {
+fn load(program_type: ProgramType, attach_type: AttachType, program: &[Instruction]) -> io::Result<OwnedFd> {
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.0).collect();
     let mut attr = BpfAttr::default();
     attr.push(program_type as u32).push(program.len() as u32);
     // The licence decides which helpers the program may call; those it calls are open to all.
     attr.push_pointer(bytes.as_ptr()).push_pointer(c"BSD".as_ptr().cast());
+    attr.bytes.resize(EXPECTED_ATTACH_TYPE, 0);
+    attr.push(attach_type as u32);
     attr.open(BPF_PROG_LOAD)
 }
 
@@ -118,6 +208,20 @@ fn attach_to_cgroup_root(program: BorrowedFd<'_>, attach_type: AttachType) -> io
     let mut attr = BpfAttr::default();
     attr.push(program.as_raw_fd() as u32).push(root.as_raw_fd() as u32).push(attach_type as u32);
     attr.open(BPF_LINK_CREATE)
+}
+
+/// PROC_PID_INIT_INO of include/linux/proc_ns.h, as /proc/self/ns/pid shows it.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Programs get the pids of the initial pid namespace, which mean other processes in any other.
+///
+/// # Errors
+/// Unsupported where this process is in another.
+fn in_initial_pid_namespace() -> io::Result<()> {
+    match std::fs::read_link("/proc/self/ns/pid")?.to_str() {
+        Some(INITIAL_PID_NAMESPACE) => Ok(()),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 /// A mount of the whole cgroup2 hierarchy that appears nowhere in the file system: the host's own mount may be hidden

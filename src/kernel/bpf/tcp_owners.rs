@@ -27,14 +27,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::libc;
 
 use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R10, Register};
-use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, load};
+use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load};
 use crate::kernel::flow::{Endpoint, Tuple};
 
 /// Connections that are remembered: those of several seconds on a very busy host, some 7 MB in the kernel.
 const ENTRIES: u32 = 65_536;
-
-/// PROC_PID_INIT_INO of include/linux/proc_ns.h, as /proc/self/ns/pid shows it.
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The map's key, the ends of a connection as its socket sees them: where each field begins. IPv4 addresses are mapped
 /// into IPv6; the ports are as struct bpf_sock_ops has them.
@@ -73,12 +70,9 @@ impl TcpOwners {
     /// EPERM without the privileges; ENOSYS or EINVAL where the kernel is too old or built without cgroup BPF;
     /// Unsupported where this process is not in the initial pid namespace.
     pub fn attach() -> io::Result<Self> {
-        // The pids that the program gets are those of the initial namespace, and mean other processes in any other.
-        if std::fs::read_link("/proc/self/ns/pid")?.to_str() != Some(INITIAL_PID_NAMESPACE) {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
+        in_initial_pid_namespace()?;
         let map = Map::create(MapType::LruHash, ENTRIES)?;
-        let program = load(ProgramType::SockOps, &program(map.as_fd())?)?;
+        let program = load(ProgramType::SockOps, AttachType::CgroupSockOps, &program(map.as_fd())?)?;
         let link = attach_to_cgroup_root(program.as_fd(), AttachType::CgroupSockOps)?;
         Ok(Self { map, _link: link })
     }

@@ -180,7 +180,7 @@ fn parse_tuple(value: &[u8]) -> Option<(Tuple, Option<u16>)> {
             attribute::TUPLE_PROTO => {
                 for (kind, value) in attributes(value) {
                     match kind {
-                        attribute::PROTO_NUM => protocol = Protocol::from_number(*value.first()?),
+                        attribute::PROTO_NUM => protocol = Protocol::tcp_or_udp(*value.first()?),
                         attribute::PROTO_SRC_PORT => source_port = Some(u16::from_be_bytes(value.try_into().ok()?)),
                         attribute::PROTO_DST_PORT => {
                             destination_port = Some(u16::from_be_bytes(value.try_into().ok()?));
