@@ -67,6 +67,10 @@ impl ProcessLookup for Gone {
         false
     }
 
+    fn closer(&mut self, pid: u32) -> Answer {
+        Answer::Closed { pid, inherited: false }
+    }
+
     fn closed_by(&mut self, _tuple: &Tuple) -> Option<Answer> {
         None
     }

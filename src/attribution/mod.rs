@@ -31,6 +31,15 @@ pub enum Query {
     Closed(Tuple),
     /// By the inode of its socket.
     Inode(u32),
+    /// By the cookie of its socket, which has this tuple.
+    Socket {
+        /// The number that the kernel gives to no other socket.
+        cookie: u64,
+        /// The tuple whose source the end is. Its destination is unspecified for a socket that is not connected.
+        tuple: Tuple,
+        /// Whether the socket is still open, so that the kernel can list it.
+        open: bool,
+    },
 }
 
 /// Which process is at one end of a connection.
@@ -111,6 +120,9 @@ pub trait ProcessLookup {
 
     /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool;
+
+    /// The answer for a socket that process `pid` has closed.
+    fn closer(&mut self, pid: u32) -> Answer;
 
     /// The process that had the TCP socket at the source of a tuple last and has closed it, where that is known.
     fn closed_by(&mut self, tuple: &Tuple) -> Option<Answer>;

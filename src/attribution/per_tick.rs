@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::process_cache::KnownProcess;
-use super::socket::{Found, find_all};
+use super::socket::{Found, find_all, find_by_cookie};
 use super::view::{HostView, Noted};
 use super::{Answer, Identity, ProcessLookup, Query};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
@@ -88,30 +88,35 @@ impl TickLookup {
     /// A socket that several processes hold belongs to the youngest of them: the child that was forked to serve it, not
     /// the parent that keeps a copy. The `likely_owners` are searched before all other processes.
     pub fn resolve(&mut self, queries: impl Iterator<Item = Query>, likely_owners: Vec<u32>) -> Vec<Answer> {
-        let mut tuples = Vec::new();
-        let mut found: Vec<Found> = queries
-            .map(|query| match query {
+        // What is left to the socket look-ups, with the places of the queries.
+        let (mut of_tuples, mut tuples) = (Vec::new(), Vec::new());
+        let (mut of_sockets, mut sockets) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
+        for (at, query) in queries.enumerate() {
+            found.push(match query {
                 Query::Inode(inode) => Found::Socket { inode, connected: true },
                 Query::Closed(tuple) => Found::Closed(self.closed_by(&tuple).unwrap_or(Answer::Nobody(Reason::Gone))),
                 Query::Tuple(tuple) => match self.closed_by(&tuple) {
                     Some(closed_by) => Found::Closed(closed_by),
                     None => {
+                        of_tuples.push(at);
                         tuples.push(tuple);
                         Found::NoSocket
                     }
                 },
-            })
-            .collect();
-        if !tuples.is_empty() {
-            let of_tuples = match &mut self.view.namespaces {
-                Some(namespaces) => find_all(namespaces, &tuples),
-                None => {
-                    let table = SocketTable::read(self.view.processes.root());
-                    tuples.iter().map(|tuple| find_listed(&table, tuple)).collect()
+                Query::Socket { cookie, tuple, open } => {
+                    of_sockets.push(at);
+                    sockets.push((cookie, tuple, open));
+                    Found::NoSocket
                 }
-            };
-            let unfound = found.iter_mut().filter(|found| **found == Found::NoSocket);
-            unfound.zip(of_tuples).for_each(|(found, of_tuple)| *found = of_tuple);
+            });
+        }
+        if let Some(namespaces) = &mut self.view.namespaces {
+            of_tuples.into_iter().zip(find_all(namespaces, &tuples)).for_each(|(at, socket)| found[at] = socket);
+            of_sockets.into_iter().zip(find_by_cookie(namespaces, &sockets)).for_each(|(at, socket)| found[at] = socket);
+        } else if !tuples.is_empty() {
+            let table = SocketTable::read(self.view.processes.root());
+            of_tuples.into_iter().zip(&tuples).for_each(|(at, tuple)| found[at] = find_listed(&table, tuple));
         }
         let holders = self.holders(&found, likely_owners);
         let some_unreadable = self.some_unreadable();
@@ -222,6 +227,12 @@ impl ProcessLookup for TickLookup {
 
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
         self.view.processes.has_sockets(pid, start_time)
+    }
+
+    fn closer(&mut self, pid: u32) -> Answer {
+        let process = self.view.cache.get(pid, &self.view.processes);
+        let inherited = process.is_some_and(|process| process.may_inherit && !process.identity.nameless);
+        Answer::Closed { pid, inherited }
     }
 
     fn closed_by(&mut self, tuple: &Tuple) -> Option<Answer> {

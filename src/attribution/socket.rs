@@ -1,14 +1,22 @@
 //! The socket at the source of a tuple, through sock_diag in the network namespace that has its address.
 
+use std::collections::HashMap;
+
 use super::Answer;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 use crate::kernel::namespace::{Namespace, Namespaces};
 use crate::kernel::process::Handle;
+use crate::kernel::sock_diag::Socket;
 use crate::traffic::subject::Reason;
 
 /// From this number of TCP queries on, one dump of all sockets is cheaper than one request per query: 5 µs each, beside
 /// 1 µs for each socket there is.
 const BULK: usize = 4000;
+
+/// IPPROTO_UDPLITE, IPPROTO_RAW and IPPROTO_SCTP.
+const UDPLITE: Protocol = Protocol::Other(136);
+const RAW: Protocol = Protocol::Other(255);
+const SCTP: Protocol = Protocol::Other(132);
 
 /// What a query has led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +50,9 @@ impl Found {
 
 /// The sockets at the sources of many tuples, in their order.
 pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Found> {
+    if tuples.is_empty() {
+        return Vec::new();
+    }
     namespaces.refresh();
     let mut found = vec![Found::NoSocket; tuples.len()];
     let mut order: Vec<u32> =
@@ -65,6 +76,85 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Fou
         }
     }
     found
+}
+
+/// The sockets with these cookies, in their order; each comes with its tuple, and whether it is still open.
+///
+/// A connected socket is requested by its tuple, and the answer counts if it bears the cookie: equal tuples in two
+/// namespaces cannot be mistaken for each other. Sockets that have no peer, or are bound to a device, are not found so, and
+/// are searched for among those that the kernel lists.
+pub(super) fn find_by_cookie(namespaces: &mut Namespaces, sockets: &[(u64, Tuple, bool)]) -> Vec<Found> {
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    namespaces.refresh();
+    let mut found = vec![Found::NoSocket; sockets.len()];
+    // The places of the sockets that are still to be found, by their cookies.
+    let mut left: HashMap<u64, usize> = HashMap::new();
+    for (at, (cookie, tuple, open)) in sockets.iter().enumerate() {
+        match find_connected(namespaces, *cookie, tuple) {
+            Some(socket) => found[at] = socket,
+            None if *open => {
+                left.insert(*cookie, at);
+            }
+            // Closed already: it was accepted from the socket that listens there, if any.
+            None => {
+                if let Some(inode) = find_listener(namespaces, tuple) {
+                    found[at] = Found::Socket { inode, connected: false };
+                }
+            }
+        }
+    }
+    let wanted = |protocol| sockets.iter().any(|(_, tuple, _)| tuple.protocol == protocol);
+    let protocols = [Protocol::Udp, UDPLITE, RAW, SCTP].map(|protocol| (protocol, wanted(protocol)));
+    let any_raw = sockets.iter().any(|(_, tuple, _)| matches!(tuple.protocol, Protocol::Other(_)));
+    for namespace in namespaces.iter_mut() {
+        if left.is_empty() {
+            break;
+        }
+        let mut take = |socket: Socket| {
+            if let Some(at) = left.remove(&socket.cookie) {
+                found[at] = Found::Socket { inode: socket.inode, connected: true };
+            }
+        };
+        // A socket that a listing misses stays without owner until the next try.
+        let _ = namespace.diag.dump_listeners(&mut take);
+        for (protocol, wanted) in protocols {
+            if wanted || (protocol == RAW && any_raw) {
+                let _ = namespace.diag.dump(protocol, &mut take);
+            }
+        }
+        if left.values().any(|&at| sockets[at].1.protocol == Protocol::Tcp && sockets[at].1.destination.port != 0) {
+            let _ = namespace.diag.dump(Protocol::Tcp, |socket| {
+                if let Some(at) = left.remove(&socket.cookie) {
+                    found[at] = Found::Socket { inode: socket.inode, connected: true };
+                }
+            });
+        }
+    }
+    for at in left.into_values() {
+        if let Some(inode) = find_listener(namespaces, &sockets[at].1) {
+            found[at] = Found::Socket { inode, connected: false };
+        }
+    }
+    found
+}
+
+/// The connected socket with this cookie, in whichever namespace answers to its tuple.
+fn find_connected(namespaces: &mut Namespaces, cookie: u64, tuple: &Tuple) -> Option<Found> {
+    if tuple.destination.port == 0 {
+        return None;
+    }
+    let address = tuple.source.address();
+    let candidates = namespaces.iter_mut().filter(|namespace| address.is_loopback() || namespace.has_address(address));
+    for namespace in candidates {
+        if let Ok(Some(socket)) = namespace.diag.find(tuple.protocol, tuple.source, tuple.destination)
+            && socket.cookie == cookie
+        {
+            return Some(Found::Socket { inode: socket.inode, connected: true });
+        }
+    }
+    None
 }
 
 /// The socket at the source of a tuple.

@@ -113,7 +113,22 @@ impl Watcher {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
         // Without exec events and notes the owners of connections that last milliseconds are found less often.
         let execs = ExecEvents::subscribe().ok();
-        let tcp_owners = TcpOwners::attach().ok().map(Arc::new);
+        Self::spawn(Some(events), execs, TcpOwners::attach().ok().map(Arc::new))
+    }
+
+    /// Starts a thread that reads programs as they start, and follows no connections.
+    ///
+    /// # Errors
+    /// Where this user may not subscribe to exec events.
+    pub fn of_programs() -> Result<Self> {
+        Self::spawn(None, Some(ExecEvents::subscribe()?), None)
+    }
+
+    fn spawn(
+        events: Option<Events>,
+        execs: Option<ExecEvents>,
+        tcp_owners: Option<Arc<TcpOwners>>,
+    ) -> Result<Self> {
         let lookup = EventLookup::of_this_host(tcp_owners.clone())?;
         let shared = Arc::new(Shared {
             observations: Mutex::new(Vec::new()),
@@ -178,14 +193,15 @@ impl Drop for Watcher {
     }
 }
 
-fn run(mut events: Events, mut execs: Option<ExecEvents>, mut lookup: EventLookup, shared: &Shared) {
+fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: EventLookup, shared: &Shared) {
     shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
     let (mut tick, mut left) = (0, 0);
     let (mut batch, mut started) = (Vec::new(), Vec::new());
     let mut queue = VecDeque::new();
     while !shared.stop.load(Ordering::Relaxed) {
-        match events.read(BATCH, |event| batch.push(event)) {
+        let read = events.as_mut().map_or(Ok(0), |events| events.read(BATCH, |event| batch.push(event)));
+        match read {
             Ok(_) => {}
             // The next tick reads the whole table, and finds the connections that are still in it.
             Err(Errno::ENOBUFS) => shared.lost.store(true, Ordering::Relaxed),
@@ -199,7 +215,7 @@ fn run(mut events: Events, mut execs: Option<ExecEvents>, mut lookup: EventLooku
             lookup.scan_namespaces();
         }
         if batch.is_empty() && started.is_empty() && queue.is_empty() {
-            wait(&events, execs.as_ref(), Some(shared), PollTimeout::NONE);
+            wait(events.as_ref(), execs.as_ref(), Some(shared), PollTimeout::NONE);
             // The next round does what the thread was woken for. With nothing to read this fails at once.
             let _ = shared.wakeup.read();
             continue;
@@ -213,7 +229,7 @@ fn run(mut events: Events, mut execs: Option<ExecEvents>, mut lookup: EventLooku
         let read = started.drain(..).filter_map(|pid| lookup.program_started(pid));
         shared.add(read.map(|process| Observation::ProgramStarted(Box::new(process))));
         hand_over(&mut batch, &mut queue, &mut lookup, shared);
-        let waits = || wait(&events, execs.as_ref(), None, PollTimeout::ZERO);
+        let waits = || wait(events.as_ref(), execs.as_ref(), None, PollTimeout::ZERO);
         while left > 0
             && let Some((flow, known)) = queue.pop_front()
         {
@@ -239,8 +255,8 @@ fn raise_priority() {
 }
 
 /// Waits for events, and with `shared` for a wake-up. Returns whether there is anything to do.
-fn wait(events: &Events, execs: Option<&ExecEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
-    let fds = [Some(events.as_fd()), execs.map(AsFd::as_fd), shared.map(|shared| shared.wakeup.as_fd())];
+fn wait(events: Option<&Events>, execs: Option<&ExecEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
+    let fds = [events.map(AsFd::as_fd), execs.map(AsFd::as_fd), shared.map(|shared| shared.wakeup.as_fd())];
     let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }

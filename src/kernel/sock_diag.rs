@@ -21,6 +21,8 @@ const BYTES_RECEIVED: usize = 128;
 /// A mask of the states in which a socket carries data: all but TIME_WAIT (6), LISTEN (10) and NEW_SYN_RECV (12) of
 /// include/net/tcp_states.h.
 const CARRYING: u32 = !(1 << 6 | 1 << 10 | 1 << 12);
+/// The state LISTEN, as a mask.
+const LISTENING: u32 = 1 << 10;
 /// TCP_CLOSE and TCP_LAST_ACK: no more data comes or goes.
 const CLOSED: [u8; 2] = [7, 9];
 /// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY, groups 1 and 3, as a mask.
@@ -37,6 +39,8 @@ pub struct Socket {
     pub remote: Endpoint,
     /// The inode of its file in sockfs, unique on the host; 0 where no process holds the socket.
     pub inode: u32,
+    /// The number that the kernel gives to no other socket, ever.
+    pub cookie: u64,
 }
 
 impl Socket {
@@ -102,7 +106,24 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request.
     pub fn dump(&mut self, protocol: Protocol, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
-        self.dump_rows(protocol, 0, |row| visit(row.socket))
+        self.dump_rows(protocol, CARRYING, 0, |row| visit(row.socket))
+    }
+
+    /// Calls `visit` with every TCP socket that listens, IPv4 and IPv6.
+    ///
+    /// # Errors
+    /// The kernel's error for the request.
+    pub fn dump_listeners(&mut self, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
+        self.dump_rows(Protocol::Tcp, LISTENING, 0, |row| visit(row.socket))
+    }
+
+    /// Calls `visit` with every socket of `protocol` that is open, IPv4 and IPv6, as a flow from its local end to its remote
+    /// end. The counters of a TCP socket are its payload; others have none.
+    ///
+    /// # Errors
+    /// The kernel's error for the request: ENOENT where it cannot list sockets of this protocol.
+    pub fn dump_open(&mut self, protocol: Protocol, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        self.dump_rows(protocol, CARRYING | LISTENING, 1 << (INFO - 1), |row| visit(&row.flow()))
     }
 
     /// Calls `visit` with every TCP socket that carries data, as a flow whose counters are its payload.
@@ -110,7 +131,7 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request.
     pub fn dump_flows(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.dump_rows(Protocol::Tcp, 1 << (INFO - 1), |row| visit(&row.flow()))
+        self.dump_rows(Protocol::Tcp, CARRYING, 1 << (INFO - 1), |row| visit(&row.flow()))
     }
 
     /// Calls `visit` with every TCP socket that the kernel destroyed since the last call. Does nothing unless opened
@@ -130,9 +151,15 @@ impl SockDiag {
         Ok(())
     }
 
-    fn dump_rows(&mut self, protocol: Protocol, extensions: u8, mut visit: impl FnMut(Row)) -> nix::Result<()> {
+    fn dump_rows(
+        &mut self,
+        protocol: Protocol,
+        states: u32,
+        extensions: u8,
+        mut visit: impl FnMut(Row),
+    ) -> nix::Result<()> {
         for family in [AF_INET, AF_INET6] {
-            let mut request = request(protocol, None, CARRYING, extensions);
+            let mut request = request(protocol, None, states, extensions);
             request[0] = family as u8;
             self.queries.request(BY_FAMILY, netlink::DUMP, &request, |message| {
                 if message.kind == BY_FAMILY
@@ -149,7 +176,6 @@ impl SockDiag {
 /// One reply.
 struct Row {
     socket: Socket,
-    cookie: u64,
     state: u8,
     counters: Option<Counters>,
 }
@@ -162,7 +188,7 @@ impl Row {
             original,
             reply: original.reversed(),
             zone: 0,
-            id: self.cookie,
+            id: self.socket.cookie,
             counters: self.counters,
             open: !CLOSED.contains(&self.state),
             socket: Some(self.socket.inode),
@@ -216,8 +242,8 @@ fn parse(protocol: Protocol, payload: &[u8]) -> Option<Row> {
             local: Endpoint::new(address(8)?, port(4)?),
             remote: Endpoint::new(address(24)?, port(6)?),
             inode: u32_at(message, 68)?,
+            cookie: u64_at(message, 44)?,
         },
-        cookie: u64_at(message, 44)?,
         state: message[1],
         counters,
     })

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::entry::{End, Side, SocketState};
-use super::{Answer, Ledger, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
+use super::entry::{End, FlowKey, Side, SocketState};
+use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::flow::Tuple;
 use crate::kernel::process::Handle;
@@ -17,6 +17,13 @@ const GRACE: u32 = 1;
 const LOOKED_UP_PER_TICK: usize = 10_000;
 /// Sockets with traffic that are checked per tick, whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 256;
+
+/// How many ticks a closed socket is kept: the kernel still sends and receives for it, until the other side has closed too.
+const CLOSED_KEPT: u32 = 5;
+/// Sockets whose process is looked at per tick, if they are silent.
+const SWEPT_PER_TICK: usize = 64;
+/// The number of ticks after which a socket counts as silent.
+const SILENT: u32 = 120;
 
 /// One end of a flow. Valid in the tick that gave it.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +89,7 @@ impl<'l> AttributingTick<'l> {
     pub fn due(&mut self, processes: &mut dyn ProcessLookup) -> Vec<EndRef> {
         let ledger = &mut *self.ledger;
         let tick = ledger.tick;
+        ledger.enter_closers(processes);
         let most = if tick == 1 { usize::MAX } else { LOOKED_UP_PER_TICK };
         let mut due = Vec::new();
         let mut looked_up = 0;
@@ -167,17 +175,28 @@ impl<'l> AttributingTick<'l> {
     pub fn close(self, processes: &mut dyn ProcessLookup) {
         let ledger = self.ledger;
         let mut moved = std::mem::take(&mut ledger.moved);
-        for (flow, counters) in moved.drain(..) {
-            // Counters below those that were credited are a row that the dump showed twice.
-            if let Some(bytes) = ledger.flows[flow as usize].count(counters) {
+        for (flow, movement) in moved.drain(..) {
+            let entry = &mut ledger.flows[flow as usize];
+            let bytes = match movement {
+                // Counters below those that were credited are a row that the dump showed twice.
+                Movement::To(counters) => entry.count(counters),
+                Movement::By(bytes) => {
+                    entry.add(bytes);
+                    Some(bytes)
+                }
+            };
+            if let Some(bytes) = bytes {
                 ledger.credit_owners(flow, bytes);
             }
         }
         ledger.moved = moved;
         let (tick, owners, unowned) = (ledger.tick, &mut ledger.processes, &mut ledger.unowned);
         // Mostly all flows were met, and need no second look.
-        if std::mem::take(&mut ledger.any_over) || ledger.met != ledger.flows.len() {
-            ledger.flows.retain(|_, entry| {
+        if std::mem::take(&mut ledger.any_over) || ledger.met + ledger.sockets != ledger.flows.len() {
+            ledger.flows.retain(|key, entry| {
+                if key.is_socket() {
+                    return true;
+                }
                 if entry.over || tick - entry.seen > GRACE {
                     add_unowned(unowned, entry);
                     return false;
@@ -190,6 +209,8 @@ impl<'l> AttributingTick<'l> {
                 true
             });
         }
+        ledger.sweep(processes);
+        ledger.forget_closed();
         for process in ledger.processes.with_open_flows() {
             ledger.accounts.keep(&process.identity, ledger.now);
         }
@@ -208,6 +229,7 @@ impl Ledger {
         identify: &mut dyn FnMut(u32) -> Option<Identity>,
     ) {
         let Some((key, entry)) = self.flows.get_index_mut(end.flow as usize) else { return };
+        let (is_socket, owner_before) = (key.is_socket(), entry.end(end.side).owner());
         let found = match answer {
             Answer::Elsewhere => End::Elsewhere,
             Answer::Nobody(reason) => End::Nobody(reason),
@@ -237,6 +259,68 @@ impl Ledger {
                 }
             }
             (_, _) => entry.set_end(end.side, found),
+        }
+        if is_socket {
+            let owner = self.flows[end.flow as usize].end(end.side).owner();
+            if owner != owner_before {
+                owner.into_iter().for_each(|process| self.processes.add_socket(process));
+                owner_before.into_iter().for_each(|process| self.processes.remove_socket(process));
+            }
+        }
+    }
+
+    /// Enters the processes that closed sockets in this tick.
+    fn enter_closers(&mut self, processes: &mut dyn ProcessLookup) {
+        for (cookie, pid) in std::mem::take(&mut self.closed) {
+            for loopback in [false, true] {
+                let key = FlowKey::Socket { cookie, loopback };
+                let Some((index, _, entry)) = self.flows.get_full_mut(&key) else { continue };
+                entry.open = false;
+                self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                if entry.may_be_handed_over(Side::Original) {
+                    let end = EndRef { flow: index as u32, side: Side::Original };
+                    self.set_owner(end, processes.closer(pid), self.tick, &mut |pid| processes.identify(pid));
+                }
+            }
+        }
+    }
+
+    /// Looks at some sockets that were silent for long: if nobody holds them any more, their end was missed.
+    fn sweep(&mut self, processes: &mut dyn ProcessLookup) {
+        for _ in 0..SWEPT_PER_TICK.min(self.sockets) {
+            self.swept = (self.swept + 1) % self.flows.len();
+            let Some((&key, entry)) = self.flows.get_index_mut(self.swept) else { return };
+            if !key.is_socket() || !entry.open || self.tick.saturating_sub(entry.seen) < SILENT {
+                continue;
+            }
+            let gone = match entry.end(Side::Original) {
+                End::Owned { process, .. } => self.processes.is_gone(process, self.tick, processes),
+                _ => true,
+            };
+            if gone {
+                entry.open = false;
+                self.closing.push_back((self.tick, key));
+            }
+        }
+    }
+
+    /// Forgets the sockets that were closed some ticks ago, unless they still move something.
+    fn forget_closed(&mut self) {
+        while let Some(&(due, key)) = self.closing.front()
+            && due <= self.tick
+        {
+            self.closing.pop_front();
+            let Some(entry) = self.flows.get(&key) else { continue };
+            if self.tick - entry.seen < CLOSED_KEPT {
+                self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                continue;
+            }
+            add_unowned(&mut self.unowned, entry);
+            if let Some(process) = entry.end(Side::Original).owner() {
+                self.processes.remove_socket(process);
+            }
+            self.flows.swap_remove(&key);
+            self.sockets -= 1;
         }
     }
 }

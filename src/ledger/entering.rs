@@ -3,7 +3,8 @@
 use super::add_unowned;
 use super::attributing::{AttributingTick, EndRef};
 use super::entry::{End, FlowEntry, FlowKey, Side};
-use super::{Answer, Attribution, Ledger, ProcessLookup, Query, Reason};
+use super::{Answer, Attribution, Ledger, Movement, ProcessLookup, Query, Reason};
+use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 
 /// A tick in which flows enter.
@@ -80,24 +81,85 @@ impl<'l> OpenTick<'l> {
         }
         match entry.has_moved(counters) {
             Some(false) => {}
-            Some(true) => ledger.moved.push((index, counters)),
+            Some(true) => ledger.moved.push((index, Movement::To(counters))),
             // Counters that went down are another flow's: a source without ids cannot tell it from the one before.
             None => {
                 ledger.replace_reused(index as usize, flow);
-                ledger.moved.push((index, counters));
+                ledger.moved.push((index, Movement::To(counters)));
                 ledger.query(FlowKey::of(flow));
             }
         }
+    }
+
+    /// Enters a socket that is older than the monitor: a flow with its inode, and what it carried so far, if that is known.
+    pub fn existing_socket(&mut self, flow: &Flow) {
+        let ledger = &mut *self.ledger;
+        let key = FlowKey::Socket { cookie: flow.id, loopback: false };
+        let mut entry =
+            FlowEntry::of_socket(Some(flow.original), flow.socket.unwrap_or_default(), flow.is_local(), ledger.tick);
+        let before = flow.counters.unwrap_or_default();
+        entry.start_from(if ledger.lookback { Counters::default() } else { before }, before);
+        if ledger.flows.insert(key, entry).is_none() {
+            ledger.sockets += 1;
+        }
+        ledger.query(key);
+    }
+
+    /// Enters what a socket has moved.
+    pub fn socket(&mut self, socket: &SocketBytes, processes: &mut dyn ProcessLookup) {
+        let ledger = &mut *self.ledger;
+        if let Some(pid) = socket.closed_by {
+            ledger.closed.push((socket.cookie, pid));
+        }
+        let moved = Counters { original: socket.bytes_out, reply: socket.bytes_in };
+        if moved == Counters::default() {
+            return;
+        }
+        let key = FlowKey::Socket { cookie: socket.cookie, loopback: socket.loopback };
+        let (index, is_new) = match ledger.flows.get_full_mut(&key) {
+            Some((index, _, entry)) => {
+                entry.seen = ledger.tick;
+                entry.know(socket.tuple);
+                (index, false)
+            }
+            None => {
+                // Its other packets may have told more.
+                let sibling = FlowKey::Socket { cookie: socket.cookie, loopback: !socket.loopback };
+                let known = ledger.flows.get(&sibling).and_then(FlowEntry::socket);
+                let (tuple, inode) = known.unwrap_or_default();
+                let entry = FlowEntry::of_socket(socket.tuple.or(tuple), inode, socket.loopback, ledger.tick);
+                ledger.sockets += 1;
+                (ledger.flows.insert_full(key, entry).0, true)
+            }
+        };
+        // 4 billion flows do not fit into any memory.
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        ledger.moved.push((index, Movement::By(moved)));
+        if is_new {
+            ledger.query(key);
+            if let Some(pid) = socket.maker {
+                let answer = Answer::Held { pid, handle: None, connected: true };
+                let end = EndRef { flow: index, side: Side::Original };
+                ledger.set_owner(end, answer, ledger.tick, &mut |pid| processes.identify(pid));
+            }
+        }
+    }
+
+    /// Enters bytes of which no socket is known.
+    pub fn without_owner(&mut self, bytes: Counters) {
+        let sum = self.ledger.unowned.entry(Reason::TooMany).or_default();
+        sum.original += bytes.original;
+        sum.reply += bytes.reply;
     }
 
     /// The original tuples of all flows that are not over; `None` if there are more than `most`, or if a tuple alone does
     /// not identify a flow.
     pub fn tuples(&self, most: usize) -> Option<Vec<Tuple>> {
         let flows = &self.ledger.flows;
-        if flows.len() > most || flows.keys().any(|key| !key.is_tuple()) {
+        if flows.len() > most || flows.keys().any(|key| key.tuple().is_none()) {
             return None;
         }
-        Some(flows.iter().filter(|(_, entry)| !entry.over).map(|(key, _)| key.tuple()).collect())
+        Some(flows.iter().filter(|(_, entry)| !entry.over).filter_map(|(key, _)| key.tuple()).collect())
     }
 
     /// Ends this step: all flows of the tick have entered.

@@ -9,20 +9,30 @@ use crate::traffic::subject::Reason;
 
 /// What identifies a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FlowKey {
-    original: Tuple,
-    zone: u32,
-    /// 0, except for a flow that another with the same key has replaced.
-    predecessor: u32,
-    id: u64,
+pub(super) enum FlowKey {
+    /// A row of a table.
+    Row {
+        original: Tuple,
+        zone: u32,
+        /// 0, except for a flow that another with the same key has replaced.
+        predecessor: u32,
+        id: u64,
+    },
+    /// The packets of a socket, those of the loopback interface apart from the others.
+    Socket { cookie: u64, loopback: bool },
 }
 
 impl Hash for FlowKey {
     /// Hashes mostly the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.id ^ u64::from(self.predecessor) << 32).hash(state);
-        if self.id == 0 {
-            (self.original, self.zone).hash(state);
+        match *self {
+            Self::Row { original, zone, predecessor, id } => {
+                (id ^ u64::from(predecessor) << 32).hash(state);
+                if id == 0 {
+                    (original, zone).hash(state);
+                }
+            }
+            Self::Socket { cookie, .. } => cookie.hash(state),
         }
     }
 }
@@ -32,18 +42,21 @@ impl FlowKey {
         Self::of_predecessor(flow, 0)
     }
 
-    /// Whether the tuple alone identifies the flow: there is no zone, and no other flow has replaced it.
-    pub fn is_tuple(&self) -> bool {
-        self.zone == 0 && self.predecessor == 0
-    }
-
-    pub fn tuple(&self) -> Tuple {
-        self.original
-    }
-
     /// The key of the `n`th flow that was replaced by one with the same key: a flow like `flow`.
     pub fn of_predecessor(flow: &Flow, n: u32) -> Self {
-        Self { original: flow.original, zone: flow.zone, predecessor: n, id: flow.id }
+        Self::Row { original: flow.original, zone: flow.zone, predecessor: n, id: flow.id }
+    }
+
+    /// The tuple, if it alone identifies the flow: there is no zone, and no other flow has replaced it.
+    pub fn tuple(&self) -> Option<Tuple> {
+        match *self {
+            Self::Row { original, zone: 0, predecessor: 0, .. } => Some(original),
+            Self::Row { .. } | Self::Socket { .. } => None,
+        }
+    }
+
+    pub fn is_socket(&self) -> bool {
+        matches!(self, Self::Socket { .. })
     }
 }
 
@@ -83,6 +96,16 @@ pub(super) enum End {
     Elsewhere,
 }
 
+impl End {
+    /// The process that owns it, by its index in the registry.
+    pub fn owner(self) -> Option<u32> {
+        match self {
+            Self::Owned { process, .. } => Some(process),
+            _ => None,
+        }
+    }
+}
+
 /// What is known of the socket through which a process owns an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SocketState {
@@ -103,6 +126,8 @@ enum Reply {
     Translated(Box<Tuple>),
     /// The row is a socket with this inode, which has one end only.
     Socket(u32),
+    /// The packets of a socket, of which this is known.
+    Packets { tuple: Option<Box<Tuple>>, inode: u32 },
 }
 
 /// A flow, its counters and its owners.
@@ -143,6 +168,40 @@ impl FlowEntry {
         }
     }
 
+    /// The packets of a socket that was met at `tick`.
+    pub fn of_socket(tuple: Option<Tuple>, inode: u32, local: bool, tick: u32) -> Self {
+        Self {
+            reply: Reply::Packets { tuple: tuple.map(Box::new), inode },
+            base: Counters::default(),
+            counted: Counters::default(),
+            ends: [End::Unknown, End::Elsewhere],
+            seen: tick,
+            open: true,
+            over: false,
+            local,
+        }
+    }
+
+    /// What is known of the socket whose packets these are.
+    pub fn socket(&self) -> Option<(Option<Tuple>, u32)> {
+        match &self.reply {
+            Reply::Packets { tuple, inode } => Some((tuple.as_deref().copied(), *inode)),
+            _ => None,
+        }
+    }
+
+    /// Adds what has become known of the socket.
+    pub fn know(&mut self, newer: Option<Tuple>) {
+        if let Reply::Packets { tuple: tuple @ None, .. } = &mut self.reply {
+            *tuple = newer.map(Box::new);
+        }
+    }
+
+    /// Counts from these counters on, as if the bytes before had been no one's.
+    pub fn start_from(&mut self, base: Counters, counted: Counters) {
+        (self.base, self.counted) = (base, counted);
+    }
+
     /// Whether `counters` are beyond what was credited so far; `None` if one went down.
     pub fn has_moved(&self, counters: Counters) -> Option<bool> {
         counters.since(self.counted).map(|moved| moved != Counters::default())
@@ -173,6 +232,12 @@ impl FlowEntry {
         let moved = counters.since(self.counted)?;
         self.counted = counters;
         Some(moved)
+    }
+
+    /// Adds to the counters what was counted since.
+    pub fn add(&mut self, moved: Counters) {
+        self.counted.original += moved.original;
+        self.counted.reply += moved.reply;
     }
 
     /// The bytes that the flow carried and that count.
@@ -215,7 +280,7 @@ impl FlowEntry {
 
     /// Whether an end is not on this host as far as is known. The row of a socket has no second end.
     pub fn is_elsewhere(&self, side: Side) -> bool {
-        self.end(side) == End::Elsewhere && !matches!(self.reply, Reply::Socket(_))
+        self.end(side) == End::Elsewhere && !matches!(self.reply, Reply::Socket(_) | Reply::Packets { .. })
     }
 
     /// Whether a process other than the known owner may have the end now, or may have had it last.
@@ -225,11 +290,23 @@ impl FlowEntry {
 
     /// How to find the owner of an end.
     pub fn query(&self, key: &FlowKey, side: Side) -> Query {
+        let original = match *key {
+            FlowKey::Row { original, .. } => original,
+            FlowKey::Socket { cookie, .. } => {
+                return match &self.reply {
+                    &Reply::Packets { inode, .. } if inode != 0 && self.open => Query::Inode(inode),
+                    Reply::Packets { tuple: Some(tuple), .. } => {
+                        Query::Socket { cookie, tuple: **tuple, open: self.open }
+                    }
+                    _ => Query::Inode(0),
+                };
+            }
+        };
         let tuple = match (side, &self.reply) {
             (_, &Reply::Socket(inode)) if inode != 0 => return Query::Inode(inode),
             // A socket that was closed before the first dump may have been accepted from a listener that is still there.
-            (_, Reply::Socket(_)) | (Side::Original, _) => key.original,
-            (Side::Reply, Reply::Reversed) => key.original.reversed(),
+            (_, Reply::Socket(_)) | (Side::Original, _) => original,
+            (Side::Reply, Reply::Reversed | Reply::Packets { .. }) => original.reversed(),
             (Side::Reply, Reply::Translated(reply)) => **reply,
         };
         match self.end(side) {
@@ -250,13 +327,10 @@ impl SocketState {
     /// The state of the socket that was found for a flow. An unconnected UDP socket has no other to which it could hand a
     /// flow over.
     pub fn of(key: &FlowKey, answer: Answer) -> Self {
+        let is_udp = matches!(key, FlowKey::Row { original, .. } if original.protocol == Protocol::Udp);
         match answer {
             Answer::Held { handle: None, .. } => Self::NotLooked,
-            Answer::Held { handle: Some(handle), connected, .. }
-                if connected || key.original.protocol == Protocol::Udp =>
-            {
-                Self::Own(handle)
-            }
+            Answer::Held { handle: Some(handle), connected, .. } if connected || is_udp => Self::Own(handle),
             Answer::Held { handle: Some(handle), .. } => Self::Listening(handle),
             Answer::Closed { .. } | Answer::Elsewhere | Answer::Nobody(_) => Self::Closed,
         }

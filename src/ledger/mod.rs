@@ -22,7 +22,7 @@ mod entry;
 mod registry;
 pub mod selection;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -50,6 +50,15 @@ struct PendingQuery {
     tries: u8,
 }
 
+/// How far a flow has moved in a tick.
+#[derive(Debug, Clone, Copy)]
+enum Movement {
+    /// Up to these counters.
+    To(Counters),
+    /// By these bytes.
+    By(Counters),
+}
+
 /// The books of one monitor.
 #[derive(Debug)]
 pub struct Ledger {
@@ -67,8 +76,16 @@ pub struct Ledger {
     any_over: bool,
     /// The number of flows that were replaced by another with the same key.
     replaced: u32,
-    /// The flows whose counters changed in this tick, by their index, and the new counters.
-    moved: Vec<(u32, Counters)>,
+    /// The flows whose counters changed in this tick, by their index.
+    moved: Vec<(u32, Movement)>,
+    /// The number of flows that are sockets; they stay until they are closed, whether anything moves or not.
+    sockets: usize,
+    /// The sockets that processes closed in this tick, with those processes.
+    closed: Vec<(u64, u32)>,
+    /// The sockets that are closed, with the tick at which they are forgotten.
+    closing: VecDeque<(u32, FlowKey)>,
+    /// The index at which the search for forgotten sockets goes on.
+    swept: usize,
     pending: Vec<PendingQuery>,
     processes: Registry,
     accounts: Accounts,
@@ -90,6 +107,10 @@ impl Ledger {
             any_over: false,
             replaced: 0,
             moved: Vec::new(),
+            sockets: 0,
+            closed: Vec::new(),
+            closing: VecDeque::new(),
+            swept: 0,
             pending: Vec::new(),
             processes: Registry::default(),
             accounts: Accounts::new(selections),

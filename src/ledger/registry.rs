@@ -13,6 +13,8 @@ pub(super) struct OwningProcess {
     /// The last tick at which its identity was read.
     read: u32,
     mark: Mark,
+    /// The number of sockets that refer to it, whether they move anything in this tick or not.
+    sockets: u32,
 }
 
 /// Which flows refer to a process; set anew at each tick.
@@ -43,7 +45,7 @@ impl Registry {
             self.mark(at, true);
             return Some(at);
         }
-        let process = Some(OwningProcess { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open });
+        let process = Some(OwningProcess { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open, sockets: 0 });
         let at = match self.free.pop() {
             Some(at) => {
                 self.processes[at as usize] = process;
@@ -95,8 +97,22 @@ impl Registry {
         }
     }
 
+    /// Adds a socket that refers to a process, from now on until it is removed.
+    pub fn add_socket(&mut self, at: u32) {
+        if let Some(Some(process)) = self.processes.get_mut(at as usize) {
+            process.sockets += 1;
+        }
+    }
+
+    /// Removes one.
+    pub fn remove_socket(&mut self, at: u32) {
+        if let Some(Some(process)) = self.processes.get_mut(at as usize) {
+            process.sockets = process.sockets.saturating_sub(1);
+        }
+    }
+
     pub fn with_open_flows(&self) -> impl Iterator<Item = &OwningProcess> {
-        self.processes.iter().flatten().filter(|process| process.mark == Mark::Open)
+        self.processes.iter().flatten().filter(|process| process.mark == Mark::Open || process.sockets > 0)
     }
 
     /// Drops the processes to which no flow refers.
@@ -104,6 +120,7 @@ impl Registry {
         for (at, slot) in (0..).zip(&mut self.processes) {
             if let Some(process) = slot
                 && process.mark == Mark::None
+                && process.sockets == 0
             {
                 if !process.gone {
                     self.by_pid.remove(&process.identity.pid);

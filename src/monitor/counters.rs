@@ -8,18 +8,22 @@ use anyhow::Result;
 
 use super::advice::{self, Notes};
 use super::conntrack::Conntrack;
+use super::packets::Packets;
 use super::sockets::Sockets;
 use crate::attribution::Attribution;
 use crate::attribution::process_cache::KnownProcess;
 use crate::kernel::bpf::tcp_owners::TcpOwners;
-use crate::kernel::flow::{Flow, Tuple};
+use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::flow::{Counters, Flow, Tuple};
 
 /// Where the counters come from: the values of `--source`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum CountersFrom {
-    /// Conntrack where it counts, otherwise the sockets.
+    /// The first of the following that works here.
     #[default]
     Auto,
+    /// Every packet of every socket: all IP traffic, packet headers included.
+    Packets,
     /// Conntrack: all of TCP and UDP, packet headers included.
     Conntrack,
     /// The sockets themselves: TCP payload.
@@ -71,6 +75,15 @@ pub(super) trait FlowSink {
     /// A flow ended with these counters.
     fn ended(&mut self, flow: &Flow);
 
+    /// A socket is older than the monitor: a flow with its cookie as id, its inode, and what it carried, if that is known.
+    fn existing_socket(&mut self, flow: &Flow);
+
+    /// A socket has moved bytes, or was closed.
+    fn socket(&mut self, socket: &SocketBytes);
+
+    /// Bytes were counted that no socket can be told of.
+    fn without_owner(&mut self, bytes: Counters);
+
     /// The original tuples of all flows that are known and not over; `None` if there are more than `most`, or if a tuple
     /// alone does not identify a flow.
     fn tuples(&self, most: usize) -> Option<Vec<Tuple>>;
@@ -78,8 +91,15 @@ pub(super) trait FlowSink {
 
 /// The first source that works on this host of those that `wanted` allows. Notes say what it leaves out.
 pub(super) fn open(wanted: CountersFrom, notes: &mut Notes) -> Result<Box<dyn CounterSource>> {
-    if wanted == CountersFrom::Sockets {
-        return Ok(Box::new(Sockets::open()?));
+    match wanted {
+        CountersFrom::Sockets => return Ok(Box::new(Sockets::open()?)),
+        CountersFrom::Packets => return Ok(Box::new(Packets::open()?)),
+        CountersFrom::Auto => {
+            if let Ok(packets) = Packets::open() {
+                return Ok(Box::new(packets));
+            }
+        }
+        CountersFrom::Conntrack => {}
     }
     let required = wanted == CountersFrom::Conntrack;
     match Conntrack::open() {

@@ -14,6 +14,7 @@
 pub mod advice;
 mod conntrack;
 pub mod counters;
+mod packets;
 mod sockets;
 
 use std::path::Path;
@@ -24,7 +25,8 @@ use anyhow::Result;
 use crate::attribution::per_tick::TickLookup;
 use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::{Attribution, ProcessLookup};
-use crate::kernel::flow::{Flow, Tuple};
+use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::ledger::{AttributingTick, EndRef, Ledger, OpenTick, Selection};
 use crate::python2::pattern::Pattern;
 use crate::traffic::source::{Facts, Reading, Source};
@@ -146,6 +148,18 @@ impl FlowSink for Entering<'_, '_> {
 
     fn ended(&mut self, flow: &Flow) {
         self.tick.ended(flow, self.lookup);
+    }
+
+    fn existing_socket(&mut self, flow: &Flow) {
+        self.tick.existing_socket(flow);
+    }
+
+    fn socket(&mut self, socket: &SocketBytes) {
+        self.tick.socket(socket, self.lookup);
+    }
+
+    fn without_owner(&mut self, bytes: Counters) {
+        self.tick.without_owner(bytes);
     }
 
     fn tuples(&self, most: usize) -> Option<Vec<Tuple>> {

@@ -47,6 +47,8 @@ pub enum Reason {
     NoProcess,
     /// The socket belongs to a process of another user, whose descriptors this user may not read.
     NotPermitted,
+    /// More sockets moved bytes within a tick than could be counted apart.
+    TooMany,
 }
 
 impl Reason {
@@ -57,6 +59,7 @@ impl Reason {
             Self::Gone => "process gone before the look-up",
             Self::NoProcess => "socket without process",
             Self::NotPermitted => "no permission to see the process",
+            Self::TooMany => "too many sockets at once",
         }
     }
 }

@@ -81,12 +81,8 @@ pub enum Helper {
     SkbLoadBytes = 26,
     /// BPF_FUNC_get_socket_cookie(context): the cookie by which sock_diag(7) knows the socket, 0 without one.
     GetSocketCookie = 46,
-    /// BPF_FUNC_get_socket_uid(skb): the user id that the socket was made with.
-    GetSocketUid = 47,
     /// BPF_FUNC_sock_ops_cb_flags_set(context, flags).
     SockOpsCbFlagsSet = 59,
-    /// BPF_FUNC_skb_cgroup_id(skb): the id of the cgroup2 directory in which the socket was made.
-    SkbCgroupId = 79,
     /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
     SkFullsock = 95,
 }

@@ -1,0 +1,128 @@
+//! Counters of every packet, per socket, from BPF programs of ours: TCP, UDP, ICMP and all other IP traffic of sockets, in
+//! all network namespaces, whether anything was set up on this host or not.
+//!
+//! What connections carried before the start comes from the conntrack table where that counts, otherwise from tcp_info.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::advice::Notes;
+use super::counters::{CounterSource, FlowSink};
+use crate::attribution::watcher::{Observation, Watcher};
+use crate::kernel::bpf::packet_counters::PacketCounters;
+use crate::kernel::conntrack::Table;
+use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
+use crate::kernel::namespace::Namespaces;
+use crate::kernel::process::Processes;
+
+/// The protocols whose sockets sock_diag lists: TCP, UDP, IPPROTO_UDPLITE, IPPROTO_RAW, IPPROTO_SCTP.
+const PROTOCOLS: [Protocol; 5] =
+    [Protocol::Tcp, Protocol::Udp, Protocol::Other(136), Protocol::Other(255), Protocol::Other(132)];
+
+/// The BPF programs, and the thread that reads what programs are called as they start.
+#[derive(Debug)]
+pub(super) struct Packets {
+    counters: PacketCounters,
+    watcher: Option<Watcher>,
+    /// Whether the sockets that are older than the monitor have been entered.
+    begun: bool,
+    ticks_with_lost_events: u64,
+    notes: Notes,
+}
+
+impl Packets {
+    /// Loads and attaches the programs.
+    ///
+    /// # Errors
+    /// Where the kernel refuses them.
+    pub fn open() -> Result<Self> {
+        let counters = PacketCounters::attach()
+            .context("cannot count packets per socket (bpf(2): needs root on the host and Linux 5.10)")?;
+        let mut notes = Notes::default();
+        if !counters.missing().is_empty() {
+            let missing = counters.missing().join(", ");
+            notes.once("missing", || {
+                format!("this kernel refuses a part of the packet counters ({missing}): owners of short connections may be missing")
+            });
+        }
+        Ok(Self { counters, watcher: Watcher::of_programs().ok(), begun: false, ticks_with_lost_events: 0, notes })
+    }
+}
+
+impl CounterSource for Packets {
+    fn name(&self) -> &'static str {
+        "packets"
+    }
+
+    fn read(&mut self, into: &mut dyn FlowSink) -> Result<()> {
+        if let Some(watcher) = &self.watcher {
+            watcher.begin_tick();
+            for observation in watcher.take() {
+                if let Observation::ProgramStarted(process) = observation {
+                    into.program_started(*process);
+                }
+            }
+        }
+        let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into)? };
+        let overflow = self
+            .counters
+            .read(|socket| {
+                // What these moved until now is in the counters that they were entered with.
+                if !existing.get(&socket.cookie).is_some_and(|counted| *counted) {
+                    into.socket(&socket);
+                }
+            })
+            .context("cannot read the packet counters")?;
+        if overflow != (0, 0) {
+            self.ticks_with_lost_events += 1;
+            self.notes.once("overflow", || {
+                "more sockets move bytes within a second than are counted apart: the rest has no owner".into()
+            });
+            into.without_owner(Counters { original: overflow.1, reply: overflow.0 });
+        }
+        Ok(())
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    fn ticks_with_lost_events(&self) -> u64 {
+        self.ticks_with_lost_events
+    }
+}
+
+/// Enters all sockets that there are. Returns their cookies, and whether what each carried so far is known.
+fn enter_existing(into: &mut dyn FlowSink) -> Result<HashMap<u64, bool>> {
+    let proc_root = Path::new("/proc");
+    let mut namespaces = Namespaces::new(proc_root)?;
+    namespaces.scan(&Processes::new(proc_root));
+    let past = counted_by_conntrack();
+    let mut existing = HashMap::new();
+    for namespace in namespaces.iter_mut() {
+        for protocol in PROTOCOLS {
+            // A protocol that this kernel does not list has no sockets here, or they are found as they move.
+            let _ = namespace.diag.dump_open(protocol, |flow| {
+                let counters = past.get(&flow.original).copied().or(flow.counters);
+                existing.insert(flow.id, counters.is_some());
+                into.existing_socket(&Flow { counters, ..*flow });
+            });
+        }
+    }
+    Ok(existing)
+}
+
+/// What flows have carried so far, as the socket at the source of each tuple sees it; empty where conntrack does not count.
+fn counted_by_conntrack() -> HashMap<Tuple, Counters> {
+    let mut counted = HashMap::new();
+    let Ok(mut table) = Table::open(Path::new("/proc")) else { return counted };
+    let _ = table.dump(&mut |flow| {
+        if let Some(Counters { original, reply }) = flow.counters {
+            counted.insert(flow.original, Counters { original, reply });
+            counted.insert(flow.reply, Counters { original: reply, reply: original });
+        }
+    });
+    counted
+}
