@@ -1,31 +1,32 @@
-//! The second step of a tick: the owners of flows are found, then what moved is credited and what is over is closed.
+//! The second step of a tick: enters the owners of flows, then credits the bytes that moved and drops the flows that
+//! are over.
 
 use std::collections::HashMap;
 
-use super::entry::{End, Side, SocketState};
+use super::entry::{EndOwner, Side, SocketState};
 use super::{Answer, Ledger, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::flow::Tuple;
 use crate::kernel::process::Handle;
 
-/// How often a flow without owner is looked up again: after 1, 2, 4 … ticks.
+/// How often the owners of a flow without one are looked up again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
-/// How many ticks a flow may be missing from the table and still go on when it is back: an entry that the kernel moves
-/// from one hash chain to another during a dump may show in neither.
+/// For this many ticks a flow may be missing from the table without being over: an entry that the kernel moves from one
+/// hash chain to another during a dump may show in neither.
 const GRACE: u32 = 1;
-/// Ends of new flows that are looked up per tick, except the first; the others wait for the next.
+/// The most ends of new flows that one tick looks up, except the first tick; the others wait for the next.
 const LOOKED_UP_PER_TICK: usize = 10_000;
-/// Sockets with traffic that are checked per tick, whether their process still holds them: 2 µs each.
+/// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 256;
 
-/// One end of a flow. Valid in the tick that gave it.
+/// One end of a flow. Valid only in the tick that returned it.
 #[derive(Debug, Clone, Copy)]
 pub struct EndRef {
     pub(super) flow: u32,
     pub(super) side: Side,
 }
 
-/// A tick in which owners are found.
+/// A tick in its second step.
 #[derive(Debug)]
 pub struct AttributingTick<'l> {
     ledger: &'l mut Ledger,
@@ -36,8 +37,8 @@ impl<'l> AttributingTick<'l> {
         Self { ledger }
     }
 
-    /// Queries the ends again that were not on this host, where `is_local` now has the source of a tuple: the address may be
-    /// a container's that was not known when its first connection began.
+    /// Schedules another lookup of the ends that were not on this host, if `is_local` now has the source of their
+    /// tuple: the address may be that of a container that was not known when its first connection began.
     pub fn namespace_appeared(&mut self, is_local: &mut dyn FnMut(&Tuple) -> bool) {
         let ledger = &mut *self.ledger;
         for (&key, entry) in &mut ledger.flows {
@@ -46,15 +47,15 @@ impl<'l> AttributingTick<'l> {
                     && let Query::Tuple(tuple) | Query::Closed(tuple) = entry.query(&key, side)
                     && is_local(&tuple)
                 {
-                    entry.set_end(side, End::Unknown);
+                    entry.set_owner(side, EndOwner::Unknown);
                     ledger.pending.push(PendingQuery { key, due: ledger.tick, tries: 0 });
                 }
             }
         }
     }
 
-    /// Gives flows to processes that have appeared since their owners were found and hold the same sockets: a child that
-    /// was forked to serve a connection. `sockets_of_new` are the new pids by the inodes of their sockets.
+    /// Hands flows over to new processes that hold the sockets of earlier owners, such as a child that was forked to
+    /// serve a connection. `sockets_of_new` has, by inode, each socket of a new process and that process's pid.
     pub fn hand_over(
         &mut self,
         sockets_of_new: &HashMap<u32, (u32, Handle)>,
@@ -65,7 +66,7 @@ impl<'l> AttributingTick<'l> {
         }
         for flow in 0..self.ledger.flows.len() {
             for side in Side::BOTH {
-                if let End::Owned { socket, .. } = self.ledger.flows[flow].end(side)
+                if let EndOwner::Owned { socket, .. } = self.ledger.flows[flow].owner(side)
                     && let Some(held) = socket.handle()
                     && let Some(&(pid, handle)) = sockets_of_new.get(&held.inode)
                 {
@@ -77,7 +78,7 @@ impl<'l> AttributingTick<'l> {
         }
     }
 
-    /// The ends whose owners this tick looks up: those of new flows, again those of flows that had no owner so far, and
+    /// The ends whose owners this tick looks up: those of new flows, those without an owner whose next try is due, and
     /// those with traffic whose process has ended or no longer has the socket.
     pub fn due(&mut self, processes: &mut dyn ProcessLookup) -> Vec<EndRef> {
         let ledger = &mut *self.ledger;
@@ -92,7 +93,7 @@ impl<'l> AttributingTick<'l> {
                 continue;
             }
             let unclear = Side::BOTH.into_iter().filter(|side| entry.is_unclear(*side));
-            // What the kernel noted costs next to nothing to read.
+            // A record of the kernel costs next to nothing to read.
             let costly = unclear.clone().filter(|&side| !matches!(entry.query(key, side), Query::Closed(_))).count();
             if costly > 0 && looked_up >= most {
                 later.push(pending);
@@ -110,7 +111,7 @@ impl<'l> AttributingTick<'l> {
         for &(flow, _) in &ledger.moved {
             let entry = &ledger.flows[flow as usize];
             for side in Side::BOTH {
-                let End::Owned { process, socket } = entry.end(side) else { continue };
+                let EndOwner::Owned { process, socket } = entry.owner(side) else { continue };
                 let mut lost = ledger.processes.is_gone(process, tick, processes) && socket != SocketState::Closed;
                 lost |= !entry.open && matches!(socket, SocketState::Own(_));
                 if let (false, SocketState::Own(handle), Some(process)) = (lost, socket, ledger.processes.get(process))
@@ -128,10 +129,10 @@ impl<'l> AttributingTick<'l> {
         due
     }
 
-    /// The processes that own these ends so far: they most likely still do.
+    /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
-        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].end(end.side) {
-            End::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
+        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {
+            EndOwner::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
             _ => None,
         };
         let mut pids: Vec<u32> = ends.iter().filter_map(owner).collect();
@@ -148,42 +149,42 @@ impl<'l> AttributingTick<'l> {
         }
     }
 
-    /// Enters the answer to a query. `identify` gives the process that runs under a pid.
+    /// Enters the answer to a query. `identify` returns the process that runs under a pid.
     pub fn resolved(&mut self, end: EndRef, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
         self.ledger.set_owner(end, answer, self.ledger.tick, identify);
     }
 
-    /// Those of these ends whose flow has no address on this host.
+    /// The ends among these whose flow has no known address on this host.
     pub fn unroutable(&self, ends: &[EndRef]) -> Vec<EndRef> {
         let unroutable = |end: &&EndRef| {
             let entry = &self.ledger.flows[end.flow as usize];
-            !entry.is_owned() && entry.end(end.side) == End::Elsewhere
+            !entry.is_owned() && entry.owner(end.side) == EndOwner::Elsewhere
         };
         ends.iter().filter(unroutable).copied().collect()
     }
 
-    /// Ends the tick: credits what moved to the owners, closes the flows that are over or missing from the table, and drops
-    /// processes that own no flow.
+    /// Ends the tick: credits the owners with the bytes that moved, drops the flows that are over or missing from the
+    /// table, and the processes that own no flow.
     pub fn close(self, processes: &mut dyn ProcessLookup) {
         let ledger = self.ledger;
         let mut moved = std::mem::take(&mut ledger.moved);
         for (flow, counters) in moved.drain(..) {
-            // Counters below those that were credited are a row that the dump showed twice.
+            // Counters below those already credited come from a row that the dump showed twice.
             if let Some(bytes) = ledger.flows[flow as usize].count(counters) {
                 ledger.credit_owners(flow, bytes);
             }
         }
         ledger.moved = moved;
         let (tick, owners, unowned) = (ledger.tick, &mut ledger.processes, &mut ledger.unowned);
-        // Mostly all flows were met, and need no second look.
-        if std::mem::take(&mut ledger.any_over) || ledger.met != ledger.flows.len() {
+        // Usually no flow is over and the table had them all, so there is nothing to drop.
+        if std::mem::take(&mut ledger.any_over) || ledger.seen_this_tick != ledger.flows.len() {
             ledger.flows.retain(|_, entry| {
                 if entry.over || tick - entry.seen > GRACE {
                     add_unowned(unowned, entry);
                     return false;
                 }
                 for side in Side::BOTH {
-                    if let End::Owned { process, .. } = entry.end(side) {
+                    if let EndOwner::Owned { process, .. } = entry.owner(side) {
                         owners.mark(process, entry.open && entry.seen == tick);
                     }
                 }
@@ -209,34 +210,35 @@ impl Ledger {
     ) {
         let Some((key, entry)) = self.flows.get_index_mut(end.flow as usize) else { return };
         let found = match answer {
-            Answer::Elsewhere => End::Elsewhere,
-            Answer::Nobody(reason) => End::Nobody(reason),
-            // The process that closed the connection says no more about its bytes than the owner that is known.
-            Answer::Closed { inherited: false, .. } if matches!(entry.end(end.side), End::Owned { .. }) => {
-                End::Nobody(Reason::Gone)
+            Answer::Elsewhere => EndOwner::Elsewhere,
+            Answer::Unowned(reason) => EndOwner::Unowned(reason),
+            // Which process closed the connection tells no more about its bytes than the known owner does.
+            Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
+                EndOwner::Unowned(Reason::Gone)
             }
             Answer::Held { pid, .. } | Answer::Closed { pid, .. } => match self.processes.index(pid, tick, identify) {
-                Some(process) => End::Owned { process, socket: SocketState::of(key, answer) },
-                None => End::Nobody(Reason::Gone),
+                Some(process) => EndOwner::Owned { process, socket: SocketState::of(key, answer) },
+                None => EndOwner::Unowned(Reason::Gone),
             },
         };
-        match (entry.end(end.side), found) {
-            (End::Owned { process, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere)
-            // The connection's own socket is closed. The listener that is found now handed it over earlier.
+        match (entry.owner(end.side), found) {
+            (EndOwner::Owned { process, .. }, EndOwner::Unknown | EndOwner::Unowned(_) | EndOwner::Elsewhere)
+            // The connection's own socket is closed. The listener that was found now handed the connection over
+            // earlier.
             | (
-                End::Owned { process, socket: SocketState::Own(_) | SocketState::Closed },
-                End::Owned { socket: SocketState::Listening(_), .. },
-            ) => entry.set_end(end.side, End::Owned { process, socket: SocketState::Closed }),
-            (before, End::Owned { process, .. }) => {
-                entry.set_end(end.side, found);
-                if !matches!(before, End::Owned { .. })
+                EndOwner::Owned { process, socket: SocketState::Own(_) | SocketState::Closed },
+                EndOwner::Owned { socket: SocketState::Listening(_), .. },
+            ) => entry.set_owner(end.side, EndOwner::Owned { process, socket: SocketState::Closed }),
+            (before, EndOwner::Owned { process, .. }) => {
+                entry.set_owner(end.side, found);
+                if !matches!(before, EndOwner::Owned { .. })
                     && let Some(process) = self.processes.get(process)
                 {
                     let carried = end.side.in_and_out(entry.carried());
                     self.accounts.credit(&process.identity, carried, entry.local, self.now);
                 }
             }
-            (_, _) => entry.set_end(end.side, found),
+            (_, _) => entry.set_owner(end.side, found),
         }
     }
 }
