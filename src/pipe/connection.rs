@@ -45,7 +45,7 @@ pub struct PipeContext {
     pub now: Instant,
 }
 
-/// The result that an event, a turn or a timeout has for a connection.
+/// What becomes of a connection after an event, a turn or a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
@@ -57,7 +57,7 @@ pub enum Outcome {
     Ended,
 }
 
-/// Which way bytes go through the pipe; also the index of whatever exists once for each way.
+/// Which way bytes go through the pipe; also the index into arrays with one element for each way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// From the client to the target.
@@ -473,11 +473,11 @@ impl Connection {
             (Leg::Target, ConnectionState::Relaying(relay)) => &relay.target.stream,
             (Leg::Target, _) => return,
         };
-        // Fails when the peer is already gone; then there is no one to tell.
+        // This fails if the peer has already closed the connection; then it needs no reset.
         let _ = setsockopt(stream, Linger, &linger { l_onoff: 1, l_linger: 0 });
     }
 
-    /// Takes the state out; the caller puts the next one in its place, or ends the connection.
+    /// Takes the state out. The caller must set the next one, or end the connection.
     fn take_state(&mut self) -> ConnectionState {
         std::mem::replace(&mut self.state, ConnectionState::Resolving)
     }

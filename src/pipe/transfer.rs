@@ -20,11 +20,10 @@ use nix::sys::epoll::EpollFlags;
 use super::kernel_pipe::{KernelPipe, PIPE_BYTES, Pool};
 use super::socket::{flush_corked, set_rcvlowat, tune_for_loopback};
 
-/// The size of the thread's buffer: the most that one copy of a bulk transfer moves, while there is no kernel pipe for
-/// it.
+/// The size of the thread's buffer: the most that one copy of a bulk transfer moves if there is no kernel pipe for it.
 const BUFFER_BYTES: usize = 1 << 16;
 
-/// The most that one copy of a transfer moves that is not bulk.
+/// The most that one copy of any other transfer moves.
 const SMALL_BYTES: usize = 1 << 14;
 
 /// Two splices in a row of fewer bytes than this end bulk: copies are cheaper then.
@@ -103,7 +102,7 @@ enum ReadUntil {
     EndAfterFailure,
 }
 
-/// How to move the bytes, from how many have come.
+/// How to move the bytes; depends on how many have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TransferMode {
     /// Few bytes: copy them.

@@ -37,7 +37,7 @@ const JEQ: u8 = 0x10;
 const JNE: u8 = 0x50;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// The source register that makes the constant of a 64-bit load the descriptor of a map.
+/// As the source register of a 64-bit load, makes its constant the descriptor of a map.
 const BPF_PSEUDO_MAP_FD: Register = Register(1);
 
 /// A register of 64 bits.
@@ -123,7 +123,7 @@ impl Instruction {
         Self::new(ST | MEM | W, base, R0, offset, value)
     }
 
-    /// `destination = ` the map of a descriptor. A constant of 64 bits takes two instructions.
+    /// `destination = map`, the map with this descriptor. A constant of 64 bits takes two instructions.
     pub fn load_map(destination: Register, fd: i32) -> [Self; 2] {
         [Self::new(LD | IMM | DW, destination, BPF_PSEUDO_MAP_FD, 0, fd), Self::new(0, R0, R0, 0, 0)]
     }
@@ -145,7 +145,7 @@ pub struct Assembler {
     instructions: Vec<Instruction>,
     /// The place of each label: the index of the instruction that follows it.
     labels: HashMap<&'static str, usize>,
-    /// The jumps, by index, whose offsets the labels decide.
+    /// The jumps to labels: the index of the instruction, and its label.
     jumps: Vec<(usize, &'static str)>,
 }
 
@@ -155,7 +155,7 @@ impl Assembler {
         self.instructions.extend(instructions);
     }
 
-    /// Names the current place. No other place may have this name.
+    /// Gives the current place this label, which no other place may have.
     pub fn label(&mut self, name: &'static str) {
         let earlier = self.labels.insert(name, self.instructions.len());
         debug_assert!(earlier.is_none(), "two places in a BPF program have the label {name:?}");

@@ -12,13 +12,13 @@
 //! long as our descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees
 //! the map.
 //!
-//! It needs CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace; and
-//! Linux 5.10 with CONFIG_CGROUP_BPF.
+//! They need CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace;
+//! and Linux 5.10 with CONFIG_CGROUP_BPF.
 //!
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
-//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` has the language it is written in. See
-//! bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
+//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` is the language in which it is written.
+//! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod instruction;
 pub mod tcp_owners;
@@ -37,7 +37,7 @@ const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
 
-/// enum bpf_map_type. Only types whose lookup yields one value may be added: that of a per-CPU map yields one for each
+/// enum bpf_map_type. Add only types whose lookup yields one value: the lookup of a per-CPU map yields one for each
 /// possible CPU, for which [`Map::lookup`] has no room.
 #[derive(Debug, Clone, Copy)]
 enum MapType {
@@ -80,7 +80,7 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
     fn lookup(&self, key: &[u8; KEY]) -> Option<[u8; VALUE]> {
         let mut value = [0; VALUE];
         let mut attr = BpfAttr::default();
-        // The padding puts the pointers at multiples of 8 bytes.
+        // The 0 is padding: it aligns the pointers to 8 bytes.
         attr.push(self.fd.as_raw_fd() as u32).push(0);
         attr.push_pointer(key.as_ptr()).push_pointer(value.as_mut_ptr());
         attr.call(BPF_MAP_LOOKUP_ELEM).ok()?;
@@ -103,7 +103,7 @@ fn load(program_type: ProgramType, program: &[Instruction]) -> io::Result<OwnedF
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.0).collect();
     let mut attr = BpfAttr::default();
     attr.push(program_type as u32).push(program.len() as u32);
-    // The licence decides which helpers the program may call; those it calls are open to all.
+    // The licence decides which helpers the program may call; those that it calls are open to every licence.
     attr.push_pointer(bytes.as_ptr()).push_pointer(c"BSD".as_ptr().cast());
     attr.open(BPF_PROG_LOAD)
 }
@@ -164,8 +164,8 @@ impl BpfAttr {
     fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
         let fd = self.call(command)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: BPF_MAP_CREATE, BPF_PROG_LOAD and BPF_LINK_CREATE, which alone come here, return a new descriptor
-        // that nothing else owns.
+        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD or BPF_LINK_CREATE. Each returns a new descriptor that
+        // nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

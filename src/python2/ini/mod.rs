@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The `configparser` crate keeps sections and options in file order and merges repeated ones, but it splits lines by
-//! other rules. So two modules of ours stand around it:
+//! other rules. So two modules of ours surround it:
 //!
 //! ```text
 //! bytes ──► lines ──────────────► configparser ──► interpolate ──────► sections
