@@ -1,4 +1,4 @@
-//! Which application on a Linux host uses how much network traffic.
+//! How much network traffic each application on a Linux host uses.
 //!
 //! The binaries runmonitor, runpipe and runaggregator only parse a command line and [`run`](program::run) one of the
 //! programs here. Once a second, in a *tick*, a program reads its sources. A [`Source`](traffic::source::Source)

@@ -155,8 +155,7 @@ impl TickLookup {
     /// The sockets of the processes that have appeared since the last call, by inode: they may have inherited them.
     ///
     /// The first call only remembers which processes there are. If a new process is in a new network namespace, the
-    /// next
-    /// [scan](TickLookup::scan_namespaces) is due at once.
+    /// next [scan](TickLookup::scan_namespaces) is due at once.
     pub fn sockets_of_new_processes(&mut self) -> HashMap<u32, (u32, Handle)> {
         let youngest_first = self.view.processes.youngest_first();
         let mut sorted = youngest_first.clone();

@@ -6,8 +6,7 @@ use crate::kernel::namespace::{Namespace, Namespaces};
 use crate::kernel::process::Handle;
 use crate::traffic::subject::Reason;
 
-/// From this number of TCP queries on, one dump of all sockets, 1 µs for each, is cheaper than one request per query, 5
-/// µs each.
+/// From this number of TCP queries on, one dump (1 µs per socket) is cheaper than one request per query (5 µs).
 const BULK: usize = 4000;
 
 /// The result of a search for a socket.

@@ -12,7 +12,7 @@ use bwmon::program::{Signals, run};
 use bwmon::python2::pattern::Pattern;
 use clap::Parser;
 
-/// Shows which process has received and sent how many bytes, once a second.
+/// Shows how many bytes each process has received and sent, once a second.
 #[derive(Parser)]
 #[command(name = "runmonitor", version, infer_long_args = true, args_override_self = true)]
 struct Arguments {

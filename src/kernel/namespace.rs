@@ -82,8 +82,7 @@ impl Namespaces {
     }
 
     /// Like [`new`](Self::new), but the [`Namespace::diag`] of each namespace also receives the TCP sockets that the
-    /// kernel
-    /// [destroys](SockDiag::destroyed).
+    /// kernel [destroys](SockDiag::destroyed).
     ///
     /// # Errors
     /// Where the kernel refuses sock_diag.

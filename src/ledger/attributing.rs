@@ -9,7 +9,7 @@ use crate::attribution::Identity;
 use crate::kernel::flow::Tuple;
 use crate::kernel::process::Handle;
 
-/// How often the owners of a flow without one are looked up again: after 1, 2, 4 … ticks.
+/// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
 /// For this many ticks a flow may be missing from the table without being over: an entry that the kernel moves from one
 /// hash chain to another during a dump may show in neither.
@@ -37,8 +37,9 @@ impl<'l> AttributingTick<'l> {
         Self { ledger }
     }
 
-    /// Schedules another lookup of the ends that were not on this host, if `is_local` now has the source of their
-    /// tuple: the address may be that of a container that was not known when its first connection began.
+    /// Schedules another lookup of the ends that were not on this host but are there now according to `is_local`, which
+    /// takes a tuple and decides on its source: the address may be that of a container that was not known when its
+    /// first connection began.
     pub fn namespace_appeared(&mut self, is_local: &mut dyn FnMut(&Tuple) -> bool) {
         let ledger = &mut *self.ledger;
         for (&key, entry) in &mut ledger.flows {

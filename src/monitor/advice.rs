@@ -12,9 +12,9 @@ pub const ENABLE_COMMANDS: &str = "nft 'add table inet bwmon; \
     add chain inet bwmon track { type filter hook input priority 0; }; \
     add rule inet bwmon track ct state invalid counter' && sysctl -w net.netfilter.nf_conntrack_acct=1";
 
-/// The consequence where conntrack does not count.
+/// The consequence if conntrack does not count.
 const PAYLOAD_ONLY: &str = "TCP payload per socket is counted, without UDP and without packet headers";
-/// The consequence where conntrack does not count and the user allows no other source.
+/// The consequence if conntrack does not count and the user allows no other source.
 const NOTHING: &str = "nothing is counted";
 
 /// The message to a user who may not read the descriptors of some processes.

@@ -1,7 +1,7 @@
 //! Counters from the connection tracking table, and its events between two readings.
 //!
-//! If events announce every flow and the flows are few, it requests them one by one: a dump of the whole table walks
-//! all of its hash chains, most of which are empty.
+//! If events announce every flow and the flows are few, this source requests them one by one: a dump of the whole table
+//! walks all of its hash chains, most of which are empty.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -123,7 +123,7 @@ impl Source for Monitor {
     }
 }
 
-/// Enters the flows that a source reads in the ledger, and the programs that have started in the lookup.
+/// Passes on what a source reads: flows to the ledger, started programs to the lookup.
 struct TickSink<'a, 'l> {
     tick: &'a mut OpenTick<'l>,
     lookup: &'a mut TickLookup,

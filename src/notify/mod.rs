@@ -30,8 +30,8 @@ pub use rule::{Interval, Rule};
 /// A tick that is early by less than this counts as on time, so that it does not miss its notification.
 const TICK_TOLERANCE: Duration = Duration::from_millis(500);
 
-/// The most applications that are remembered, for as long as their intervals last, after they have gone: if they come
-/// back, their averages go on. In an interval of a day, a host can start a million command lines.
+/// The most applications that are remembered after they have gone, each for as long as its intervals last: if it comes
+/// back, its averages go on. In an interval of a day, a host can start a million command lines.
 const GONE_KEPT: usize = 1000;
 
 /// Compares applications with the thresholds of a notification file.

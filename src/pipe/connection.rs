@@ -233,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// Both sockets are connected: forwards at once what the client has sent meanwhile, and lets epoll report the rest.
+    /// Both sockets are connected: forwards the bytes that the client has already sent, and lets epoll report the rest.
     fn start_relay(&mut self, target: EpollSocket, candidates: &Candidates, context: &mut PipeContext) -> Outcome {
         if let Some(address) = candidates.current() {
             context.target.prefer(address);
@@ -295,14 +295,15 @@ impl Connection {
         }
     }
 
-    /// Handles an event of a connected socket: first sends what the socket now has room for, then forwards what came.
+    /// Handles an event of a connected socket: first sends bytes for which it now has room, then forwards those that
+    /// came.
     fn on_relay_event(&mut self, leg: Leg, events: EpollFlags, context: &mut PipeContext) -> Outcome {
         let ConnectionState::Relaying(relay) = &mut self.state else { return Outcome::Continues };
         self.since = context.now;
         let blocked = relay.transfer(leg.receives()).is_blocked();
         let woken = relay.transfer(leg.sends()).source_event(events);
         if events.contains(EpollFlags::EPOLLIN) && relay.transfer(leg.sends()).is_blocked() {
-            // We cannot forward what comes here now, so the packets need not wake us.
+            // We cannot forward these bytes now, so further packets need not wake us.
             let socket = if leg == Leg::Client { &mut self.client } else { &mut relay.target };
             // If this fails the events continue, and do no harm.
             let _ = socket.ignore(&context.epoll, READABLE);
@@ -328,7 +329,7 @@ impl Connection {
             || events.contains(EpollFlags::EPOLLHUP) && relay.transfer(leg.sends()).has_ended()
     }
 
-    /// Lets a transfer move what it may without queueing.
+    /// Lets a transfer move the bytes that it may move without queueing.
     fn turn_now(&mut self, way: Way, context: &mut PipeContext) -> Outcome {
         let allowance = context.turns[way as usize].immediate_allowance();
         self.turn(way, allowance, context)
@@ -394,8 +395,8 @@ impl Connection {
         transfers[way as usize].check_pause(&source.stream, now)
     }
 
-    /// One socket has failed. Forwards what came before that, as far as the other socket has room: without us in
-    /// between it would have arrived too. Then resets the other socket.
+    /// One socket has failed. Forwards the bytes that came before that, as far as the other socket has room: without us
+    /// in between, they would have arrived too. Then resets the other socket.
     fn lost(&mut self, leg: Leg, error: &io::Error, context: &mut PipeContext) -> Outcome {
         if let ConnectionState::Relaying(relay) = &mut self.state {
             relay.transfer(leg.sends()).source_failed();
@@ -405,7 +406,7 @@ impl Connection {
         self.reset_after_loss(leg, error, context)
     }
 
-    /// One socket has failed, and what came before that was forwarded.
+    /// One socket has failed, and the bytes that came before that were forwarded.
     fn reset_after_loss(&self, leg: Leg, error: &io::Error, context: &PipeContext) -> Outcome {
         context.log.failure(Failure::Lost, context.now, || match leg {
             Leg::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),

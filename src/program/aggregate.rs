@@ -48,7 +48,7 @@ enum Part {
     },
 }
 
-/// How far a pipe's life has gone.
+/// The stage of a pipe's life.
 enum Stage {
     Listening,
     /// The configuration no longer has it; its connections go on.

@@ -42,7 +42,7 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// Waits until `deadline` for a signal, or for the reader of stdout to go.
+    /// Waits until a signal comes, the reader of stdout is gone, or `deadline` passes.
     pub(super) fn wait(&mut self, deadline: Instant) -> Result<Waited> {
         loop {
             if let Some(info) = self.fd.read_signal().context("cannot read the signalfd")?

@@ -1,8 +1,8 @@
-//! The subject that bytes are credited to, or the reason why they have none.
+//! Subjects, to which bytes are credited; and the reasons why bytes have no owner.
 
 use std::borrow::Cow;
 
-/// The subject that bytes are credited to: a kind of processes, or a name.
+/// Bytes are credited to it: processes that have much in common, or a name.
 ///
 /// Two subjects may have the same [label](Subject::label): two containers that run one command line, for example. An
 /// output that shows only labels adds them up.

@@ -111,8 +111,8 @@ fn load(program_type: ProgramType, program: &[Instruction]) -> io::Result<OwnedF
 /// Attaches a program to the root of the cgroup2 hierarchy. It stays attached for as long as the returned link is open.
 ///
 /// # Errors
-/// EPERM without the privileges, EINVAL where the kernel is too old for links or built without cgroup BPF, or what
-/// mounting cgroup2 gives.
+/// EPERM without the privileges, EINVAL where the kernel is too old for links or built without cgroup BPF, or the error
+/// of mounting cgroup2.
 fn attach_to_cgroup_root(program: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<OwnedFd> {
     let root = cgroup_root()?;
     let mut attr = BpfAttr::default();

@@ -17,7 +17,7 @@
 //!           nothing ambiguous     merging
 //! ```
 //!
-//! What is wrong with a file becomes a [`Diagnostic`]; the rest of the file stays readable.
+//! Each mistake in a file becomes a [`Diagnostic`]; the rest of the file stays readable.
 //!
 //! Source: <https://docs.python.org/2.7/library/configparser.html>.
 
