@@ -1,7 +1,7 @@
-//! What the aggregator costs: memory over a day of ever new command lines, and CPU with many applications.
+//! The cost of the aggregator: memory over a day with a million command lines, and CPU with many applications.
 //!
-//! `cargo bench --bench aggregator` measures each case in a process of its own. The kernel is left out: flows, processes
-//! and their command lines are made up, and everything behind them is the real thing.
+//! `cargo bench --bench aggregator` measures each case in a separate process. It does not read the kernel: flows,
+//! processes and their command lines are made up, and go through the real code.
 
 use std::env;
 use std::net::Ipv4Addr;
@@ -44,14 +44,14 @@ fn main() {
     }
 }
 
-/// A host on which so many programs a day connect once each and end.
+/// A host on which a million programs a day start, connect once and end.
 struct Host {
     ledger: Ledger,
     started: u32,
     second: u32,
 }
 
-/// Nobody is there any more.
+/// Finds no process: all have ended.
 struct Gone;
 
 impl ProcessLookup for Gone {
@@ -115,7 +115,7 @@ impl Source for Host {
     }
 }
 
-/// Kibibytes that `key` has in /proc/self/status.
+/// The value of `key` in /proc/self/status, in KiB.
 fn status_kib(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -128,7 +128,7 @@ fn memory(case: &str) {
     if case == "by application" {
         grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut diagnostics);
     }
-    // Over a day, and over the whole run.
+    // One rule averages over a day, the other over the whole run.
     let rules =
         b"[A]\nprocess_filter=.\nin_threshold=1000\ninterval=86400\n[B]\nprocess_filter=.\nin_threshold=9\ninterval=0\n";
     let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut diagnostics));
@@ -148,7 +148,7 @@ fn memory(case: &str) {
     println!("{started} command lines in a day, {case}: at most {mib:.1} MiB resident, {shown} lines at once");
 }
 
-/// Many processes, each of which moves something every second, and some of which are new.
+/// Many processes that all move bytes every second; each second some of them are new.
 struct Busy {
     second: u64,
     subjects: Vec<Arc<Subject>>,
@@ -160,7 +160,7 @@ impl Busy {
     }
 }
 
-/// As long as they are on a desktop.
+/// A command line as long as those on a desktop.
 fn command_line(n: u64) -> Arc<Subject> {
     let name = format!(
         "/usr/lib/suite-{}/program-{} --type=renderer --lang=de --num-raster-threads=4 --profile=/home/user/.config/{n} ",
@@ -192,7 +192,7 @@ fn cpu() {
     let mut text = String::new();
     for application in 0..APPLICATIONS {
         text.push_str(&format!("[Application {application}]\n"));
-        // As people write them; nearly all command lines match none of them.
+        // Realistic patterns; nearly all command lines match none of them.
         for (i, pattern) in ["(^|/)name-X\\b", "firefox-X|chrom(e|ium)-X", "-X --type=(gpu|zygote)", "user-X@", "nX$"]
             .into_iter()
             .enumerate()
@@ -211,7 +211,7 @@ fn cpu() {
     measure("runaggregator", |now| rates.rows(now, aggregator.read(now).unwrap()).1.len());
 }
 
-/// Prints what a tick takes, the first, in which all is new, by itself.
+/// Prints the CPU time of the first tick, to which everything is new, and the mean of the others.
 fn measure(program: &str, mut tick: impl FnMut(Instant) -> usize) {
     const TICKS: u32 = 300;
     let start = Instant::now();

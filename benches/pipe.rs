@@ -3,7 +3,7 @@
 //! Measures the forwarders one after the other, three times, and prints the medians: throughput and CPU seconds per GB
 //! with 1 and 8 streams, connections per second and CPU per connection, and the round trip of one byte. Then, once, the
 //! memory of 8,000 open connections, and how close runpipe comes to a limit. The bytes go from threads of this program
-//! to other threads of it; `direct` is without a forwarder. socat, HAProxy and rinetd are measured where they are
+//! to other threads of it; `direct` is without a forwarder. It leaves out socat, HAProxy and rinetd if they are not
 //! installed.
 
 use std::fs;

@@ -1,4 +1,3 @@
-
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
 fn main() -> anyhow::Result<()> {
     let mut c = PacketCounters::attach()?;
@@ -9,7 +8,9 @@ fn main() -> anyhow::Result<()> {
         let mut rows = Vec::new();
         let o = c.read(|b| rows.push(b))?;
         eprintln!("{:?} overflow {o:?} {} rows", t.elapsed(), rows.len());
-        for r in rows.iter().take(20) { println!("{r:?}"); }
+        for r in rows.iter().take(20) {
+            println!("{r:?}");
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The five command lines that received most, after ten seconds: the library without the programs.
+//! Prints the five command lines that received the most bytes in ten seconds. Uses the library without the programs.
 //!
 //! `sudo cargo run --release --example top`
 
@@ -13,7 +13,7 @@ fn main() -> anyhow::Result<()> {
         selections: vec![Selection::default()],
         ..MonitorSettings::default()
     })?;
-    // The first reading is where counting begins; a reading a second sees most.
+    // Counting begins with the first reading. One reading a second catches most of the short connections.
     let mut readings = monitor.read(Instant::now())?;
     for _ in 0..10 {
         std::thread::sleep(Duration::from_secs(1));

@@ -1,10 +1,12 @@
-//! Which application on a Linux host uses how much network traffic.
+//! How much network traffic each application on a Linux host uses.
 //!
-//! The programs runmonitor, runpipe and runaggregator are thin: they parse a command line and [`run`](program::run) one of
-//! the programs here. A [`Source`](traffic::source::Source) counts: a [`Monitor`](monitor::Monitor), which joins the kernel's
-//! counters with the owners of the connections, or a [`Pipe`](pipe::Pipe), which counts what it carries. Its readings become
-//! [rates](traffic::rates), [applications](grouping) and [notifications](notify); all of a tick is a
-//! [`Frame`](output::Frame), which an [`Output`](output::Output) shows.
+//! The binaries runmonitor, runpipe and runaggregator only parse a command line and [`run`](program::run) one of the
+//! programs here. Once a second, in a *tick*, a program reads its sources. A [`Source`](traffic::source::Source)
+//! returns the total bytes of each [`Subject`](traffic::subject::Subject), such as the processes with one command line:
+//! a [`Monitor`](monitor::Monitor) combines the kernel's counters with the owners of the connections, a
+//! [`Pipe`](pipe::Pipe) counts the bytes that it delivers. The program adds these readings up to
+//! [applications](grouping), turns them into [rates](traffic::rates) and checks [thresholds](notify). The result of a
+//! tick is a [`Frame`](output::Frame), which an [`Output`](output::Output) shows.
 //!
 //! ```no_run
 //! use std::time::Instant;
@@ -24,21 +26,22 @@
 //!
 //! # Layout
 //!
-//! In the order in which to read them. A module imports only modules below its own line; ARCHITECTURE.md has the picture.
+//! In the order in which to read them. A module imports only modules below its own line; ARCHITECTURE.md has the
+//! picture and explains the terms.
 //!
-//! - [`program`]: the loop of a tick, and the three programs that it runs.
-//! - [`monitor`]: one tick of counting per process; the joint [`CounterSource`](monitor::counters) with a file per source.
-//! - [`config`]: from configuration files to settings, with a diagnostic for everything that is wrong.
-//! - [`ledger`]: the books: which flow carried how much, who owns its ends, what each subject has moved.
-//! - [`grouping`]: what counts as one application.
+//! - [`program`]: the loop, and the three programs that it runs.
+//! - [`monitor`]: one tick of counting per process, with a file for each [source of counters](monitor::counters).
+//! - [`config`]: from configuration files to settings, with a diagnostic for each mistake.
+//! - [`ledger`]: the bytes of each flow, the owners of its two ends, and the bytes of each subject.
+//! - [`grouping`]: which subjects form one application.
 //! - [`notify`]: which application exceeds a threshold, and the commands that then run.
-//! - [`attribution`]: whose end of a connection this is.
-//! - [`python2`]: the dialects of old configuration files and patterns, each held to recordings of the original.
+//! - [`attribution`]: which process owns an end of a connection.
+//! - [`python2`]: the dialects of Python 2 in files and patterns, each tested against recordings of the original.
 //! - [`pipe`]: the TCP forwarder.
 //! - [`output`]: one tick as data, and the ways to show it.
-//! - [`kernel`]: what the kernel says, one file per interface.
-//! - [`traffic`]: what the counting side hands to the showing side.
-//! - [`printable`]: foreign text made safe to show.
+//! - [`kernel`]: the kernel's interfaces, one file for each.
+//! - [`traffic`]: the types between counting and showing.
+//! - [`printable`]: makes text from outside safe to print.
 
 pub mod attribution;
 pub mod config;

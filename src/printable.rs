@@ -1,14 +1,14 @@
-//! Text that others have written, made safe to print.
+//! Makes text from outside safe to print.
 
 /// `name` in at most `width` characters, safe to print: a longer one ends in `...`.
 ///
-/// The name may be another user's, so what could move the cursor, end the line or turn the reading direction is
-/// written as an escape (`\n`, `\x1b`, `\u{202e}`), in a pipe as on a terminal: one line is always one name. An escape
-/// is never cut in two.
+/// Another user may have chosen the name. So a character that could move the cursor, end the line or change the reading
+/// direction becomes an escape (`\n`, `\x1b`, `\u{202e}`), on a terminal and in a pipe: one line is always one name. An
+/// escape is never cut in two.
 pub fn printable(name: &[u8], width: usize) -> String {
     let mut text = String::new();
     let mut used = 0;
-    // Where to cut, should the whole not fit.
+    // Where to cut if the whole name does not fit.
     let mut cut = 0;
     for piece in name.utf8_chunks() {
         let valid = piece.valid().chars().map(Unit::Char);
@@ -38,7 +38,7 @@ enum Unit {
     Byte(u8),
 }
 
-/// Control characters, and the ones that turn the reading direction of what follows (Unicode's Bidi_Control).
+/// Control characters, and those that change the reading direction of the text after them (Unicode's Bidi_Control).
 fn unsafe_to_print(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -32,7 +32,7 @@ fn answers(proc: &FakeProc, queries: impl IntoIterator<Item = Query>) -> Vec<Fou
     let found = |answer| match answer {
         Answer::Held { pid, connected, .. } => Ok((pid, connected)),
         Answer::Closed { pid, .. } => panic!("{pid} is said to have closed it"),
-        Answer::Nobody(reason) => Err(Some(reason)),
+        Answer::Unowned(reason) => Err(Some(reason)),
         Answer::Elsewhere => ELSEWHERE,
     };
     TickLookup::from_files(proc.root()).resolve(queries.into_iter(), Vec::new()).into_iter().map(found).collect()

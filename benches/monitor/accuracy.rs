@@ -1,4 +1,5 @@
-//! Which share of each application's bytes a monitor reports, against what nftables counted at its port.
+//! The share of each application's bytes that a monitor reports, compared with the bytes that nftables counted at its
+//! port.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -16,29 +17,28 @@ use crate::table::{self, median, number, percent};
 pub struct Options {
     #[command(flatten)]
     common: Common,
-    /// Keep all cores busy with other processes meanwhile
+    /// Keep all cores busy with other processes during the measurement
     #[arg(long)]
     busy: bool,
 }
 
-/// Time for a monitor to start, and to show the last bytes.
+/// The time for a monitor to start, and to show the last bytes.
 const SETTLE: Duration = Duration::from_millis(3500);
 
-/// The ports are this and those after it, in the order of the workloads.
+/// The port of the first workload; the others follow in order.
 const FIRST_PORT: u16 = 7001;
 
-/// An application and the traffic that it has. The application's process is called `app`, and its host is the one that is
-/// monitored.
+/// An application and its traffic. It runs on the monitored host; its processes are called `app-` and the port.
 struct Workload {
     title: &'static str,
     app: App,
-    /// What the server plays, but for its port.
+    /// The server's role, without its port.
     server: &'static str,
-    /// Where the server is, from the client.
+    /// The server's address as the client sees it.
     address: &'static str,
-    /// What the client plays; `TO` stands for the server's address and port.
+    /// The client's role; `TO` stands for the server's address and port.
     client: &'static str,
-    /// So many clients, one after the other.
+    /// The number of clients, one after the other.
     times: u32,
 }
 
@@ -107,7 +107,7 @@ impl Workload {
     }
 }
 
-/// What the application at a port is called.
+/// The name of the application at a port.
 fn name(port: u16) -> String {
     format!("app-{port}")
 }
@@ -117,7 +117,7 @@ struct Hosts {
     other: Namespace,
 }
 
-/// What one application moved and what was reported of it.
+/// The bytes that one application moved, and those that the monitor reported.
 #[derive(Clone, Copy)]
 struct Outcome {
     truth: Bytes,

@@ -1,7 +1,8 @@
-//! What a flow at full speed keeps of its throughput beside each monitor.
+//! The share of its throughput that a flow at full speed keeps beside each monitor.
 //!
-//! Such a flow takes all of the machine, and its throughput differs by some 10 % from one time to the next. What a cheap
-//! monitor costs is seen beside `asleep`, which costs nothing, over many rounds, and with many of each at once.
+//! Such a flow uses the whole machine, and its throughput differs by some 10 % from one run to the next. To see the
+//! cost of a cheap monitor, compare it with `asleep`, which costs nothing, over many rounds and with many instances at
+//! once.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,17 +23,17 @@ pub struct Options {
     /// How many seconds a flow lasts
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// So many of each monitor run at once
+    /// How many instances of each monitor run at once
     #[arg(long, default_value_t = 1)]
     instances: usize,
 }
 
-/// Time for monitors to start, and as long a rest before the flows without.
+/// The time for monitors to start, and the rest before a flow without a monitor.
 const SETTLE: Duration = Duration::from_millis(1500);
 
 const PORT: u16 = 7001;
 
-/// What makes the flow.
+/// The program that makes the flow.
 #[derive(Clone, Copy)]
 enum Maker {
     Iperf3,
@@ -59,14 +60,14 @@ impl Maker {
     fn measure(self, host: &Namespace, seconds: u64) -> Result<f64> {
         match self {
             Self::Iperf3 => {
-                let said = host.execute(&format!("iperf3 -J -c 10.99.0.2 -p {PORT} -t {seconds}"))?;
-                let said: serde_json::Value = serde_json::from_str(&said).context("cannot read iperf3's figures")?;
-                let bits = said["end"]["sum_received"]["bits_per_second"].as_f64();
-                Ok(bits.context("iperf3 tells no throughput")? / 8.0)
+                let report = host.execute(&format!("iperf3 -J -c 10.99.0.2 -p {PORT} -t {seconds}"))?;
+                let report: serde_json::Value = serde_json::from_str(&report).context("cannot read iperf3's report")?;
+                let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+                Ok(bits.context("iperf3 reports no throughput")? / 8.0)
             }
             Self::Own => {
-                let said = host.play("flood", &format!("flood 10.99.0.2:{PORT} {seconds}"))?.finish()?;
-                said.trim().parse().with_context(|| format!("no throughput: {said}"))
+                let printed = host.play("flood", &format!("flood 10.99.0.2:{PORT} {seconds}"))?.finish()?;
+                printed.trim().parse().with_context(|| format!("no throughput: {printed}"))
             }
         }
     }
@@ -87,11 +88,11 @@ pub fn run(options: &Options) -> Result<()> {
     let candidates: Vec<Peer> = std::iter::once(Peer::Asleep).chain(Peer::ALL).collect();
     let peers = peers::present(&candidates, &options.common);
     let mut outcomes: Vec<Vec<Outcome>> = peers.iter().map(|_| Vec::new()).collect();
-    // Each flow beside a monitor lies between two without, since what else goes on changes from second to second.
+    // Each flow beside a monitor is measured between two without, since the load of the machine changes every second.
     let mut alone = vec![maker.measure(&monitored, options.seconds)?];
     for round in 0..options.common.rounds {
         for position in 0..peers.len() {
-            // None always comes first, or always after the same one.
+            // So that no monitor is always the first, or always follows the same one.
             let which = if round % 2 == 0 { position } else { peers.len() - 1 - position };
             let start = |_| peers[which].start(&monitored, &options.common.ours);
             let monitors = (0..options.instances).map(start).collect::<Result<Vec<_>>>()?;

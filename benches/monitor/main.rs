@@ -1,15 +1,15 @@
 //! Measures runmonitor on traffic of a known amount, beside the other monitors that are installed.
 //!
 //! ```text
-//! sudo cargo bench --bench monitor -- accuracy      whose bytes are reported, against what nftables counted
-//! sudo cargo bench --bench monitor -- scale         CPU and memory while many connections are held
-//! sudo cargo bench --bench monitor -- storm         short connections, thousands a second
-//! sudo cargo bench --bench monitor -- heavy         what a flow at full speed keeps of its throughput
+//! sudo cargo bench --bench monitor -- accuracy      the share of each application's bytes that is reported
+//! sudo cargo bench --bench monitor -- scale         CPU and memory with many open connections
+//! sudo cargo bench --bench monitor -- storm         thousands of short connections a second
+//! sudo cargo bench --bench monitor -- heavy         the throughput that a flow at full speed keeps
 //! sudo cargo bench --bench monitor -- soak          memory and punctuality over minutes
 //! ```
-//! All traffic is in network namespaces of its own, which end with the program. It needs root, nft and ip; a monitor
-//! that is not installed (nethogs, ss, conntrack) is left out. The figures are those of one machine: compare within
-//! one run, never across.
+//! All traffic is in network namespaces that end with the program. It needs root, nft and ip, and leaves out the
+//! monitors that are not installed (nethogs, ss, conntrack). Figures depend on the machine and its load: compare only
+//! those of one run.
 
 mod accuracy;
 mod heavy;
@@ -35,26 +35,26 @@ use peers::Peer;
 struct Arguments {
     #[command(subcommand)]
     bench: Bench,
-    /// What cargo says to every benchmark
+    /// Cargo passes this to every benchmark
     #[arg(long = "bench", global = true, hide = true)]
     _from_cargo: bool,
 }
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Which share of each application's bytes a monitor reports, against nftables' counters
+    /// The share of each application's bytes that a monitor reports, compared with nftables' counters
     Accuracy(accuracy::Options),
-    /// CPU and memory while many connections are held, one in a hundred moving data
+    /// CPU and memory with many open connections, one in a hundred of which moves data
     Scale(scale::Options),
-    /// Short connections at a rate from one process, or from a new process each as fast as the machine forks
+    /// Short connections from one process at a given rate, or each from a new process, as fast as the machine forks
     Storm(storm::Options),
-    /// What a flow at full speed keeps of its throughput
+    /// The share of its throughput that a flow at full speed keeps
     Heavy(heavy::Options),
     /// Memory and punctuality of runmonitor over minutes, while connections come and go
     Soak(soak::Options),
 }
 
-/// What is measured.
+/// The program to measure.
 #[derive(Args)]
 struct Ours {
     /// The runmonitor to measure
@@ -62,13 +62,13 @@ struct Ours {
     runmonitor: PathBuf,
 }
 
-/// What the benchmarks are told that compare.
+/// The options of the benchmarks that compare monitors.
 #[derive(Args)]
 struct Common {
-    /// Rounds; medians are shown
+    /// Number of rounds, of which the medians are shown
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only these monitors
+    /// Measure only these monitors
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Peer>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ struct Common {
 }
 
 fn main() -> Result<()> {
-    // The traffic's own processes, started by this program.
+    // This program starts itself again for the processes that make traffic.
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let Some((first, role)) = words.split_first()
         && first == roles::ROLE

@@ -1,4 +1,4 @@
-//! Network namespaces for the traffic: made by unshare(2), named nowhere, gone with their last process.
+//! Network namespaces for the traffic: made by unshare(2), without a name, so that they end with their last process.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,14 +10,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::program::Program;
 use crate::roles;
 
-/// The rules that have connections tracked: one that looks at a connection's state is enough.
+/// Rules that make the kernel track connections: one that reads a connection's state is enough.
 const TRACK: &str = "
 table inet track {
     chain input { type filter hook input priority 0; ct state invalid counter; }
     chain output { type filter hook output priority 0; ct state invalid counter; }
 }";
 
-/// The thread's own namespace.
+/// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace.
@@ -28,7 +28,7 @@ pub struct Namespace {
 impl Namespace {
     /// A new one, with its loopback interface up.
     pub fn new() -> Result<Self> {
-        // unshare(2) moves one thread, and this one ends.
+        // unshare(2) moves only the calling thread, so use one that ends.
         let made = std::thread::spawn(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
             File::open(OWN).context("cannot open a network namespace")
@@ -38,7 +38,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// A new one, in which connections are tracked and their bytes counted.
+    /// A new one, in which the kernel tracks connections and counts their bytes.
     pub fn tracked() -> Result<Self> {
         let namespace = Self::new()?;
         namespace.nft(TRACK)?;
@@ -47,7 +47,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Joins two by a cable, with the addresses 10.99.0.1 and fd99::1 at this end and 10.99.0.2 and fd99::2 at the other.
+    /// Joins two by a veth pair, with the addresses 10.99.0.1 and fd99::1 here and 10.99.0.2 and fd99::2 in the other.
     pub fn join(&self, other: &Self) -> Result<()> {
         let path = format!("/proc/{}/fd/{}", std::process::id(), other.file.as_raw_fd());
         self.execute(&format!("ip link add cable type veth peer name cable netns {path}"))?;
@@ -59,7 +59,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Does something in this namespace: what is started or opened meanwhile stays there.
+    /// Calls `action` in this namespace; the processes that it starts and the sockets that it opens stay there.
     pub fn inside<T>(&self, action: impl FnOnce() -> T) -> Result<T> {
         let home = File::open(OWN).context("cannot open a network namespace")?;
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")?;
@@ -78,7 +78,7 @@ impl Namespace {
         self.start(&mut roles::command(name, role)?)
     }
 
-    /// Runs a command to its end and gives what it printed.
+    /// Runs a command to its end and returns its output.
     pub fn execute(&self, line: &str) -> Result<String> {
         let mut words = line.split(' ');
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -99,7 +99,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Has nftables count what goes to and comes from these ports, outside of conntrack.
+    /// Makes nftables count the bytes to and from these ports, without conntrack.
     pub fn count_ports(&self, ports: &[u16]) -> Result<()> {
         let each = |line: &dyn Fn(u16) -> String| ports.iter().map(|&port| line(port)).collect::<String>();
         self.nft(&format!(
@@ -122,7 +122,7 @@ impl Namespace {
         ))
     }
 
-    /// What was counted at a port: the client's bytes in and out, and the server's.
+    /// The bytes counted at a port: in and out for the client, and for the server.
     pub fn counted(&self, port: u16) -> Result<Counted> {
         let counters = self.execute("nft -j list counters table inet truth")?;
         let counters: serde_json::Value = serde_json::from_str(&counters).context("cannot read nft's counters")?;
@@ -137,7 +137,7 @@ impl Namespace {
         })
     }
 
-    /// How many connections conntrack knows here.
+    /// The number of connections that conntrack tracks here.
     pub fn tracked_connections(&self) -> Result<usize> {
         let count = "/proc/sys/net/netfilter/nf_conntrack_count";
         let text = self.inside(|| fs::read_to_string(count))?.with_context(|| format!("cannot read {count}"))?;
@@ -145,7 +145,7 @@ impl Namespace {
     }
 }
 
-/// What an application has moved.
+/// The bytes that an application has moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bytes {
     pub bytes_in: u64,
@@ -164,18 +164,18 @@ impl Bytes {
         self.bytes_in + self.bytes_out
     }
 
-    /// What of `truth` is reported here: nothing counts for more than it was.
+    /// The part of `truth` that this reports; a figure above the truth counts only as the truth.
     pub fn of(self, truth: Self) -> u64 {
         self.bytes_in.min(truth.bytes_in) + self.bytes_out.min(truth.bytes_out)
     }
 
-    /// How far this is from `truth`, both ways.
+    /// The absolute difference from `truth`, in and out added up.
     pub fn error(self, truth: Self) -> u64 {
         self.bytes_in.abs_diff(truth.bytes_in) + self.bytes_out.abs_diff(truth.bytes_out)
     }
 }
 
-/// What was counted at a server's port.
+/// The bytes counted at a server's port.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counted {
     pub client: Bytes,

@@ -1,4 +1,4 @@
-//! The monitors that are measured: how each is started, and how its figures are read.
+//! The monitors to measure: how to start each one, and how to read its figures.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -14,9 +14,9 @@ use crate::{Common, Ours};
 /// A monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Peer {
-    /// A program that does nothing: what it seems to cost is the measurement's error
+    /// A program that does nothing: its apparent cost is the measurement's error
     Asleep,
-    /// A dump of conntrack's table each second, received and thrown away: less cannot be done by polling
+    /// A dump of conntrack's table each second, received and discarded: the least that polling can cost
     Floor,
     /// `conntrack -L`, once a second
     Conntrack,
@@ -24,14 +24,14 @@ pub enum Peer {
     Ss,
     /// nethogs, TCP and UDP, on all devices
     Nethogs,
-    /// Our own
+    /// Our runmonitor
     Runmonitor,
 }
 
 impl Peer {
-    /// Those that do something.
+    /// All but `Asleep`.
     pub const ALL: [Self; 5] = [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor];
-    /// Those that say whose bytes they are.
+    /// Those that report bytes per process.
     pub const ATTRIBUTING: [Self; 2] = [Self::Nethogs, Self::Runmonitor];
 
     pub fn name(self) -> &'static str {
@@ -61,9 +61,9 @@ impl Peer {
         }
     }
 
-    /// What it last reported of each process, by the process' name (argv[0]).
+    /// The figures that it last reported for each process, by the process's name (argv[0]).
     pub fn figures(self, printed: &str) -> HashMap<String, Bytes> {
-        // The last figures of each line: a command line, or a process.
+        // By command line (runmonitor) or process (nethogs); later lines replace earlier ones.
         let lines: HashMap<&str, Bytes> = match self {
             Self::Runmonitor => printed.lines().filter_map(runmonitor_line).collect(),
             Self::Nethogs => printed.lines().filter_map(nethogs_line).collect(),
@@ -79,7 +79,7 @@ impl Peer {
         figures
     }
 
-    /// The most memory it ever had resident, in MiB; of one that is started each second, the largest.
+    /// Its peak resident memory, in MiB; for a program that runs once a second, that of the largest run.
     pub fn peak_mib(self, program: &Program) -> Result<f64> {
         let kib = match self {
             Self::Conntrack | Self::Ss => {
@@ -107,13 +107,13 @@ pub fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// Of `peers` those that are asked for and installed. Of the others it is said that they are left out.
+/// Those of `peers` that the options ask for and that are installed. Reports those that are not installed.
 pub fn present(peers: &[Peer], common: &Common) -> Vec<Peer> {
     let wanted = peers.iter().filter(|peer| common.only.is_empty() || common.only.contains(peer));
     let present = |peer: &&Peer| {
         let installed = peer.is_installed();
         if !installed {
-            eprintln!("{} is not installed and left out", peer.name());
+            eprintln!("{} is not installed, so it is left out", peer.name());
         }
         installed
     };

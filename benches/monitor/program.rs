@@ -1,4 +1,4 @@
-//! A program that runs: what it prints and when, what it uses, and its end.
+//! A running program: its output, with times, its CPU time and memory, and its end.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -13,10 +13,10 @@ use thread_priority::{
     thread_native_id,
 };
 
-/// How long anything may take before it counts as never.
+/// The longest that anything may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What was printed in one write, and when it was read.
+/// The output of one write, and when it was read.
 #[derive(Debug, Clone)]
 pub struct Chunk {
     pub at: Instant,
@@ -46,7 +46,7 @@ impl Program {
         Process::new(self.child.id().cast_signed()).context("the program is gone")
     }
 
-    /// All it printed so far.
+    /// All its output so far.
     pub fn chunks(&self) -> Vec<Chunk> {
         self.printed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -67,7 +67,7 @@ impl Program {
         Ok(self)
     }
 
-    /// Waits for its end, and gives what it printed.
+    /// Waits for its end, and returns its output.
     pub fn finish(mut self) -> Result<String> {
         let status = self.child.wait().context("cannot wait for a program")?;
         if let Some(reader) = self.reader.take() {
@@ -77,7 +77,7 @@ impl Program {
         Ok(self.text())
     }
 
-    /// Waits for its end, and gives how many connections or processes it made, and how many others failed.
+    /// Waits for its end, and returns how many of its connections or processes succeeded and how many failed.
     pub fn connections(self) -> Result<(u32, u32)> {
         let printed = self.finish()?;
         let last = printed.lines().last().and_then(|line| line.split_once(' '));
@@ -92,12 +92,12 @@ impl Program {
         Ok((stat.utime + stat.stime + children) as f64 / procfs::ticks_per_second() as f64)
     }
 
-    /// The most memory it ever had resident, in KiB.
+    /// Its peak resident memory, in KiB.
     pub fn peak_kib(&self) -> Result<u64> {
         self.process()?.status()?.vmhwm.context("no VmHWM")
     }
 
-    /// The memory that it has resident, in KiB.
+    /// Its present resident memory, in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
         self.process()?.status()?.vmrss.context("no VmRSS")
     }
@@ -111,7 +111,7 @@ impl Drop for Program {
 }
 
 fn read(mut from: impl Read, printed: &Mutex<Vec<Chunk>>) {
-    // When a line came is asked of the program that wrote it, not of how long this thread waited for a core.
+    // The time of a chunk must tell when the program wrote it, not how long this thread waited for a core.
     let round_robin = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
     let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, round_robin);
     let mut buffer = [0; 65_536];

@@ -1,6 +1,6 @@
-//! The processes that make traffic: this program again, started with the words of a role.
+//! The processes that make traffic: this program, started again with a role as its arguments.
 //!
-//! A role says "ready" once it can be used, and at its end what it did. It ends with the program that started it.
+//! A role prints "ready" when it is ready, and its result at the end. It ends with the program that started it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -17,18 +17,18 @@ use nix::sys::signal::Signal;
 
 mod connections;
 
-/// The first word of a command line that is a role's.
+/// The first argument of a process with a role.
 pub const ROLE: &str = "role";
 
 /// IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 const CONNTRACK_GET: u16 = 1 << 8 | 1;
-/// What a transfer writes at a time where it keeps a rate.
+/// The bytes that a transfer writes at a time: with a rate, and as fast as it can.
 const PIECE: usize = 16 * 1024;
 const LARGE_PIECE: usize = 128 * 1024;
-/// What a datagram's echo is waited for.
+/// How long to wait for a datagram's echo.
 const ECHO_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The command that plays a role, in a process whose argv[0] is `name`.
+/// The command that starts a role in a process whose argv[0] is `name`.
 pub fn command(name: &str, role: &str) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.arg0(name).arg(ROLE).args(role.split(' '));
@@ -76,7 +76,7 @@ fn say(what: &str) -> Result<()> {
     writeln!(stdout, "{what}").and_then(|()| stdout.flush()).context("cannot write to stdout")
 }
 
-/// A server for transfers, IPv4 and IPv6 on one socket. A client's first line tells it what to do.
+/// A server for transfers, IPv4 and IPv6 on one socket. The first line of each client is an order.
 fn serve(port: u16) -> Result<()> {
     let listener = connections::listen(port)?;
     say("ready")?;
@@ -97,7 +97,7 @@ fn serve_one(mut stream: TcpStream) -> Result<()> {
     }
     let order = String::from_utf8(order)?;
     match order.split_ascii_whitespace().collect::<Vec<_>>()[..] {
-        // What was sent is acknowledged, so that the client's end is not a reset.
+        // The client waits for a byte after the data, so that its end is not a reset.
         ["take", bytes] => {
             take(&mut stream, bytes.parse()?)?;
             stream.write_all(b"!")?;
@@ -111,7 +111,7 @@ fn serve_one(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Writes `bytes`, at a rate in bytes per second unless that is 0.
+/// Writes `bytes` bytes at `rate` bytes per second, or as fast as it can if that is 0.
 fn give(stream: &mut TcpStream, bytes: u64, rate: u64) -> Result<()> {
     let piece = vec![b'x'; if rate == 0 { LARGE_PIECE } else { PIECE }];
     let start = Instant::now();
@@ -127,7 +127,7 @@ fn give(stream: &mut TcpStream, bytes: u64, rate: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads `bytes`, or up to the end.
+/// Reads `bytes` bytes, or up to the end of stream.
 fn take(stream: &mut TcpStream, bytes: u64) -> Result<()> {
     let mut buffer = vec![0; LARGE_PIECE];
     let mut taken = 0;
@@ -156,7 +156,7 @@ fn receive(from: SocketAddr, bytes: u64, rate: u64, hold: Duration) -> Result<()
     Ok(())
 }
 
-/// Sends as fast as it can, and says how many bytes per second that were.
+/// Sends as fast as it can, and prints its rate in bytes per second.
 fn flood(to: SocketAddr, time: Duration) -> Result<()> {
     let mut stream = TcpStream::connect(to)?;
     stream.write_all(format!("take {}\n", u64::MAX).as_bytes())?;
@@ -170,19 +170,19 @@ fn flood(to: SocketAddr, time: Duration) -> Result<()> {
     say(&format!("{}", sent as f64 / start.elapsed().as_secs_f64()))
 }
 
-/// Sends each datagram back, from one socket that is not connected.
+/// Sends each datagram back, from one unconnected socket.
 fn echo_datagrams(port: u16) -> Result<()> {
     let socket = UdpSocket::bind(("::", port))?;
     say("ready")?;
     let mut buffer = [0; 65_536];
     loop {
         let (length, from) = socket.recv_from(&mut buffer)?;
-        // A client that is gone is told of by an error.
+        // This fails if the client is gone.
         let _ = socket.send_to(&buffer[..length], from);
     }
 }
 
-/// Sends datagrams of 1,000 bytes, 2 ms apart, and waits for each one's echo.
+/// Sends datagrams of 1,000 bytes, 2 ms apart, and waits for the echo of each.
 fn datagrams(to: SocketAddr, count: u32, connected: bool) -> Result<()> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
@@ -203,15 +203,14 @@ fn datagrams(to: SocketAddr, count: u32, connected: bool) -> Result<()> {
     Ok(())
 }
 
-/// Plays a role in so many processes, one after the other.
+/// Plays a role in `count` processes, one after the other.
 fn one_by_one(count: u32, name: &str, role: &str) -> Result<()> {
     let mut command = command(name, role)?;
     let failed = (0..count).filter(|_| !command.status().is_ok_and(|status| status.success())).count();
     say(&format!("{} {failed}", count as usize - failed))
 }
 
-/// Plays a role in one process after the other for some time, with two of them at work per core; begins `after` some
-/// time.
+/// Plays a role in one new process after the other, two at a time per core, for `time`. Begins after `after`.
 fn fork_storm(after: Duration, time: Duration, name: &str, role: &str) -> Result<()> {
     say("ready")?;
     sleep(after);
@@ -237,8 +236,8 @@ fn fork_storm(after: Duration, time: Duration, name: &str, role: &str) -> Result
     say(&format!("{done} {failed}"))
 }
 
-/// Runs a command each second and throws away what it prints. Says after each time how many KiB of memory the largest
-/// took so far.
+/// Runs a command each second and discards its output. After each run, prints the peak memory of the largest run so
+/// far, in KiB.
 fn repeat(program: &str, arguments: &[&str]) -> Result<()> {
     each_second(|| {
         let status = Command::new(program).args(arguments).stdout(std::process::Stdio::null()).status();
@@ -247,11 +246,11 @@ fn repeat(program: &str, arguments: &[&str]) -> Result<()> {
     })
 }
 
-/// Has the kernel dump conntrack's table each second and throws the messages away.
+/// Requests a dump of conntrack's table each second and discards the messages.
 fn dump() -> Result<()> {
     each_second(|| {
         let mut socket = Netlink::open(protocol::NETFILTER, 0)?;
-        // A nfgenmsg of zeros: all families.
+        // A struct nfgenmsg of zeros: all families.
         socket.request(CONNTRACK_GET, netlink::DUMP, &[0; 4], |_| {})?;
         say("dumped")
     })

@@ -1,4 +1,4 @@
-//! CPU and memory of each monitor while many connections are held, one in a hundred moving data each second.
+//! CPU and memory of each monitor with many open connections, one in a hundred of which moves data each second.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -17,22 +17,22 @@ use crate::table::{self, median, most, number};
 pub struct Options {
     #[command(flatten)]
     common: Common,
-    /// How many connections are held, over loopback: each has two sockets and one entry in conntrack's table
+    /// How many connections are open, over loopback: each has two sockets and one entry in conntrack's table
     #[arg(long, value_delimiter = ',', default_values_t = [20_000, 60_000])]
     flows: Vec<usize>,
-    /// How many seconds each monitor is measured for
+    /// For how many seconds to measure each monitor
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 }
 
-/// Time for a monitor to take in what is there.
+/// The time for a monitor to start and read all connections.
 const SETTLE: Duration = Duration::from_secs(3);
-/// A process holds so many connections at most, to a loopback address of its own.
+/// The most connections that one process holds, to its own loopback address.
 const HELD_BY_ONE: usize = 10_000;
 
 const PORT: u16 = 7001;
 
-/// What one monitor used.
+/// The CPU time and memory of one monitor.
 struct Usage {
     cpu_s_per_refresh: f64,
     peak_mib: f64,
@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> Result<()> {
         println!("{flows} connections held, {} tracked", namespace.tracked_connections()?);
         let peers = peers::present(&Peer::ALL, &options.common);
         let mut used: Vec<Vec<Usage>> = peers.iter().map(|_| Vec::new()).collect();
-        // One beside the other in each round, so that all have the same of what else goes on.
+        // All monitors in each round, so that the machine's other load affects all alike.
         for _ in 0..options.common.rounds {
             for (peer, used) in peers.iter().zip(&mut used) {
                 used.push(measure(*peer, &namespace, options)?);
@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Has processes hold so many connections over loopback.
+/// Starts processes that hold `flows` connections over loopback.
 pub fn hold(namespace: &Namespace, port: u16, flows: usize) -> Result<Vec<Program>> {
     let before = namespace.tracked_connections()?;
     let pairs = flows.div_ceil(HELD_BY_ONE).max(2);

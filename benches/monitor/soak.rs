@@ -1,4 +1,4 @@
-//! Memory and punctuality of runmonitor over minutes, while connections are held and others come and go.
+//! Memory and punctuality of runmonitor over minutes, while some connections stay open and others come and go.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ use crate::table::{self, median, most, number};
 pub struct Options {
     #[command(flatten)]
     ours: Ours,
-    /// How many connections are held
+    /// How many connections stay open
     #[arg(long, default_value_t = 20_000)]
     flows: usize,
     /// How many connections a second come and go
     #[arg(long, default_value_t = 500.0)]
     rate: f64,
-    /// For how many seconds
+    /// For how many seconds to measure
     #[arg(long, default_value_t = 300)]
     seconds: u64,
 }
@@ -32,14 +32,15 @@ const CHURN_PORT: u16 = 7001;
 const CALM_PORT: u16 = 7002;
 const HELD_PORT: u16 = 7101;
 
-/// Time in which the monitor has nothing to do, which tells its schedule.
+/// The time in which the monitor has nothing to do, so that its refreshes show its schedule.
 const CALM: Duration = Duration::from_millis(4500);
-/// After this all that ends in a minute has ended once: memory should grow no more.
+/// The time after which memory should no longer grow: by then, everything that is kept for a minute has been dropped
+/// once.
 const WARM_S: usize = 60;
-/// A line is shown for so many seconds.
+/// The number of seconds that one line of the table covers.
 const LINE_S: usize = 30;
 
-/// What was seen in one second.
+/// A sample, one each second.
 struct Sample {
     at: Instant,
     resident_kib: u64,
@@ -55,7 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
     sleep(CALM);
     let calm_until = Instant::now();
     let _held = hold(&namespace, HELD_PORT, options.flows)?;
-    // What it took to take them in is measured by the other benchmarks.
+    // Leave out the work of reading the new connections, which the other benchmarks measure.
     sleep(CALM);
     let churn = format!("storm 127.0.0.1:{CHURN_PORT} 0 {} 0 {}", options.rate, options.seconds);
     let churn = namespace.play("churn-client", &churn)?;

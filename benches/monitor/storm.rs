@@ -1,4 +1,5 @@
-//! Short connections, thousands a second: whose bytes are they still, and what does it cost to know?
+//! Thousands of short connections a second: the share of their bytes that each monitor credits to a process, and the
+//! cost.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,13 +17,13 @@ use crate::table::{self, median, most, number, percent};
 pub struct Options {
     #[command(flatten)]
     common: Common,
-    /// Who makes the connections
+    /// Which processes make the connections
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["holder", "forks"])]
     from: Vec<From>,
     /// How many connections a second the holder makes
     #[arg(long, default_value_t = 5000.0)]
     rate: f64,
-    /// How many others it holds
+    /// How many other connections it holds
     #[arg(long, default_value_t = 5000)]
     held: usize,
     /// How many seconds a storm lasts
@@ -32,7 +33,7 @@ pub struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum From {
-    /// One process, which holds others meanwhile
+    /// One process, which also holds other connections
     Holder,
     /// A new process for each connection, as fast as the machine starts them
     Forks,
@@ -43,11 +44,12 @@ const CALM_PORT: u16 = 7002;
 const CLIENT: &str = "storm-client";
 const SERVER: &str = "storm-server";
 
-/// Time before a storm, while the connections are held already, and the part of it after which counting begins.
+/// The time for which the held connections are open before the storm, and the time for a monitor to start, or to show
+/// the last bytes.
 const BEFORE_S: u64 = 6;
 const SETTLE: Duration = Duration::from_millis(4500);
 
-/// What one monitor made of one storm.
+/// The result of one monitor in one storm.
 struct Outcome {
     connections: f64,
     failed: f64,
@@ -122,7 +124,7 @@ fn round(peer: Peer, from: From, options: &Options) -> Result<Outcome> {
         server_percent: share(server.since(reported[1]).of(truth.server), truth.server.sum()),
         cores: cpu_s / seconds as f64,
         peak_mib: peer.peak_mib(&monitor)?,
-        // Of the others it is not known when they mean to be on time.
+        // The schedule of the others is not known.
         latest_s: if peer == Peer::Runmonitor { most(late) } else { f64::NAN },
     })
 }

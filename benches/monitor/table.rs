@@ -1,6 +1,6 @@
 //! Tables on stdout.
 
-/// The median; not a number of nothing.
+/// The median; NaN if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -11,12 +11,12 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// The largest; not a number of nothing.
+/// The largest; NaN if there are no values.
 pub fn most(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(f64::NAN, f64::max)
 }
 
-/// Prints lines of equal length below their headings, in columns as wide as they need to be. The first is a name.
+/// Prints rows below their headings, in columns as wide as they need to be. The first column is a name, on the left.
 pub fn print<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
     let headings = headings.map(str::to_owned);
     let all = || std::iter::once(&headings).chain(rows);
@@ -32,7 +32,7 @@ pub fn print<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; C
     println!();
 }
 
-/// A number with so many decimals; a dash where it was not measured.
+/// A number with this many decimals; a dash if it was not measured.
 pub fn number(value: f64, decimals: usize) -> String {
     if value.is_nan() { "-".into() } else { format!("{value:.decimals$}") }
 }

@@ -1,13 +1,18 @@
-//! Whose end of a connection this is: from a tuple to a socket, from the socket to the process that holds it.
+//! The owners of connections: from a tuple to a socket, and from the socket to the process that holds it.
 //!
 //! ```text
-//! Query ──▶ note of the kernel (BPF): tuple → pid ─────────────────────────────────┐
+//! Query ──▶ the kernel's record (BPF): tuple → pid ────────────────────────────────┐
 //!   └─────▶ sock_diag: tuple → inode ──▶ /proc/PID/fd: inode → pid ────────────────┴─▶ Answer, Identity
 //! ```
-//! This file has the words: what is asked, what is answered, and what is known of a process. Two look-ups answer:
-//! `per_event` one connection as soon as the kernel announces it, in the thread of the `watcher`; [`per_tick`] all that is
-//! left once a second, with one walk over the processes. Both see the host through a `view`: its network namespaces, its
-//! processes with a `process_cache`, and what the kernel noted. `socket` asks for one socket.
+//! A connection has two ends; the source of its original tuple is one, the source of its reply tuple the other. The
+//! owner of an end is the process whose socket is there.
+//!
+//! Two lookups find owners: `per_event` for one connection as soon as the kernel announces it, in the thread of the
+//! `watcher`; [`per_tick`] once a second for all that are left, with one walk over the processes. Each has a `view` of
+//! the host: its network namespaces, its processes with a `process_cache`, and the kernel's records. `socket` finds the
+//! socket of a tuple.
+//!
+//! Where to read on: this file has the types of queries and answers; then `per_tick`, the simpler lookup.
 
 pub(crate) mod per_event;
 pub mod per_tick;
@@ -27,7 +32,7 @@ use crate::traffic::subject::{Reason, Subject};
 pub enum Query {
     /// By the tuple whose source the end is.
     Tuple(Tuple),
-    /// The same, of a TCP connection that is closed: by which process, if another one than its owner closed it.
+    /// By the tuple of a TCP connection that is closed: which process closed it, if it was not the owner.
     Closed(Tuple),
     /// By the inode of its socket.
     Inode(u32),
@@ -42,20 +47,20 @@ pub enum Query {
     },
 }
 
-/// Which process is at one end of a connection.
+/// The owner of one end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// This process holds the socket.
     Held {
         /// Its process id.
         pid: u32,
-        /// Where it holds the socket; `None` where no descriptor was looked at.
+        /// Where it holds the socket; `None` if no descriptor was read.
         handle: Option<Handle>,
-        /// Whether the socket is this connection's own. A listener, which is found while there is no other socket, may
-        /// hand the connection on to another process.
+        /// Whether the socket is this connection's own. If the connection has none, the lookup finds the listener,
+        /// which may hand the connection over to another process.
         connected: bool,
     },
-    /// This process had the socket last, and has closed it.
+    /// This process was the last to have the socket, and has closed it.
     Closed {
         /// Its process id.
         pid: u32,
@@ -65,17 +70,18 @@ pub enum Answer {
     /// The address is not on this host.
     Elsewhere,
     /// No process, for this reason.
-    Nobody(Reason),
+    Unowned(Reason),
 }
 
-/// A process, and what its bytes are credited to. A pid alone does not identify a process: the kernel reuses it.
+/// A process, and the subject that its bytes are credited to. A pid alone does not identify a process: the kernel
+/// reuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The process id.
     pub pid: u32,
     /// When the process started, in clock ticks since boot.
     pub start_time: u64,
-    /// What its bytes are credited to.
+    /// The subject that its bytes are credited to.
     pub subject: Arc<Subject>,
     /// Whether it has no command line: a kernel thread, or a process that is exiting.
     pub nameless: bool,
@@ -91,8 +97,8 @@ impl From<Process> for Identity {
 }
 
 impl Identity {
-    /// This identity, or the `earlier` one of the same process where this one has lost its command line: an exiting process
-    /// has none, and the earlier one is still true.
+    /// This identity; or the `earlier` one, if it is the same process and has lost its command line since, as an
+    /// exiting process does.
     pub(crate) fn or_earlier(self, earlier: Option<&Self>) -> Self {
         match earlier {
             Some(earlier) if self.nameless && self.start_time == earlier.start_time => earlier.clone(),
@@ -101,18 +107,18 @@ impl Identity {
     }
 }
 
-/// The process at an end as it was when the connection began: by the next tick it may be gone.
+/// The owner of an end when the connection began: it may be gone by the next tick.
 #[derive(Debug, Clone)]
 pub struct Attribution {
-    /// Which process is there, and how it holds the socket.
+    /// The process, and how it holds the socket.
     pub answer: Answer,
-    /// That process at that time.
+    /// The identity of the process at that time.
     pub identity: Identity,
 }
 
-/// What the books need to know of processes while a tick lasts.
+/// Answers the ledger's questions about processes during a tick.
 pub trait ProcessLookup {
-    /// The process that runs under `pid`, or did a moment ago; `None` where none does.
+    /// The process that runs under `pid`, or did a moment ago; `None` if there is none.
     fn identify(&mut self, pid: u32) -> Option<Identity>;
 
     /// Whether `pid` still has the socket where it was found.

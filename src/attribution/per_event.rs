@@ -1,11 +1,14 @@
-//! The look-up of an event: finds one owner at once with as little work as it can, for connections that last a few
+//! The lookup at an event: finds one owner at once, with as little work as possible, for connections that last a few
 //! milliseconds.
 //!
-//! It searches for the holder of a socket where that most likely is. First at the descriptors where sockets were found
-//! last: a process that opens and closes connections uses the same few numbers again, since the kernel gives out the
-//! lowest free one. Then at the same numbers of the youngest processes, which may have been started to make this
-//! connection; then at all descriptors of those, and of the processes where sockets were found last; then everywhere, the
-//! youngest first. None of this is needed where the kernel [notes who connects](crate::kernel::bpf::tcp_owners).
+//! The kernel may have [recorded](crate::kernel::bpf::tcp_owners) the process that connected. All other owners hold a
+//! socket, for which this searches in the most likely places first:
+//!
+//! 1. the descriptors at which it found sockets last: a process that opens and closes connections uses the same few
+//!    numbers again, since the kernel gives out the lowest free one;
+//! 2. the same numbers in the youngest processes, which may have been started to make this connection;
+//! 3. all descriptors of those, and of the processes in which it found sockets last;
+//! 4. all other processes, the youngest first.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -13,24 +16,25 @@ use std::sync::Arc;
 
 use super::process_cache::KnownProcess;
 use super::socket::{Found, find, find_listener};
-use super::view::{HostView, Noted};
+use super::view::{HostView, Recorded};
 use super::{Answer, Attribution};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Flow, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::{Handle, Processes};
 
-/// Descriptors remembered: one per thread of a busy client or server.
+/// The most descriptors that are remembered because sockets were found there: one per thread of a busy client or
+/// server.
 const HOT: usize = 16;
-/// Descriptor numbers of those that are tried with the youngest processes: mostly 3, the first after the standard ones.
-const NUMBERS: usize = 3;
+/// The most of their numbers that are tried in the youngest processes. Usually the number is 3, the first after stderr.
+const HOT_NUMBERS: usize = 3;
 /// The number of most recent pids that are tried; some of them are threads.
 const YOUNGEST: u32 = 24;
-/// Processes remembered that had sockets.
+/// The most processes that are remembered because they had sockets.
 const RECENT: usize = 16;
-/// Descriptors read of a process that is only likely to be the holder.
+/// The most descriptors that are read of a process that is only likely to be the holder.
 const LIKELY_HOLDER_BUDGET: u32 = 256;
-/// Programs that are read per tick as they start: 20 µs each.
+/// The most programs that are read per tick as they start: 20 µs each.
 const STARTED_PER_TICK: u32 = 4000;
 
 /// Finds owners one by one.
@@ -49,8 +53,7 @@ pub struct EventLookup {
 }
 
 impl EventLookup {
-    /// Looks up the processes and sockets of this host. `tcp_owners` are the kernel's notes about TCP connections, where it
-    /// makes any.
+    /// Looks up the processes and sockets of this host. `tcp_owners` has the kernel's records, if it makes any.
     ///
     /// # Errors
     /// Where sock_diag is refused.
@@ -67,8 +70,8 @@ impl EventLookup {
         })
     }
 
-    /// Begins a tick, in which it may read `budget` descriptors beyond those where the owner most likely is. From now on
-    /// it reads again what processes are called and which addresses this host has.
+    /// Begins a tick, in which it may read `budget` descriptors beyond the most likely ones. Processes and the
+    /// addresses of this host that it has read before are read again when they are next needed.
     pub fn begin_tick(&mut self, budget: u32) {
         self.budget = budget;
         self.view.cache.begin_tick();
@@ -84,30 +87,30 @@ impl EventLookup {
         self.view.scan_namespaces();
     }
 
-    /// The process that made this connection, if the kernel noted it: costs a microsecond.
+    /// The process that made this connection, if the kernel recorded it: costs a microsecond.
     pub fn owner_from_bpf(&mut self, flow: &Flow) -> Option<Attribution> {
         let tuple = &flow.original;
-        let pid = self.view.notes(tuple)?.owner(tuple)?;
+        let pid = self.view.records(tuple)?.owner(tuple)?;
         let namespaces = self.view.namespaces.as_mut()?;
-        // A container that has just begun may be gone when the namespaces are scanned.
+        // A container that has just started may be gone by the next scan of the namespaces.
         if namespaces.with_address(tuple.source.address()).is_none() && !namespaces.enter(&self.view.processes, pid) {
             return None;
         }
-        let Noted::Process(process) = self.view.noted(tuple, pid)? else { return None };
+        let Recorded::Process(process) = self.view.recorded(tuple, pid)? else { return None };
         let answer = Answer::Held { pid, handle: None, connected: true };
         Some(Attribution { answer, identity: process.identity.clone() })
     }
 
-    /// The owners at the sources of the original tuple, unless that one is `known`, and of the reply tuple; `None` where
-    /// the budget is not enough, or where something more urgent `waits` before the owner is found: a connecting process
-    /// may exit at once, an accepting one usually stays.
-    pub fn look_up(&mut self, flow: &Flow, known: bool, waits: &dyn Fn() -> bool) -> [Option<Attribution>; 2] {
-        let at_original = if known { None } else { self.look_up_end(&flow.original, true, waits) };
-        [at_original, self.look_up_end(&flow.reply, false, waits)]
+    /// The owner at the source of the original tuple, unless that one is `known`, and the owner at the source of the
+    /// reply tuple. `None` if the budget runs out, or if `event_waits` before the owner is found: the process that
+    /// connected may exit at once, while the one that accepts usually stays.
+    pub fn look_up(&mut self, flow: &Flow, known: bool, event_waits: &dyn Fn() -> bool) -> [Option<Attribution>; 2] {
+        let at_original = if known { None } else { self.look_up_end(&flow.original, true, event_waits) };
+        [at_original, self.look_up_end(&flow.reply, false, event_waits)]
     }
 
-    /// Reads process `pid`, which has started a program: its name is known from here on even if it ends before a query
-    /// leads to it, and so is whether it had sockets when it began.
+    /// Reads process `pid`, which has started a program: its command line, and whether it began with sockets, are then
+    /// known even if it ends before a query leads to it.
     pub fn program_started(&mut self, pid: u32) -> Option<KnownProcess> {
         let HostView { namespaces, processes, cache, .. } = &mut self.view;
         cache.remove(pid);
@@ -124,14 +127,14 @@ impl EventLookup {
         Some(process.clone())
     }
 
-    fn look_up_end(&mut self, tuple: &Tuple, urgent: bool, waits: &dyn Fn() -> bool) -> Option<Attribution> {
+    fn look_up_end(&mut self, tuple: &Tuple, urgent: bool, event_waits: &dyn Fn() -> bool) -> Option<Attribution> {
         let namespaces = self.view.namespaces.as_mut()?;
         match find(namespaces, tuple) {
             Found::Socket { inode, connected: false } if inode != 0 => {
                 let holder = match self.listeners.get(&inode) {
                     Some(&holder) => holder,
                     None => {
-                        let holder = self.hot_holder(inode).or_else(|| self.search(inode, urgent, waits))?;
+                        let holder = self.hot_holder(inode).or_else(|| self.search(inode, urgent, event_waits))?;
                         self.listeners.insert(inode, holder);
                         holder
                     }
@@ -142,18 +145,18 @@ impl EventLookup {
                 if let Some(holder) = self.hot_holder(inode) {
                     return self.held(holder, connected);
                 }
-                // The holder of the listener is mostly known already. If the connection lives until the tick, the tick
-                // finds the process that it went to.
+                // The holder of the listener is usually known already. If the connection lives until the tick, the tick
+                // finds the process that accepted it.
                 if connected
                     && let Some(listener) = find_listener(self.view.namespaces.as_mut()?, tuple)
                     && let Some(holder) = self.hot_holder(listener)
                 {
                     return self.held(holder, false);
                 }
-                let holder = self.search(inode, urgent, waits)?;
+                let holder = self.search(inode, urgent, event_waits)?;
                 self.held(holder, connected)
             }
-            // The tick tries once more.
+            // The next tick tries again.
             Found::Elsewhere | Found::NoSocket | Found::Socket { .. } | Found::Closed(_) => None,
         }
     }
@@ -164,7 +167,7 @@ impl EventLookup {
         Some(Attribution { answer, identity })
     }
 
-    /// The holder of a socket, if it is at one of the descriptors where sockets were found last.
+    /// The holder of a socket, if it has the socket at one of the descriptors where sockets were found last.
     fn hot_holder(&mut self, inode: u32) -> Option<(u32, Handle)> {
         let processes = &self.view.processes;
         let at = self.hot.iter().position(|&(pid, fd)| processes.holds(pid, Handle { inode, fd }))?;
@@ -173,14 +176,14 @@ impl EventLookup {
         Some((pid, Handle { inode, fd }))
     }
 
-    /// The holder of a socket, if the budget is enough to find it and nothing more urgent waits. Where an `urgent` one most
-    /// likely is, it searches in any case.
-    fn search(&mut self, inode: u32, urgent: bool, waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
+    /// The holder of a socket, unless the budget runs out or an event waits. An `urgent` search does not give way to
+    /// events until it has tried the most likely processes.
+    fn search(&mut self, inode: u32, urgent: bool, event_waits: &dyn Fn() -> bool) -> Option<(u32, Handle)> {
         let mut budget = std::mem::take(&mut self.budget);
-        let found = self.search_within(inode, &mut budget, urgent, waits);
+        let found = self.search_within(inode, &mut budget, urgent, event_waits);
         self.budget = budget;
         let (pid, handle) = found?;
-        // One of the youngest ids may be a thread's, which ends before its process does.
+        // One of the youngest ids may be that of a thread, which may end before its process does.
         let pid = self.view.processes.leader(pid)?;
         self.hot.truncate(HOT - 1);
         self.hot.push_front((pid, handle.fd));
@@ -195,7 +198,7 @@ impl EventLookup {
         inode: u32,
         budget: &mut u32,
         urgent: bool,
-        waits: &dyn Fn() -> bool,
+        event_waits: &dyn Fn() -> bool,
     ) -> Option<(u32, Handle)> {
         let newest = self.view.processes.newest_pid().unwrap_or_default();
         let youngest = || (newest.saturating_sub(YOUNGEST)..=newest).rev();
@@ -207,7 +210,7 @@ impl EventLookup {
             }
         }
         for pid in youngest().chain(self.recent.clone()) {
-            if !urgent && waits() {
+            if !urgent && event_waits() {
                 return None;
             }
             let most = LIKELY_HOLDER_BUDGET.min(*budget);
@@ -219,8 +222,8 @@ impl EventLookup {
             }
         }
         for pid in self.view.processes.youngest_first() {
-            // The tick searches everywhere too. Meanwhile other connections come and go.
-            if *budget == 0 || waits() {
+            // The next tick searches all processes, too; until then, other connections come and go.
+            if *budget == 0 || event_waits() {
                 return None;
             }
             if let Some(handle) = self.search_process(pid, inode, budget) {
@@ -232,9 +235,9 @@ impl EventLookup {
 
     /// The numbers of the descriptors where sockets were found last.
     fn hot_numbers(&self) -> Vec<u32> {
-        let mut numbers = Vec::with_capacity(NUMBERS);
+        let mut numbers = Vec::with_capacity(HOT_NUMBERS);
         for &(_, fd) in &self.hot {
-            if numbers.len() < NUMBERS && !numbers.contains(&fd) {
+            if numbers.len() < HOT_NUMBERS && !numbers.contains(&fd) {
                 numbers.push(fd);
             }
         }

@@ -1,4 +1,4 @@
-//! The look-up of a tick: answers many queries at once, with one walk over all processes.
+//! The lookup at a tick: answers many queries at once, with one walk over all processes.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::process_cache::KnownProcess;
 use super::socket::{Found, find_all, find_by_cookie};
-use super::view::{HostView, Noted};
+use super::view::{HostView, Recorded};
 use super::{Answer, Identity, ProcessLookup, Query};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::Tuple;
@@ -17,10 +17,10 @@ use crate::kernel::proc_net::{ListedSocket, SocketTable};
 use crate::kernel::process::{Handle, Processes};
 use crate::traffic::subject::Reason;
 
-/// Descriptors of new processes that are read per tick: 2 µs each.
+/// The most descriptors of new processes that are read per tick: 2 µs each.
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
-/// Finds the owners that no event has told.
+/// Finds the owners that were not found at an event.
 #[derive(Debug)]
 pub struct TickLookup {
     view: HostView,
@@ -31,8 +31,8 @@ pub struct TickLookup {
 }
 
 impl TickLookup {
-    /// Looks sockets up through sock_diag, or where that is refused in the tables of /proc/net. `tcp_owners` are the
-    /// kernel's notes about TCP connections, where it makes any.
+    /// Looks sockets up through sock_diag or, if the kernel refuses that, in the tables of /proc/net. `tcp_owners` has
+    /// the kernel's records, if it makes any.
     pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>) -> Self {
         let processes = Processes::new("/proc");
         let namespaces = Namespaces::new(processes.root()).ok();
@@ -48,12 +48,12 @@ impl TickLookup {
         Self { view, scanned: None, known_pids: Vec::new() }
     }
 
-    /// Begins a tick: processes are read again from now on.
+    /// Begins a tick: processes that were read before are read again when they are next needed.
     pub fn begin_tick(&mut self) {
         self.view.cache.begin_tick();
     }
 
-    /// Adds a process that has started a program, and may end before a query leads to it.
+    /// Adds a process that has started a program, and may have ended by the time a query leads to it.
     pub fn add_process(&mut self, process: KnownProcess) {
         self.view.cache.insert(process);
     }
@@ -63,12 +63,12 @@ impl TickLookup {
         self.view.processes.some_unreadable()
     }
 
-    /// Looks for network namespaces that came or went, unless that was done less than `interval` ago. Returns whether it
-    /// did.
+    /// Looks for network namespaces that have appeared or ended, unless it did so less than `interval` ago. Returns
+    /// whether it has scanned.
     pub fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let Some(namespaces) = &self.view.namespaces else { return false };
         let recently = self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval);
-        // Our sockets keep a namespace alive that has lost its last process, so close them at once.
+        // Our sockets keep a namespace alive after its last process has ended, so close them at once.
         if recently && !namespaces.may_have_ended(&self.view.processes) {
             return false;
         }
@@ -95,7 +95,7 @@ impl TickLookup {
         for (at, query) in queries.enumerate() {
             found.push(match query {
                 Query::Inode(inode) => Found::Socket { inode, connected: true },
-                Query::Closed(tuple) => Found::Closed(self.closed_by(&tuple).unwrap_or(Answer::Nobody(Reason::Gone))),
+                Query::Closed(tuple) => Found::Closed(self.closed_by(&tuple).unwrap_or(Answer::Unowned(Reason::Gone))),
                 Query::Tuple(tuple) => match self.closed_by(&tuple) {
                     Some(closed_by) => Found::Closed(closed_by),
                     None => {
@@ -113,7 +113,10 @@ impl TickLookup {
         }
         if let Some(namespaces) = &mut self.view.namespaces {
             of_tuples.into_iter().zip(find_all(namespaces, &tuples)).for_each(|(at, socket)| found[at] = socket);
-            of_sockets.into_iter().zip(find_by_cookie(namespaces, &sockets)).for_each(|(at, socket)| found[at] = socket);
+            of_sockets
+                .into_iter()
+                .zip(find_by_cookie(namespaces, &sockets))
+                .for_each(|(at, socket)| found[at] = socket);
         } else if !tuples.is_empty() {
             let table = SocketTable::read(self.view.processes.root());
             of_tuples.into_iter().zip(&tuples).for_each(|(at, tuple)| found[at] = find_listed(&table, tuple));
@@ -157,10 +160,10 @@ impl TickLookup {
         holders
     }
 
-    /// The sockets of the processes that have appeared since the call before, by inode: they may have inherited them.
+    /// The sockets of the processes that have appeared since the last call, by inode: they may have inherited them.
     ///
-    /// The first call only remembers which processes there are. If a new process is in a network namespace that is new,
-    /// the next [scan](TickLookup::scan_namespaces) is due at once.
+    /// The first call only remembers which processes there are. If a new process is in a new network namespace, the
+    /// next [scan](TickLookup::scan_namespaces) is due at once.
     pub fn sockets_of_new_processes(&mut self) -> HashMap<u32, (u32, Handle)> {
         let youngest_first = self.view.processes.youngest_first();
         let mut sorted = youngest_first.clone();
@@ -236,12 +239,13 @@ impl ProcessLookup for TickLookup {
     }
 
     fn closed_by(&mut self, tuple: &Tuple) -> Option<Answer> {
-        let pid = self.view.notes(tuple)?.closed_by(tuple)?;
-        match self.view.noted(tuple, pid)? {
-            Noted::OtherNamespace => None,
-            Noted::Ended => Some(Answer::Closed { pid, inherited: false }),
-            // A socket with FD_CLOEXEC is closed as a program starts. An exiting process has no command line any more.
-            Noted::Process(process) => {
+        let pid = self.view.records(tuple)?.closed_by(tuple)?;
+        match self.view.recorded(tuple, pid)? {
+            Recorded::OtherNamespace => None,
+            Recorded::Ended => Some(Answer::Closed { pid, inherited: false }),
+            // A process that closed the socket by calling execve(2) (FD_CLOEXEC) has not inherited it. An exiting
+            // process no longer has a command line.
+            Recorded::Process(process) => {
                 let inherited = process.may_inherit && !process.identity.nameless;
                 Some(Answer::Closed { pid, inherited })
             }

@@ -1,4 +1,4 @@
-//! Processes as they were when they were last read, which is once a tick: one that has ended since is still known.
+//! Processes as they were when last read, once a tick: a process that has ended since then is still known.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,18 +7,18 @@ use super::Identity;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
 
-/// A process as it was at a tick.
+/// A process as it was when last read.
 #[derive(Debug, Clone)]
 pub struct KnownProcess {
-    /// What ran there.
+    /// The process.
     pub identity: Identity,
-    /// Its network namespace, as [`Namespaces::id_of`] has it, where that was read.
+    /// The [id](Namespaces::id_of) of its network namespace, if that was read.
     pub namespace: Option<u32>,
-    /// Whether it may have begun with sockets of the process that started it; false if it is known to have had none.
+    /// Whether it may have begun with sockets of the process that started it; false if it began without any.
     pub may_inherit: bool,
 }
 
-/// The processes that were read in this tick and in the one before.
+/// The processes that were read in this tick and in the last one.
 #[derive(Debug, Default)]
 pub(super) struct ProcessCache {
     now: HashMap<u32, KnownProcess>,
@@ -26,7 +26,7 @@ pub(super) struct ProcessCache {
 }
 
 impl ProcessCache {
-    /// Begins a tick: from now on each process is read again.
+    /// Begins a tick: a process that was read before is read again when it is next needed.
     pub fn begin_tick(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }

@@ -9,8 +9,7 @@ use crate::kernel::process::Handle;
 use crate::kernel::sock_diag::Socket;
 use crate::traffic::subject::Reason;
 
-/// From this number of TCP queries on, one dump of all sockets is cheaper than one request per query: 5 µs each, beside
-/// 1 µs for each socket there is.
+/// From this number of TCP queries on, one dump (1 µs per socket) is cheaper than one request per query (5 µs).
 const BULK: usize = 4000;
 
 /// IPPROTO_UDPLITE, IPPROTO_RAW and IPPROTO_SCTP.
@@ -28,21 +27,21 @@ pub(super) enum Found {
     },
     NoSocket,
     Elsewhere,
-    /// The process that closed it.
+    /// It is closed; the answer has the process that closed it.
     Closed(Answer),
 }
 
 impl Found {
-    /// The answer, where `holder` gives the process and the descriptor that hold the socket with an inode.
+    /// The answer; `holder` returns the process and the descriptor that hold the socket with an inode.
     pub fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, some_unreadable: bool) -> Answer {
         match self {
             Self::Closed(answer) => answer,
             Self::Elsewhere => Answer::Elsewhere,
-            Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Nobody(Reason::Gone),
+            Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Unowned(Reason::Gone),
             Self::Socket { inode, connected } => match holder(inode) {
                 Some((pid, handle)) => Answer::Held { pid, handle: Some(handle), connected },
-                None if some_unreadable => Answer::Nobody(Reason::NotPermitted),
-                None => Answer::Nobody(Reason::NoProcess),
+                None if some_unreadable => Answer::Unowned(Reason::NotPermitted),
+                None => Answer::Unowned(Reason::NoProcess),
             },
         }
     }
@@ -161,7 +160,8 @@ fn find_connected(namespaces: &mut Namespaces, cookie: u64, tuple: &Tuple) -> Op
 pub(super) fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
     let Some(namespace) = namespaces.with_address(tuple.source.address()) else { return Found::Elsewhere };
     match find_in(namespace, tuple, tuple.destination) {
-        // It is closed already, and in TIME_WAIT or orphaned: it was accepted from the socket that listens there, if any.
+        // The connection's socket is closed, in TIME_WAIT or orphaned. If a socket listens there, it accepted the
+        // connection.
         found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) => match find_listener(namespaces, tuple) {
             Some(inode) => Found::Socket { inode, connected: false },
             None => found,

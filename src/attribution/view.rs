@@ -1,4 +1,4 @@
-//! The host as a look-up sees it. Each of the two look-ups has a view of its own, since they run in different threads.
+//! The host as a lookup sees it. Each of the two lookups has a view of its own, since they run in different threads.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
 
-/// Network namespaces, processes, and what the kernel noted of TCP connections.
+/// Network namespaces, processes, and the kernel's records of TCP connections.
 #[derive(Debug)]
 pub(super) struct HostView {
-    /// Where sock_diag can be asked.
+    /// `None` if the kernel refuses sock_diag.
     pub namespaces: Option<Namespaces>,
     pub processes: Processes,
     pub cache: ProcessCache,
-    /// Where the kernel lets us attach the program.
+    /// `None` if the kernel refuses the BPF program.
     tcp_owners: Option<Arc<TcpOwners>>,
 }
 
-/// The process that a note names.
-pub(super) enum Noted<'a> {
+/// The process that a record of the kernel names.
+pub(super) enum Recorded<'a> {
     Process(&'a KnownProcess),
     /// It has ended, and was never read.
     Ended,
-    /// The note is about an equal tuple in another network namespace: equal tuples share one note.
+    /// The record is about an equal tuple in another network namespace: equal tuples share one record.
     OtherNamespace,
 }
 
@@ -34,19 +34,20 @@ impl HostView {
         Self { namespaces, processes, cache: ProcessCache::default(), tcp_owners }
     }
 
-    /// The kernel's notes, where it makes any about this tuple's protocol.
-    pub fn notes(&self, tuple: &Tuple) -> Option<&TcpOwners> {
+    /// The kernel's records, if it makes any for the protocol of this tuple.
+    pub fn records(&self, tuple: &Tuple) -> Option<&TcpOwners> {
         self.tcp_owners.as_deref().filter(|_| tuple.protocol == Protocol::Tcp)
     }
 
-    /// The process `pid` that a note about `tuple` names; `None` where no known namespace has the address of its source.
-    pub fn noted(&mut self, tuple: &Tuple, pid: u32) -> Option<Noted<'_>> {
+    /// The process `pid` that the record about `tuple` names; `None` if no known namespace has the address of its
+    /// source.
+    pub fn recorded(&mut self, tuple: &Tuple, pid: u32) -> Option<Recorded<'_>> {
         let namespaces = self.namespaces.as_mut()?;
         let namespace = namespaces.with_address(tuple.source.address())?.id;
         Some(match self.cache.get_with_namespace(pid, &self.processes, namespaces) {
-            None => Noted::Ended,
-            Some(process) if process.namespace == Some(namespace) => Noted::Process(process),
-            Some(_) => Noted::OtherNamespace,
+            None => Recorded::Ended,
+            Some(process) if process.namespace == Some(namespace) => Recorded::Process(process),
+            Some(_) => Recorded::OtherNamespace,
         })
     }
 

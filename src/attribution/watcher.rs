@@ -1,7 +1,7 @@
-//! The thread that the kernel tells of every connection as it begins and ends, and that finds its owner at once.
+//! A thread that reads the kernel's events when connections begin and end, and finds the owners of new ones at once.
 //!
-//! A process that lives for two milliseconds is gone at the next tick. So this thread answers the kernel's events as they
-//! come, and the tick takes over what it found.
+//! A process that lives for two milliseconds is gone at the next tick. So this thread handles the kernel's events as
+//! they come, and the tick takes its observations.
 //!
 //! ```text
 //! conntrack events, exec events ──▶ this thread, EventLookup ──▶ Vec<Observation> ──▶ the tick
@@ -33,18 +33,18 @@ use crate::kernel::conntrack::events::{Event, Events};
 use crate::kernel::exec_events::ExecEvents;
 use crate::kernel::flow::Flow;
 
-/// Descriptors that may be read from one tick to the next: some 0.2 s of a core.
+/// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
 const BUDGET: u32 = 100_000;
-/// New connections that are looked up from one tick to the next, some 30 µs each: this thread runs before all ordinary
-/// ones, so its work must be bounded.
-const LOOKED_UP_PER_TICK: u32 = 10_000;
-/// Observations that wait for the tick at most; beyond that the tick has only its own reading of the table.
+/// The most new connections that are looked up from one tick to the next, some 30 µs each: this thread runs before all
+/// ordinary ones, so its work must be bounded.
+const CONNECTIONS_PER_TICK: u32 = 10_000;
+/// The most observations that wait for the tick; beyond that the tick has only its own reading of the table.
 const MOST_WAITING: usize = 100_000;
-/// Events read at a time, so that none is left waiting while others are answered.
+/// The most datagrams with events that are read at a time: enough to read all that wait before any is handled.
 const BATCH: usize = 4096;
-/// Connections that wait to be looked up, the latest first, since those are the likeliest to be still there. Of the others
-/// the kernel has noted who made them, where it makes notes; who accepted them is left to the tick. In a storm of
-/// connections the owners become less sharp, and the host stays responsive.
+/// The most connections that wait for a lookup, the latest first: those most likely still exist. Of the others, the
+/// kernel has recorded the process that connected, if it makes records; the tick looks up the process that accepted. So
+/// in a storm of connections the owners are less exact, and the host stays responsive.
 const QUEUED: usize = 256;
 
 /// Something that happened between two ticks.
@@ -54,13 +54,13 @@ pub enum Observation {
     ProgramStarted(Box<KnownProcess>),
     /// A connection began.
     Opened(Box<Flow>),
-    /// The owners at the sources of a connection's original and reply tuple, as far as they were found.
+    /// The owners at the source of a connection's original and at that of its reply tuple, as far as they were found.
     Attributed(Box<Flow>, [Option<Attribution>; 2]),
     /// A connection ended.
     Ended(Box<Flow>),
 }
 
-/// The thread, for as long as this lives.
+/// The running thread. Dropping this ends it.
 #[derive(Debug)]
 pub struct Watcher {
     shared: Arc<Shared>,
@@ -71,7 +71,7 @@ pub struct Watcher {
 #[derive(Debug)]
 struct Shared {
     observations: Mutex<Vec<Observation>>,
-    /// The number of the tick; the thread renews its budget when it changes.
+    /// The number of the tick. When it changes, the thread renews its budget.
     tick: AtomicU32,
     /// Whether the thread is to scan the network namespaces.
     scan: AtomicBool,
@@ -111,7 +111,7 @@ impl Watcher {
     /// Where this user may not subscribe (CAP_NET_ADMIN).
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
-        // Without exec events and notes the owners of connections that last milliseconds are found less often.
+        // Without exec events and records the owners of connections that last milliseconds are found less often.
         let execs = ExecEvents::subscribe().ok();
         Self::spawn(Some(events), execs, TcpOwners::attach().ok().map(Arc::new))
     }
@@ -124,11 +124,7 @@ impl Watcher {
         Self::spawn(None, Some(ExecEvents::subscribe()?), None)
     }
 
-    fn spawn(
-        events: Option<Events>,
-        execs: Option<ExecEvents>,
-        tcp_owners: Option<Arc<TcpOwners>>,
-    ) -> Result<Self> {
+    fn spawn(events: Option<Events>, execs: Option<ExecEvents>, tcp_owners: Option<Arc<TcpOwners>>) -> Result<Self> {
         let lookup = EventLookup::of_this_host(tcp_owners.clone())?;
         let shared = Arc::new(Shared {
             observations: Mutex::new(Vec::new()),
@@ -148,7 +144,7 @@ impl Watcher {
         Ok(Self { shared, tcp_owners, thread: Some(thread) })
     }
 
-    /// The kernel's notes about TCP connections, where it makes any.
+    /// The kernel's records of the owners of TCP connections, if it makes any.
     pub fn tcp_owners(&self) -> Option<Arc<TcpOwners>> {
         self.tcp_owners.clone()
     }
@@ -158,25 +154,25 @@ impl Watcher {
         self.shared.tick.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The observations since the call before, in the order in which they were made.
+    /// The observations since the last call, in the order in which they were made.
     pub fn take(&self) -> Vec<Observation> {
         std::mem::take(&mut *self.shared.observations())
     }
 
-    /// Whether events were lost since the call before: more came than could be read or kept.
+    /// Whether events were lost since the last call: more came than could be read or kept.
     pub fn has_lost(&self) -> bool {
         self.shared.lost.swap(false, Ordering::Relaxed)
     }
 
-    /// Does `work` on the current CPU while the thread is kept off it.
+    /// Calls `work` on the current CPU, and keeps the thread off that CPU while it lasts.
     ///
-    /// A dump of the kernel's whole table takes milliseconds in which a kernel without preemption runs nothing else on that
-    /// CPU, whatever its priority: a connection that begins then may have ended before the thread wakes up.
-    pub fn on_another_cpu<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// A dump of the kernel's whole table takes milliseconds, in which a kernel without preemption runs nothing else on
+    /// that CPU, whatever its priority: a connection that begins then may have ended before the thread wakes up.
+    pub fn run_apart<T>(&self, work: impl FnOnce() -> T) -> T {
         affinity::run_apart_from(Pid::from_raw(self.shared.id.load(Ordering::Relaxed)), work)
     }
 
-    /// Makes the thread scan the network namespaces of the host's processes before its next look-up.
+    /// Makes the thread scan the network namespaces of the host's processes before its next lookup.
     pub fn scan_namespaces(&self) {
         self.shared.scan.store(true, Ordering::Relaxed);
         self.shared.wake();
@@ -222,21 +218,21 @@ fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: Ev
         }
         let now = shared.tick.load(Ordering::Relaxed);
         if now != tick {
-            (tick, left) = (now, LOOKED_UP_PER_TICK);
+            (tick, left) = (now, CONNECTIONS_PER_TICK);
             lookup.begin_tick(BUDGET);
         }
-        // First what is quick and cannot wait: the names of processes that may be gone in a moment.
+        // First the command lines, which are quick to read: the processes may be gone in a moment.
         let read = started.drain(..).filter_map(|pid| lookup.program_started(pid));
         shared.add(read.map(|process| Observation::ProgramStarted(Box::new(process))));
-        hand_over(&mut batch, &mut queue, &mut lookup, shared);
-        let waits = || wait(events.as_ref(), execs.as_ref(), None, PollTimeout::ZERO);
+        forward_events(&mut batch, &mut queue, &mut lookup, shared);
+        let event_waits = || wait(events.as_ref(), execs.as_ref(), None, PollTimeout::ZERO);
         while left > 0
             && let Some((flow, known)) = queue.pop_front()
         {
             left -= 1;
-            let found = lookup.look_up(&flow, known, &waits);
+            let found = lookup.look_up(&flow, known, &event_waits);
             shared.add([Observation::Attributed(Box::new(flow), found)]);
-            if waits() {
+            if event_waits() {
                 break;
             }
         }
@@ -246,9 +242,9 @@ fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: Ev
     }
 }
 
-/// Runs this thread before all ordinary ones, at the lowest real-time priority (sched(7)): a process that lives for two
-/// milliseconds does not wait until a time slice ends. Where that is not allowed (CAP_SYS_NICE), the owners of short
-/// connections on a busy host are found less often.
+/// Gives this thread the lowest real-time priority (sched(7)), so that it runs before all ordinary ones: a process that
+/// lives for two milliseconds does not wait until a time slice ends. Without CAP_SYS_NICE the kernel refuses, and on a
+/// busy host the owners of short connections are found less often.
 fn raise_priority() {
     let round_robin = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
     let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, round_robin);
@@ -261,9 +257,14 @@ fn wait(events: Option<&Events>, execs: Option<&ExecEvents>, shared: Option<&Sha
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// Hands all events over to the tick in the order in which they came, with the processes that made the new connections
-/// where the kernel noted them. The new connections go to the head of the queue: their other ends have to be looked up.
-fn hand_over(batch: &mut Vec<Event>, queue: &mut VecDeque<(Flow, bool)>, lookup: &mut EventLookup, shared: &Shared) {
+/// Forwards all events to the tick in the order in which they came, with the process that made a new connection if the
+/// kernel has recorded it. Puts the new connections at the head of the queue: their other ends have to be looked up.
+fn forward_events(
+    batch: &mut Vec<Event>,
+    queue: &mut VecDeque<(Flow, bool)>,
+    lookup: &mut EventLookup,
+    shared: &Shared,
+) {
     let mut observations: Vec<Observation> = Vec::with_capacity(batch.len());
     for event in batch.drain(..) {
         match event {

@@ -15,28 +15,28 @@ use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
 ///
-/// What is watched, how it is grouped and who is told is in three files; monitors.sample.cfg, group.sample.cfg and
-/// notifications.sample.cfg explain all their keys. On SIGHUP they are read again.
+/// Three files say what to monitor, how to group it and when to notify; monitors.sample.cfg, group.sample.cfg and
+/// notifications.sample.cfg explain all their keys. On SIGHUP, runaggregator reads them again.
 #[derive(Parser)]
 #[command(name = "runaggregator", version, infer_long_args = true, args_override_self = true)]
 struct Arguments {
-    /// Which command lines are which application
+    /// Which command lines belong to which application
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     app_config: Option<OsString>,
-    /// What to monitor and which pipes to open; everything and none if not given
+    /// What to monitor and which pipes to open; without it, monitor everything and open none
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     monitor_config: Option<OsString>,
     /// When to notify, and how
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     notification_config: Option<OsString>,
-    /// Group by program what belongs to no application
+    /// Group processes that belong to no application by their program
     #[arg(long)]
     auto_group: bool,
-    /// Say what is wrong with the files, and end
+    /// Report every mistake in the files, and exit
     #[arg(long)]
     check: bool,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack where it
-    /// counts)
+    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack if it
+    /// counts, else sockets)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
 }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    // An empty name is none, as it always was; clap takes no empty PathBuf.
+    // An empty name means no file, as in the original; clap rejects an empty PathBuf.
     let given = |path: Option<OsString>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
     let files = Files {
         monitors: given(arguments.monitor_config),

@@ -12,14 +12,14 @@ use bwmon::program::{Signals, run};
 use bwmon::python2::pattern::Pattern;
 use clap::Parser;
 
-/// Shows which process has received and sent how many bytes, once a second.
+/// Shows how many bytes each process has received and sent, once a second.
 #[derive(Parser)]
 #[command(name = "runmonitor", version, infer_long_args = true, args_override_self = true)]
 struct Arguments {
     /// Show bytes per second instead of totals
     #[arg(long)]
     bandwidth: bool,
-    /// Do not count what connections carried before the program was started
+    /// Do not count bytes that connections carried before the program started
     #[arg(long)]
     no_lookback: bool,
     /// Do not count connections of this host with itself (127.0.0.*, ::1)
@@ -31,11 +31,11 @@ struct Arguments {
     /// Do not show processes whose command line matches; wins over --include
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
     exclude: Vec<std::ffi::OsString>,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack where it
-    /// counts)
+    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack if it
+    /// counts, else sockets)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
-    /// Show also what no process owns, each line with the reason
+    /// Also show the bytes that belong to no process, one line for each reason
     #[arg(long)]
     unowned: bool,
 }
@@ -51,7 +51,7 @@ fn start(arguments: Arguments) -> Result<()> {
     let filter = Filter::new(patterns("--include", &arguments.include)?, patterns("--exclude", &arguments.exclude)?);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
-        // A rate needs only what comes from now on.
+        // Rates need only the bytes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth,
         counters_from: arguments.source,
     };
@@ -83,7 +83,7 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
-    /// What a command line means.
+    /// The meaning of a command line.
     #[derive(Debug, PartialEq)]
     enum Meaning {
         Run { bandwidth: bool, lookback: bool, ignore_local: bool, include: Vec<Vec<u8>>, exclude: Vec<Vec<u8>> },
@@ -115,7 +115,8 @@ mod tests {
         parse(line.split_ascii_whitespace().map(|word| word.as_bytes().to_vec()))
     }
 
-    /// What the original made of it. What it passed over in silence is an error, what it did not know yet is not.
+    /// The meaning that a command line had for the original; but words that it ignored are an error now, and the
+    /// options that it lacked are none.
     fn recorded(vector: &Value) -> Meaning {
         let options = &vector["options"];
         let positionals = vectors::list(&vector["positionals"]);
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn command_lines_mean_what_they_meant_to_the_original() {
+    fn command_lines_mean_the_same_as_to_the_original() {
         let all = vectors::vectors(include_str!("../../tests/vectors/optparse.json"));
         for vector in all.iter().filter(|vector| vector["tool"] == "runmonitor.py") {
             let arguments = vectors::list(&vector["argv"]);
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn every_abbreviation_that_was_unambiguous_still_is_and_no_other_is_one() {
+    fn exactly_the_unambiguous_abbreviations_are_accepted() {
         const OPTIONS: [&str; 6] =
             ["--bandwidth", "--exclude", "--help", "--ignore-local", "--include", "--no-lookback"];
         for option in OPTIONS {
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_behind_a_pattern_option_is_its_pattern_whatever_it_is() {
+    fn the_word_after_a_pattern_option_is_its_pattern_whatever_it_is() {
         for word in ["-x", "--", "-h", "--help", "--bandwidth", "-"] {
             let include = parse_words(&format!("--include {word}"));
             let exclude = parse_words(&format!("--exclude {word}"));

@@ -11,7 +11,7 @@ use bwmon::python2::int;
 use bwmon::traffic::rates::BYTES_PER_KB;
 use clap::Parser;
 
-/// Forward a TCP port to another host, and show how many bytes went there and back
+/// Forwards a TCP port to another host, and shows how many bytes went each way
 #[derive(Parser)]
 #[command(name = "runpipe", version, infer_long_args = true, args_override_self = true)]
 struct Args {
@@ -30,7 +30,7 @@ struct Args {
     /// Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit
     #[arg(long, value_name = "KB_PER_S")]
     limit: Option<u64>,
-    /// Keep at most this many connections open; others wait
+    /// Keep at most this many connections open; further clients wait
     #[arg(long, value_name = "N")]
     max_connections: Option<NonZeroUsize>,
     /// Wait at most this many seconds for each address of REMOTE-HOST to accept a connection

@@ -11,11 +11,11 @@
 //!              Diagnostics ──► check ──► warnings, or InvalidConfiguration
 //! ```
 //!
-//! The settings are types of the folders that act on them: `ledger::Selection`, `pipe::Settings`,
+//! The settings are types of the folders that act on them: `ledger::Selection`, `pipe::PipeSettings`,
 //! `grouping::Application`, `notify::Rule`. This folder only makes them.
 //!
-//! No reader stops at the first mistake. Each returns the settings that it understood and adds the rest to
-//! [`Diagnostics`], so that one run reports all mistakes in all files, each with what would be right:
+//! No reader stops at the first mistake. Each returns the settings that it understood, and adds a diagnostic for each
+//! of the others, so that one run reports all mistakes in all files, each with what would be right:
 //!
 //! ```text
 //! monitors.cfg:7: [SSH Pipe] port: "22x" is not a whole number such as 8080

@@ -34,7 +34,7 @@ pub(crate) struct Monitors {
     pub(crate) pipes: Vec<PipeSection>,
 }
 
-/// A section with `type=pipe`: a port to forward. Its place in the file serves later messages about that port.
+/// A section with `type=pipe`: a port to forward. Its place in the file is for later messages about that port.
 #[derive(Debug, Clone)]
 pub(crate) struct PipeSection {
     file: String,
@@ -84,8 +84,8 @@ fn selection(keys: &mut Keys) -> Selection {
     Selection { filter, ignore_local: switch(keys, "ignorelocal") }
 }
 
-/// The key's pattern; none if the key is missing or its value is empty. An empty pattern matches every process: a
-/// filter includes them all anyway, and nobody means to exclude them all.
+/// The key's pattern; none if the key is missing or its value is empty. An empty pattern would match every process: a
+/// filter includes them all anyway, and no user means to exclude them all.
 fn patterns(keys: &mut Keys, key: &str) -> Vec<Pattern> {
     if keys.text(key).is_some_and(str::is_empty) {
         return Vec::new();

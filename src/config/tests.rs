@@ -9,7 +9,7 @@ use crate::python2::pattern::Pattern;
 use crate::python2::shlex;
 use serde_json::Value;
 
-/// The vectors that are read differently, and why.
+/// The vectors that we read differently on purpose, and why.
 const DEVIATIONS: [(&str, &[&str]); 8] = [
     (
         "without exclude, the original excluded everything; now it excludes nothing",
@@ -25,7 +25,7 @@ const DEVIATIONS: [(&str, &[&str]); 8] = [
     ),
     ("an empty host meant this host, by accident", &["pipe_newhost_empty"]),
     ("notification_threshold was documented, but had no effect", &["doc_key"]),
-    ("no traffic reaches such a threshold, nor the highest that a rule can hold", &["thr_big"]),
+    ("the threshold exceeds 64 bits: no traffic reaches it, nor the highest that a rule can hold", &["thr_big"]),
     (
         "an unclosed quote ended the program at the first notification; now it is an error at the start",
         &["cmd_semicolon2"],

@@ -1,4 +1,4 @@
-//! What subjects are grouped by where no application of the file takes them.
+//! The key by which automatic grouping groups the subjects that belong to no application of the file.
 //!
 //! ```text
 //! /usr/bin/python3 sync.py           →   python3
@@ -7,10 +7,10 @@
 
 use crate::python2::shlex;
 
-/// The program that a command line names: its first word, as a shell splits, without the directories.
+/// The program that a command line names: its first word, as a shell splits words, without the directories.
 ///
-/// Where that word's quotes are not closed it is the first word by blanks, and where there is none, or nothing is left
-/// of it, the whole command line: a process may have written anything over its own.
+/// If a quote in that word is not closed, blanks alone separate the words. If there is no word, or its last character
+/// is a slash, the name is the whole command line: a process can overwrite its command line with anything.
 pub fn program(command_line: &[u8]) -> Vec<u8> {
     let word = match shlex::first_word(command_line) {
         Ok(word) => word,

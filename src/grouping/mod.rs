@@ -1,14 +1,14 @@
-//! What counts as one: whose total each command line belongs to.
+//! Groups of subjects, with one total each: applications, programs and single command lines.
 //!
-//! A subject belongs to the first application of the file that has a pattern matching its label; with automatic grouping
-//! otherwise to the program that its command line names; otherwise it is a group of its own. Pipes are grouped by their
-//! names in the same way.
+//! A subject belongs to the first application of the file that has a pattern matching its label. If there is none, it
+//! belongs with automatic grouping to the program that its command line names, and without it is a group of its own.
+//! Pipes are grouped by their names in the same way.
 //!
 //! ```text
 //! /usr/lib/firefox/firefox -P work   →   Browsers   (an application of the file with firefox=firefox)
 //! /usr/bin/python3 sync.py           →   python3    (automatic grouping, see [`key`])
 //! ```
-//! [`Aggregator`] is itself a [`Source`]: it reads other sources and gives one reading per group.
+//! [`Aggregator`] is itself a [`Source`]: it reads other sources and returns one reading per group.
 
 pub mod key;
 
@@ -24,16 +24,16 @@ use crate::traffic::rounds::forget_until;
 use crate::traffic::source::{Facts, Reading, Source};
 use crate::traffic::subject::Subject;
 
-/// The number of programs without a process whose totals automatic grouping remembers. On a host that starts ever new
-/// programs, the ones that have been silent longest are forgotten.
+/// The most programs without a process whose totals automatic grouping remembers. On a host that keeps starting new
+/// programs, it forgets those that have been silent the longest.
 const SILENT_PROGRAMS_KEPT: usize = 1000;
 
 /// An application: its name, and the patterns that its command lines match.
 #[derive(Debug)]
 pub struct Application {
-    /// The name under which the traffic is shown.
+    /// The name that the output shows.
     pub name: String,
-    /// A command line that matches one of them belongs to the application.
+    /// A command line that matches any of these belongs to the application.
     pub patterns: Vec<Pattern>,
 }
 
@@ -62,7 +62,8 @@ impl Grouping {
     }
 }
 
-/// What a group stands for, which decides how long its total is kept. Of two that share a name the longer-lived one counts.
+/// The kind of a group, which decides how long its total is kept. If groups of two kinds have one name, they are one
+/// group of the kind that is kept longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum GroupKind {
     /// A command line or pipe by itself: kept as long as its source knows it.
@@ -73,15 +74,15 @@ enum GroupKind {
     Application,
 }
 
-/// Reads several sources and adds up what belongs to one application.
+/// Reads several sources, and adds up the readings of each group.
 ///
-/// An application's total keeps what its command lines had when their source forgot them, so that processes may come
-/// and go.
+/// The total of an application includes command lines that their source has forgotten, so it does not fall when
+/// processes end.
 pub struct Aggregator<S> {
     grouping: Grouping,
     members: Vec<Member<S>>,
     groups: HashMap<Arc<Subject>, Group>,
-    /// The number of readings so far, to tell what the latest one had.
+    /// The number of ticks so far, to tell which subjects the latest one had.
     round: u64,
 }
 
@@ -104,7 +105,7 @@ struct Group {
     kind: GroupKind,
     bytes_in: u64,
     bytes_out: u64,
-    /// When one of its command lines was last read.
+    /// The last tick that read one of its command lines.
     round: u64,
 }
 
@@ -115,19 +116,19 @@ impl Group {
 }
 
 impl<S: Source> Aggregator<S> {
-    /// An aggregator over `sources`, which count different bytes.
+    /// An aggregator over `sources`, no two of which count the same bytes.
     pub fn new(grouping: Grouping, sources: Vec<S>) -> Self {
         let mut aggregator = Self { grouping, members: Vec::new(), groups: HashMap::new(), round: 0 };
         sources.into_iter().for_each(|source| aggregator.add(source));
         aggregator
     }
 
-    /// Reads this source, too, from now on.
+    /// From now on, reads this source, too.
     pub fn add(&mut self, source: S) {
         self.members.push(Member { source, before: HashMap::new() });
     }
 
-    /// Drops the sources for which `keep` is false. What they counted stays with the applications.
+    /// Drops the sources for which `keep` is false. The applications keep the bytes that they counted.
     pub fn retain(&mut self, mut keep: impl FnMut(&S) -> bool) {
         self.members.retain(|member| keep(&member.source));
     }
@@ -137,8 +138,8 @@ impl<S: Source> Aggregator<S> {
         self.members.iter_mut().map(|member| &mut member.source)
     }
 
-    /// Groups by other rules from now on. Applications that are in both keep their totals; a command line that belongs to
-    /// another group now counts there from now on.
+    /// From now on, groups by other rules. Applications that are in the old and the new ones keep their totals. A
+    /// command line that moves to another group counts there only from now on.
     pub fn regroup(&mut self, grouping: Grouping) {
         self.grouping = grouping;
         let before = std::mem::take(&mut self.groups);

@@ -10,7 +10,7 @@ fn named(name: &str) -> Arc<Subject> {
     Arc::new(Subject::Named(name.as_bytes().into()))
 }
 
-/// What a test says that a source has counted.
+/// A source whose totals the test sets.
 #[derive(Clone, Default)]
 struct Counted(Rc<RefCell<Vec<(&'static str, u64)>>>);
 
@@ -49,12 +49,12 @@ fn map<const N: usize>(totals: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn programs_are_named_as_by_python() {
+fn programs_have_the_names_that_python_gave_them() {
     let vectors: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/shlex.json")).unwrap();
     let latin1 = |text: &str| -> Vec<u8> { text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect() };
     for vector in vectors["vectors"].as_array().unwrap() {
         let input = vector["input"].as_str().unwrap();
-        // Python had no name for these, or an empty one.
+        // For these, Python found no name or an empty one.
         let expected = match (input, vector["auto_group_name"].as_str()) {
             (r#""""# | "''" | "" | "   ", _) => input,
             (_, Some(name)) => name,
@@ -63,7 +63,7 @@ fn programs_are_named_as_by_python() {
             ("\"unterminated", None) => "\"unterminated",
             ("it's", None) => "it's",
             ("sh -c echo 'it", None) => "sh",
-            _ => panic!("a vector that is new: {vector}"),
+            _ => panic!("no expected name for this vector: {vector}"),
         };
         assert_eq!(program(&latin1(input)), latin1(expected), "{input:?}");
     }
@@ -72,13 +72,13 @@ fn programs_are_named_as_by_python() {
 }
 
 #[test]
-fn an_application_keeps_the_total_of_what_has_ended() {
+fn an_application_keeps_the_totals_of_processes_that_have_ended() {
     let (mut aggregator, counted) = aggregator(grouping("[Web]\na=wget\nb=curl\n[All]\na=.\n", false));
     counted.0.replace(vec![("wget x", 100), ("curl y", 20), ("ssh z", 3)]);
     assert_eq!(totals(&mut aggregator), map([("Web", 120), ("All", 3)]));
     counted.0.replace(vec![("wget x", 150), ("ssh z", 3)]);
     assert_eq!(totals(&mut aggregator), map([("Web", 170), ("All", 3)]));
-    // The second curl began from zero; the total that fell is one that its source forgot in between.
+    // The second curl began from zero; the source forgot the total that fell in between.
     counted.0.replace(vec![("wget x", 10), ("curl y", 5)]);
     assert_eq!(totals(&mut aggregator), map([("Web", 185), ("All", 3)]));
     counted.0.take();
@@ -106,7 +106,7 @@ fn a_command_line_by_itself_is_forgotten_with_its_source() {
 }
 
 #[test]
-fn an_application_and_a_command_line_of_its_name_are_one_and_stay() {
+fn an_application_and_a_command_line_with_its_name_are_one_group_that_stays() {
     let (mut aggregator, counted) = aggregator(grouping("[web]\na=wget\n", false));
     counted.0.replace(vec![("web", 1), ("wget x", 100)]);
     assert_eq!(totals(&mut aggregator), map([("web", 101)]));
@@ -115,7 +115,7 @@ fn an_application_and_a_command_line_of_its_name_are_one_and_stay() {
 }
 
 #[test]
-fn other_rules_keep_what_is_in_both() {
+fn new_rules_keep_the_totals_of_applications_that_stay() {
     let (mut aggregator, counted) = aggregator(grouping("[Web]\na=wget\nb=curl\n[Old]\na=ssh\n[Gone]\na=dd\n", false));
     counted.0.replace(vec![("wget x", 100), ("curl y", 20), ("ssh z", 3), ("dd", 9)]);
     totals(&mut aggregator);
@@ -128,18 +128,18 @@ fn other_rules_keep_what_is_in_both() {
 }
 
 #[test]
-fn a_pattern_that_gives_up_is_told_once() {
+fn a_pattern_that_exceeds_its_limit_is_reported_once() {
     let (mut aggregator, counted) = aggregator(grouping("[Web]\na=(?!x)y\n", false));
     let name = "y".repeat(1 << 20).leak();
     counted.0.replace(vec![(name, 100)]);
     totals(&mut aggregator);
-    let told = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
-    assert_eq!(aggregator.notes(), [told]);
+    let message = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
+    assert_eq!(aggregator.notes(), [message]);
     assert_eq!(aggregator.notes(), [""; 0]);
 }
 
 #[test]
-fn sources_come_and_go_and_what_they_counted_stays() {
+fn sources_come_and_go_and_the_bytes_that_they_counted_stay() {
     let (first, second) = (Counted::default(), Counted::default());
     first.0.replace(vec![("wget", 100)]);
     second.0.replace(vec![("wget", 10)]);
@@ -151,7 +151,7 @@ fn sources_come_and_go_and_what_they_counted_stays() {
     assert_eq!(totals(&mut aggregator), map([("Web", 110)]));
 }
 
-/// A host that starts twelve different command lines a second, each heard of for a minute.
+/// A host that starts twelve different command lines a second, each of which its source has for a minute.
 struct Busy(u64);
 
 impl Source for Busy {
@@ -164,7 +164,7 @@ impl Source for Busy {
 
 #[test]
 fn ever_new_command_lines_do_not_fill_the_memory() {
-    // A day of them is the same as these 400 seconds: all limits are reached.
+    // 400 seconds are as good as a day: they reach all limits.
     let ticks = 400;
     for (rules, most, total) in [
         (grouping("[All]\na=.\n", false), 1, Some(12 * ticks)),

@@ -1,8 +1,8 @@
 //! Which CPUs a thread may run on: sched_setaffinity(2).
 //!
-//! Two threads that wait for one another, or of which one must not be delayed, are best on two CPUs, and the scheduler
-//! does not know that. Nothing here reports a refusal: the thread then runs where the scheduler puts it, which costs
-//! time alone.
+//! Two threads that wait for one another, or of which one must not be delayed, run best on two CPUs, and the scheduler
+//! does not know that. If the kernel refuses, that is no error: the thread then runs where the scheduler puts it, which
+//! costs only time.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 /// The calling thread, as sched_setaffinity(2) names it.
 const CALLER: Pid = Pid::from_raw(0);
 
-/// The CPUs of `allowed` other than `cpu`; `None` if there is no other, since no thread can do without one.
+/// The CPUs of `allowed` other than `cpu`; `None` if there is no other, since a thread needs one.
 pub fn others(cpu: usize, allowed: &CpuSet) -> Option<CpuSet> {
     let mut others = *allowed;
     others.unset(cpu).ok()?;
@@ -27,22 +27,22 @@ pub fn allowed() -> Option<CpuSet> {
     sched_getaffinity(CALLER).ok()
 }
 
-/// Lets the calling thread run on `cpus` and on no other. Returns whether the kernel has done so: it refuses a set of
-/// which no CPU is online or in the thread's cpuset(7).
+/// Lets the calling thread run on `cpus` and on no other. Returns whether the kernel has done so: it refuses a set
+/// without a CPU that is online and in the thread's cpuset(7).
 pub fn allow(cpus: &CpuSet) -> bool {
     sched_setaffinity(CALLER, cpus).is_ok()
 }
 
-/// Moves the calling thread off `cpu`, to the others of `allowed`. Returns whether it has; where there is no other CPU
-/// the thread stays.
+/// Moves the calling thread off `cpu`, to the others of `allowed`. Returns whether it has moved; if there is no other
+/// CPU, the thread stays.
 pub fn leave(cpu: usize, allowed: &CpuSet) -> bool {
     others(cpu, allowed).is_some_and(|others| allow(&others))
 }
 
 /// Calls `work` while the calling thread is pinned to the CPU it runs on and the thread `other` (gettid(2)) is kept off
-/// that CPU. Then both may run where they might before.
+/// that CPU. Afterwards both may run on the same CPUs as before the call.
 ///
-/// With one CPU, both threads share it as ever.
+/// With one CPU, both threads share it as before.
 pub fn run_apart_from<T>(other: Pid, work: impl FnOnce() -> T) -> T {
     let before = [CALLER, other].map(|thread| (thread, sched_getaffinity(thread).ok()));
     if let [(_, Some(_)), (_, Some(allowed))] = &before
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_others_are_all_but_one_and_none_are_no_set() {
+    fn the_others_are_all_but_one_and_an_empty_set_is_none() {
         assert_eq!(others(1, &set(&[0, 1, 3])), Some(set(&[0, 3])));
         assert_eq!(others(2, &set(&[0, 1])), Some(set(&[0, 1])));
         assert_eq!(others(1, &set(&[1])), None);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_run_apart_and_then_where_they_might_before() {
+    fn two_threads_run_apart_and_then_on_the_same_cpus_as_before() {
         beside_another_thread(|other| {
             let of_other = || sched_getaffinity(other).unwrap();
             let before = allowed().unwrap();

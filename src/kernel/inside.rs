@@ -1,8 +1,7 @@
 //! Work inside another network namespace.
 //!
-//! setns(2) moves the calling thread alone. So a thread of its own enters the namespace, does the work and ends; no
-//! other thread leaves the namespace it is in. A socket stays in the namespace where it was opened, whichever thread
-//! uses it later.
+//! setns(2) moves only the calling thread. So we start a thread that enters the namespace, does the work and ends; all
+//! others stay where they are. A socket stays in the namespace where it was opened, whichever thread uses it later.
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -1,5 +1,5 @@
-//! Reading the kernel: connections, sockets, processes, namespaces. Each file reads one of the kernel's interfaces; of the
-//! rest of the crate they use `printable` alone.
+//! Reads the kernel: connections, sockets, processes, namespaces. Each file reads one of the kernel's interfaces. From
+//! the rest of the crate, this folder uses only `printable`.
 //!
 //! In the order in which to read them:
 //!
@@ -10,13 +10,13 @@
 //! | `conntrack/` | connections with byte counters, as a table and as events | ctnetlink, /proc/net/nf_conntrack |
 //! | `sock_diag.rs` | which socket has a tuple; the payload that TCP sockets carry | sock_diag(7) |
 //! | `proc_net.rs` | which socket has a tuple, without sock_diag | /proc/net/tcp, udp, ...: proc_pid_net(5) |
-//! | `process.rs` | which process holds a socket, and its command line | /proc/\[pid\]/fd, cmdline, stat |
+//! | `process.rs` | which process holds a socket; its command line, user, cgroup | /proc/\[pid\]/fd, cmdline, stat, cgroup |
 //! | `namespace.rs` | the network namespaces of processes, and their addresses | /proc/\[pid\]/ns/net, getifaddrs(3) |
 //! | `exec_events.rs` | each program as it starts | the process events connector |
 //! | `bpf/` | the process that connected or closed a TCP connection | bpf(2): a program of ours |
 //!
-//! Two more set where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on certain CPUs
-//! (sched_setaffinity(2)).
+//! Two more files decide where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on
+//! certain CPUs (sched_setaffinity(2)).
 //!
 //! ```text
 //!   conntrack ────────> tuple + bytes
@@ -30,7 +30,7 @@
 //! ```
 //! Reading is kept apart from parsing: parsers take bytes or text, so that recorded and generated input can test them.
 //!
-//! Where to read on: [`attribution`](crate::attribution) joins these answers to the owner of a connection.
+//! Where to read on: [`attribution`](crate::attribution) combines these answers to find the owner of a connection.
 
 pub(crate) mod affinity;
 pub mod bpf;

@@ -26,18 +26,18 @@ type OpenSockDiag = fn() -> nix::Result<SockDiag>;
 pub struct Namespace {
     /// The inode of its file in nsfs, which is unique on the host; 0 for our own.
     pub id: u32,
-    /// Queries its sockets. While this is open the kernel keeps the namespace, so drop it when the last process is
-    /// gone.
+    /// Queries its sockets. While this is open the kernel keeps the namespace, so drop it when the last process has
+    /// left.
     pub diag: SockDiag,
     addresses: HashSet<IpAddr>,
-    /// The oldest process that the last scan found in it. While that one is there, the namespace is in use.
+    /// The oldest process that the last scan found in it. While that process is there, the namespace is in use.
     oldest: u32,
 }
 
 impl Namespace {
     /// The namespace of the calling thread.
     fn here(id: u32, open: OpenSockDiag) -> Result<Self> {
-        let diag = open().context("cannot ask the kernel for sockets (sock_diag)")?;
+        let diag = open().context("cannot query the kernel's sockets (sock_diag)")?;
         Ok(Self { id, diag, addresses: addresses(), oldest: std::process::id() })
     }
 
@@ -81,8 +81,8 @@ impl Namespaces {
         Self::opened_by(proc_root, SockDiag::open)
     }
 
-    /// The same, where [`Namespace::diag`] of each also receives the TCP sockets that are
-    /// [destroyed](SockDiag::destroyed).
+    /// Like [`new`](Self::new), but the [`Namespace::diag`] of each namespace also receives the TCP sockets that the
+    /// kernel [destroys](SockDiag::destroyed).
     ///
     /// # Errors
     /// Where the kernel refuses sock_diag.
@@ -132,7 +132,7 @@ impl Namespaces {
         }
     }
 
-    /// Enters the namespace of process `pid`, unless it was found before. Returns whether it has added one.
+    /// Adds the namespace of process `pid`, unless it was found before. Returns whether it has added one.
     pub fn enter(&mut self, processes: &Processes, pid: u32) -> bool {
         let Some(id) = inode(&link(processes.root(), pid)).filter(|id| self.found.insert(*id)) else {
             return false;

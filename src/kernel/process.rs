@@ -1,12 +1,12 @@
-//! Processes: which sockets each one holds, what it is called, and whose it is.
+//! Processes: the sockets that each one holds, its command line, its user and its cgroup.
 //!
 //! ```text
 //! /proc/4711/fd/5 -> socket:[81234]
 //! /proc/4711/cmdline: "curl\0-s\0http://example.com/\0"
 //! /proc/4711/cgroup:  0::/system.slice/backup.service
 //! ```
-//! The kernel's side is fs/proc/fd.c and fs/proc/base.c, the manual proc_pid_fd(5), proc_pid_cmdline(5) and cgroups(7). The
-//! walk over descriptors is our own: procfs opens and stats each one, where a single readlinkat(2) is enough.
+//! The kernel's side is fs/proc/fd.c and fs/proc/base.c; see also proc_pid_fd(5), proc_pid_cmdline(5) and cgroups(7).
+//! The walk over descriptors is our own: the procfs crate opens and stats each one, where one readlinkat(2) is enough.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -23,23 +23,24 @@ use nix::sys::stat::Mode;
 use procfs::FromRead;
 use procfs::process::Stat;
 
-/// The longest command line that is kept, in bytes: what Linux showed of one until 4.2.
-const LONGEST_NAME: u64 = 4096;
+/// The most bytes of a command line that are read; Linux before 4.2 showed no more.
+const LONGEST_COMMAND_LINE: u64 = 4096;
 
-/// A process as it is at the moment. A pid alone does not identify a process: the kernel reuses it.
+/// A process when it was read. A pid alone does not identify a process: the kernel reuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// The process id, in the namespace of the /proc that was read.
     pub pid: u32,
     /// When the process started, in clock ticks since boot (proc_pid_stat(5)).
     pub start_time: u64,
-    /// Its arguments with a blank for each NUL, so that the command line normally ends in one; `[comm]` where it is empty.
+    /// Its arguments with a blank in place of each NUL, so that it normally ends in a blank; `[comm]` if there are
+    /// none.
     pub command_line: Vec<u8>,
     /// Whether it has no command line: a kernel thread, or a process that is exiting.
     pub nameless: bool,
-    /// The effective user id; `None` where it cannot be read.
+    /// The effective user id; `None` if it cannot be read.
     pub uid: Option<u32>,
-    /// The path of its cgroup from the root of the hierarchy; `None` where it cannot be read.
+    /// The path of its cgroup from the root of the hierarchy; `None` if it cannot be read.
     pub cgroup: Option<Vec<u8>>,
 }
 
@@ -60,12 +61,12 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Those below `root`, normally /proc.
+    /// The processes of the /proc at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), some_unreadable: false }
     }
 
-    /// The /proc they are read from.
+    /// The /proc from which they are read.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -81,8 +82,8 @@ impl Processes {
         loadavg.split_ascii_whitespace().last()?.parse().ok()
     }
 
-    /// All process ids, the youngest process first: the kernel gives out ids in ascending order, and begins again from the
-    /// bottom when they run out.
+    /// All process ids, the youngest process first: the kernel gives out ids in ascending order, and wraps around when
+    /// they run out.
     pub fn youngest_first(&self) -> Vec<u32> {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
         let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
@@ -92,8 +93,8 @@ impl Processes {
         pids
     }
 
-    /// Calls `visit` with each socket that `pid` holds, until it breaks off or `budget` descriptors have been read. A process
-    /// that is gone holds none.
+    /// Calls `visit` with each socket that `pid` holds, until `visit` breaks or `budget` descriptors have been read. A
+    /// process that is gone holds none.
     pub fn each_socket(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(Handle) -> ControlFlow<()>) {
         *budget = budget.saturating_sub(1);
         let path = self.descriptors(pid);
@@ -105,7 +106,7 @@ impl Processes {
                     return;
                 }
             };
-        // A second descriptor, since iterating borrows the directory that the links are read in.
+        // A second descriptor for readlinkat(2), since iterating borrows the first.
         let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return };
         for entry in descriptors.iter().flatten() {
             if *budget == 0 {
@@ -140,7 +141,7 @@ impl Processes {
         found
     }
 
-    /// When the process that runs under `pid` started, in clock ticks since boot; `None` where there is none.
+    /// When the process that runs under `pid` started, in clock ticks since boot; `None` if there is none.
     fn start_time(&self, pid: u32) -> Option<u64> {
         Some(self.stat(pid)?.starttime)
     }
@@ -149,18 +150,18 @@ impl Processes {
         Stat::from_read(File::open(self.root.join(pid.to_string()).join("stat")).ok()?).ok()
     }
 
-    /// The process that runs under `pid`; `None` where there is none, or where it cannot be read.
+    /// The process that runs under `pid`; `None` if there is none or it cannot be read.
     pub fn read(&self, pid: u32) -> Option<Process> {
         let directory = self.root.join(pid.to_string());
-        // First what an exiting process loses first.
+        // The command line first, since an exiting process loses it first.
         let mut command_line = Vec::with_capacity(256);
         if let Ok(file) = File::open(directory.join("cmdline")) {
-            let _ = file.take(LONGEST_NAME).read_to_end(&mut command_line);
+            let _ = file.take(LONGEST_COMMAND_LINE).read_to_end(&mut command_line);
         }
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
-        // The directory belongs to the effective user whether the process is dumpable or not (fs/proc/base.c,
-        // task_dump_owner), unlike the files in it.
+        // Unlike the files in it, the directory belongs to the effective user even if the process is not dumpable
+        // (fs/proc/base.c, task_dump_owner).
         let uid = std::fs::metadata(&directory).ok().map(|metadata| metadata.uid());
         let stat = self.stat(pid)?;
         let nameless = command_line.is_empty();
@@ -171,8 +172,8 @@ impl Processes {
         Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
     }
 
-    /// The process that a thread belongs to; a process belongs to itself. /proc has entries for threads too, though it does
-    /// not list them.
+    /// The process to which a thread belongs; a process belongs to itself. /proc has entries for threads too, although
+    /// it does not list them.
     pub fn leader(&self, pid: u32) -> Option<u32> {
         let status = std::fs::read_to_string(self.root.join(pid.to_string()).join("status")).ok()?;
         status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
@@ -183,8 +184,8 @@ impl Processes {
     }
 }
 
-/// The cgroup in the text of /proc/PID/cgroup: of the hierarchy that systemd keeps, where a hybrid host has one beside
-/// cgroup2, else of cgroup2. A path may hold colons, so only the first two of a line separate its fields.
+/// The path of the cgroup in the text of /proc/PID/cgroup: in systemd's own hierarchy, if the host has one beside
+/// cgroup2, otherwise in cgroup2. A path may contain colons, so only the first two of a line separate its fields.
 fn cgroup_path(text: &[u8]) -> Option<&[u8]> {
     let path_of = |hierarchy: &[u8]| {
         text.split(|&byte| byte == b'\n').find_map(|line| {
@@ -215,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cgroup_is_systemds_or_that_of_cgroup2() {
+    fn the_cgroup_is_that_of_systemds_hierarchy_or_of_cgroup2() {
         assert_eq!(cgroup_path(b"0::/user.slice/a:b::c\n"), Some(&b"/user.slice/a:b::c"[..]));
         let hybrid = b"12:cpu,cpuacct:/x\n1:name=systemd:/system.slice/a.service\n0::/system.slice\n";
         assert_eq!(cgroup_path(hybrid), Some(&b"/system.slice/a.service"[..]));

@@ -13,9 +13,9 @@ use crate::kernel::netlink::{self, Netlink, attributes, u32_at, u64_at};
 
 /// SOCK_DIAG_BY_FAMILY: the type of requests and of replies.
 const BY_FAMILY: u16 = 20;
-/// INET_DIAG_INFO: the attribute that holds struct tcp_info; a request asks for it with the bit `1 << (INFO - 1)`.
+/// INET_DIAG_INFO: the attribute with struct tcp_info; a request asks for it with the bit `1 << (INFO - 1)`.
 const INFO: u16 = 2;
-/// Offsets in struct tcp_info (include/uapi/linux/tcp.h), which has only ever grown at its end.
+/// Offsets in struct tcp_info (include/uapi/linux/tcp.h), which grows only at its end.
 const BYTES_ACKED: usize = 120;
 const BYTES_RECEIVED: usize = 128;
 /// A mask of the states in which a socket carries data: all but TIME_WAIT (6), LISTEN (10) and NEW_SYN_RECV (12) of
@@ -44,7 +44,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Whether the socket has one peer: it is no listener, and no UDP socket that takes datagrams from any source.
+    /// Whether the socket has a peer: it is neither a listener nor a UDP socket that receives datagrams from any
+    /// source.
     pub fn is_connected(&self) -> bool {
         self.remote.port != 0
     }
@@ -54,7 +55,7 @@ impl Socket {
 #[derive(Debug)]
 pub struct SockDiag {
     queries: Netlink,
-    /// A socket of its own, so that events do not come between the replies to a query.
+    /// A second netlink socket, so that events do not come between the replies to a query.
     destroy_events: Option<Netlink>,
 }
 
@@ -95,7 +96,7 @@ impl SockDiag {
         let mut found = None;
         let request = request(protocol, Some((source, destination)), u32::MAX, 0);
         match self.queries.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
-            Ok(()) => Ok(found.map(|row| row.socket)),
+            Ok(()) => Ok(found.map(|message| message.socket)),
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -106,7 +107,7 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request.
     pub fn dump(&mut self, protocol: Protocol, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
-        self.dump_rows(protocol, CARRYING, 0, |row| visit(row.socket))
+        self.dump_messages(protocol, CARRYING, 0, |message| visit(message.socket))
     }
 
     /// Calls `visit` with every TCP socket that listens, IPv4 and IPv6.
@@ -114,7 +115,7 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request.
     pub fn dump_listeners(&mut self, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
-        self.dump_rows(Protocol::Tcp, LISTENING, 0, |row| visit(row.socket))
+        self.dump_messages(Protocol::Tcp, LISTENING, 0, |message| visit(message.socket))
     }
 
     /// Calls `visit` with every socket of `protocol` that is open, IPv4 and IPv6, as a flow from its local end to its remote
@@ -123,7 +124,7 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request: ENOENT where it cannot list sockets of this protocol.
     pub fn dump_open(&mut self, protocol: Protocol, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.dump_rows(protocol, CARRYING | LISTENING, 1 << (INFO - 1), |row| visit(&row.flow()))
+        self.dump_messages(protocol, CARRYING | LISTENING, 1 << (INFO - 1), |message| visit(&message.flow()))
     }
 
     /// Calls `visit` with every TCP socket that carries data, as a flow whose counters are its payload.
@@ -131,7 +132,7 @@ impl SockDiag {
     /// # Errors
     /// The kernel's error for the request.
     pub fn dump_flows(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.dump_rows(Protocol::Tcp, CARRYING, 1 << (INFO - 1), |row| visit(&row.flow()))
+        self.dump_messages(Protocol::Tcp, CARRYING, 1 << (INFO - 1), |message| visit(&message.flow()))
     }
 
     /// Calls `visit` with every TCP socket that the kernel destroyed since the last call. Does nothing unless opened
@@ -143,29 +144,29 @@ impl SockDiag {
         let Some(destroy_events) = &mut self.destroy_events else { return Ok(()) };
         destroy_events.events(usize::MAX, |message| {
             if message.kind == BY_FAMILY
-                && let Some(row) = parse(Protocol::Tcp, message.payload)
+                && let Some(diag) = parse(Protocol::Tcp, message.payload)
             {
-                visit(&Flow { open: false, ..row.flow() });
+                visit(&Flow { open: false, ..diag.flow() });
             }
         })?;
         Ok(())
     }
 
-    fn dump_rows(
+    fn dump_messages(
         &mut self,
         protocol: Protocol,
         states: u32,
         extensions: u8,
-        mut visit: impl FnMut(Row),
+        mut visit: impl FnMut(DiagMessage),
     ) -> nix::Result<()> {
         for family in [AF_INET, AF_INET6] {
             let mut request = request(protocol, None, states, extensions);
             request[0] = family as u8;
             self.queries.request(BY_FAMILY, netlink::DUMP, &request, |message| {
                 if message.kind == BY_FAMILY
-                    && let Some(row) = parse(protocol, message.payload)
+                    && let Some(diag) = parse(protocol, message.payload)
                 {
-                    visit(row);
+                    visit(diag);
                 }
             })?;
         }
@@ -173,14 +174,14 @@ impl SockDiag {
     }
 }
 
-/// One reply.
-struct Row {
+/// One struct inet_diag_msg, with its attributes.
+struct DiagMessage {
     socket: Socket,
     state: u8,
     counters: Option<Counters>,
 }
 
-impl Row {
+impl DiagMessage {
     fn flow(&self) -> Flow {
         let original =
             Tuple { protocol: self.socket.protocol, source: self.socket.local, destination: self.socket.remote };
@@ -223,7 +224,7 @@ fn request(protocol: Protocol, ends: Option<(Endpoint, Endpoint)>, states: u32, 
 
 /// struct inet_diag_msg: family, state, timer, retransmits, struct inet_diag_sockid (48 bytes), expires, receive queue,
 /// send queue, user, inode; 72 bytes.
-fn parse(protocol: Protocol, payload: &[u8]) -> Option<Row> {
+fn parse(protocol: Protocol, payload: &[u8]) -> Option<DiagMessage> {
     let message = payload.get(..72)?;
     let port = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
     let address = |at: usize| -> Option<std::net::IpAddr> {
@@ -236,7 +237,7 @@ fn parse(protocol: Protocol, payload: &[u8]) -> Option<Row> {
     let info = attributes(&payload[72..]).find(|(kind, _)| *kind == INFO).map(|(_, info)| info);
     let counters = info
         .and_then(|info| Some(Counters { original: u64_at(info, BYTES_ACKED)?, reply: u64_at(info, BYTES_RECEIVED)? }));
-    Some(Row {
+    Some(DiagMessage {
         socket: Socket {
             protocol,
             local: Endpoint::new(address(8)?, port(4)?),

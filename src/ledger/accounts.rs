@@ -1,4 +1,4 @@
-//! What each subject has moved, and how long that is remembered.
+//! The bytes that each subject has moved, and how long they are remembered.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use crate::python2::pattern::Pattern;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
 
-/// How long a subject is remembered that has neither open flows nor sockets.
+/// How long a subject without open flows and without sockets is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
-/// The number of processes per subject that are remembered as possible holders of a socket.
+/// The most processes of a subject that are remembered as possible holders of a socket.
 const HOLDERS: usize = 16;
 
-/// What one subject has moved.
+/// The bytes that one subject has moved.
 #[derive(Debug)]
 struct Account {
     bytes_in: u64,
     bytes_out: u64,
-    /// Whether it counts at all.
+    /// Whether any selection selects it.
     counts: bool,
-    /// Whether connections with two local ends count, too.
+    /// Whether its connections with two local ends count, too.
     counts_local: bool,
-    /// When it last had traffic or an open flow.
+    /// When it last had traffic or an open flow, or its processes were last checked for sockets.
     alive: Instant,
-    /// Pid and start time of the processes that were last alive, the latest last.
+    /// Pid and start time of its processes that last had traffic or an open flow, the most recent last.
     holders: Vec<(u32, u64)>,
 }
 
@@ -41,7 +41,7 @@ impl Accounts {
         Self { selections, accounts: HashMap::new() }
     }
 
-    /// Counts what any of these selects from now on.
+    /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.selections = selections;
         for (subject, account) in &mut self.accounts {
@@ -63,7 +63,7 @@ impl Accounts {
         self.account(process, now);
     }
 
-    /// The account of a process that is alive at `now`.
+    /// The account of a process that has traffic or an open flow at `now`.
     fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
         let account = self.accounts.entry(Arc::clone(&process.subject)).or_insert_with_key(|subject| {
             let (counts, counts_local) = selects(&self.selections, &subject.label());
@@ -82,7 +82,7 @@ impl Accounts {
     }
 
     /// Forgets the subjects that were silent for a minute and whose processes no longer hold any socket, unless another
-    /// subject with the same label stays: the two share a line, and a total that is shown does not shrink.
+    /// subject with the same label stays: the two share a line, and a total on the screen must not shrink.
     ///
     /// `holds_a_socket` takes a pid and the start time of its process.
     pub fn forget(&mut self, now: Instant, mut holds_a_socket: impl FnMut(u32, u64) -> bool) {
@@ -106,7 +106,7 @@ impl Accounts {
         self.accounts.retain(|subject, _| !silent.contains(subject));
     }
 
-    /// The patterns that exceeded their limit on some command line.
+    /// The patterns that exceeded their limit of work on some command line.
     pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         self.selections.iter().flat_map(|selection| selection.filter.patterns_over_limit())
     }

@@ -1,21 +1,22 @@
-//! The second step of a tick: the owners of flows are found, then what moved is credited and what is over is closed.
+//! The second step of a tick: enters the owners of flows, then credits the bytes that moved and drops the flows that
+//! are over.
 
 use std::collections::HashMap;
 
-use super::entry::{End, FlowKey, Side, SocketState};
+use super::entry::{EndOwner, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::flow::Tuple;
 use crate::kernel::process::Handle;
 
-/// How often a flow without owner is looked up again: after 1, 2, 4 … ticks.
+/// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
-/// How many ticks a flow may be missing from the table and still go on when it is back: an entry that the kernel moves
-/// from one hash chain to another during a dump may show in neither.
+/// For this many ticks a flow may be missing from the table without being over: an entry that the kernel moves from one
+/// hash chain to another during a dump may show in neither.
 const GRACE: u32 = 1;
-/// Ends of new flows that are looked up per tick, except the first; the others wait for the next.
+/// The most ends of new flows that one tick looks up, except the first tick; the others wait for the next.
 const LOOKED_UP_PER_TICK: usize = 10_000;
-/// Sockets with traffic that are checked per tick, whether their process still holds them: 2 µs each.
+/// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 256;
 
 /// How many ticks a closed socket is kept: the kernel still sends and receives for it, until the other side has closed too.
@@ -32,7 +33,7 @@ pub struct EndRef {
     pub(super) side: Side,
 }
 
-/// A tick in which owners are found.
+/// A tick in its second step.
 #[derive(Debug)]
 pub struct AttributingTick<'l> {
     ledger: &'l mut Ledger,
@@ -43,8 +44,9 @@ impl<'l> AttributingTick<'l> {
         Self { ledger }
     }
 
-    /// Queries the ends again that were not on this host, where `is_local` now has the source of a tuple: the address may be
-    /// a container's that was not known when its first connection began.
+    /// Schedules another lookup of the ends that were not on this host but are there now according to `is_local`, which
+    /// takes a tuple and decides on its source: the address may be that of a container that was not known when its
+    /// first connection began.
     pub fn namespace_appeared(&mut self, is_local: &mut dyn FnMut(&Tuple) -> bool) {
         let ledger = &mut *self.ledger;
         for (&key, entry) in &mut ledger.flows {
@@ -53,15 +55,15 @@ impl<'l> AttributingTick<'l> {
                     && let Query::Tuple(tuple) | Query::Closed(tuple) = entry.query(&key, side)
                     && is_local(&tuple)
                 {
-                    entry.set_end(side, End::Unknown);
+                    entry.set_owner(side, EndOwner::Unknown);
                     ledger.pending.push(PendingQuery { key, due: ledger.tick, tries: 0 });
                 }
             }
         }
     }
 
-    /// Gives flows to processes that have appeared since their owners were found and hold the same sockets: a child that
-    /// was forked to serve a connection. `sockets_of_new` are the new pids by the inodes of their sockets.
+    /// Hands flows over to new processes that hold the sockets of earlier owners, such as a child that was forked to
+    /// serve a connection. `sockets_of_new` has, by inode, each socket of a new process and that process's pid.
     pub fn hand_over(
         &mut self,
         sockets_of_new: &HashMap<u32, (u32, Handle)>,
@@ -72,7 +74,7 @@ impl<'l> AttributingTick<'l> {
         }
         for flow in 0..self.ledger.flows.len() {
             for side in Side::BOTH {
-                if let End::Owned { socket, .. } = self.ledger.flows[flow].end(side)
+                if let EndOwner::Owned { socket, .. } = self.ledger.flows[flow].owner(side)
                     && let Some(held) = socket.handle()
                     && let Some(&(pid, handle)) = sockets_of_new.get(&held.inode)
                 {
@@ -84,7 +86,7 @@ impl<'l> AttributingTick<'l> {
         }
     }
 
-    /// The ends whose owners this tick looks up: those of new flows, again those of flows that had no owner so far, and
+    /// The ends whose owners this tick looks up: those of new flows, those without an owner whose next try is due, and
     /// those with traffic whose process has ended or no longer has the socket.
     pub fn due(&mut self, processes: &mut dyn ProcessLookup) -> Vec<EndRef> {
         let ledger = &mut *self.ledger;
@@ -100,7 +102,7 @@ impl<'l> AttributingTick<'l> {
                 continue;
             }
             let unclear = Side::BOTH.into_iter().filter(|side| entry.is_unclear(*side));
-            // What the kernel noted costs next to nothing to read.
+            // A record of the kernel costs next to nothing to read.
             let costly = unclear.clone().filter(|&side| !matches!(entry.query(key, side), Query::Closed(_))).count();
             if costly > 0 && looked_up >= most {
                 later.push(pending);
@@ -118,7 +120,7 @@ impl<'l> AttributingTick<'l> {
         for &(flow, _) in &ledger.moved {
             let entry = &ledger.flows[flow as usize];
             for side in Side::BOTH {
-                let End::Owned { process, socket } = entry.end(side) else { continue };
+                let EndOwner::Owned { process, socket } = entry.owner(side) else { continue };
                 let mut lost = ledger.processes.is_gone(process, tick, processes) && socket != SocketState::Closed;
                 lost |= !entry.open && matches!(socket, SocketState::Own(_));
                 if let (false, SocketState::Own(handle), Some(process)) = (lost, socket, ledger.processes.get(process))
@@ -136,10 +138,10 @@ impl<'l> AttributingTick<'l> {
         due
     }
 
-    /// The processes that own these ends so far: they most likely still do.
+    /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
-        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].end(end.side) {
-            End::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
+        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {
+            EndOwner::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
             _ => None,
         };
         let mut pids: Vec<u32> = ends.iter().filter_map(owner).collect();
@@ -156,22 +158,22 @@ impl<'l> AttributingTick<'l> {
         }
     }
 
-    /// Enters the answer to a query. `identify` gives the process that runs under a pid.
+    /// Enters the answer to a query. `identify` returns the process that runs under a pid.
     pub fn resolved(&mut self, end: EndRef, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
         self.ledger.set_owner(end, answer, self.ledger.tick, identify);
     }
 
-    /// Those of these ends whose flow has no address on this host.
+    /// The ends among these whose flow has no known address on this host.
     pub fn unroutable(&self, ends: &[EndRef]) -> Vec<EndRef> {
         let unroutable = |end: &&EndRef| {
             let entry = &self.ledger.flows[end.flow as usize];
-            !entry.is_owned() && entry.end(end.side) == End::Elsewhere
+            !entry.is_owned() && entry.owner(end.side) == EndOwner::Elsewhere
         };
         ends.iter().filter(unroutable).copied().collect()
     }
 
-    /// Ends the tick: credits what moved to the owners, closes the flows that are over or missing from the table, and drops
-    /// processes that own no flow.
+    /// Ends the tick: credits the owners with the bytes that moved, drops the flows that are over or missing from the
+    /// table, and the processes that own no flow.
     pub fn close(self, processes: &mut dyn ProcessLookup) {
         let ledger = self.ledger;
         let mut moved = std::mem::take(&mut ledger.moved);
@@ -192,7 +194,7 @@ impl<'l> AttributingTick<'l> {
         ledger.moved = moved;
         let (tick, owners, unowned) = (ledger.tick, &mut ledger.processes, &mut ledger.unowned);
         // Mostly all flows were met, and need no second look.
-        if std::mem::take(&mut ledger.any_over) || ledger.met + ledger.sockets != ledger.flows.len() {
+        if std::mem::take(&mut ledger.any_over) || ledger.seen_this_tick + ledger.sockets != ledger.flows.len() {
             ledger.flows.retain(|key, entry| {
                 if key.is_socket() {
                     return true;
@@ -202,7 +204,7 @@ impl<'l> AttributingTick<'l> {
                     return false;
                 }
                 for side in Side::BOTH {
-                    if let End::Owned { process, .. } = entry.end(side) {
+                    if let EndOwner::Owned { process, .. } = entry.owner(side) {
                         owners.mark(process, entry.open && entry.seen == tick);
                     }
                 }
@@ -229,39 +231,40 @@ impl Ledger {
         identify: &mut dyn FnMut(u32) -> Option<Identity>,
     ) {
         let Some((key, entry)) = self.flows.get_index_mut(end.flow as usize) else { return };
-        let (is_socket, owner_before) = (key.is_socket(), entry.end(end.side).owner());
+        let (is_socket, owner_before) = (key.is_socket(), entry.owner(end.side).owner());
         let found = match answer {
-            Answer::Elsewhere => End::Elsewhere,
-            Answer::Nobody(reason) => End::Nobody(reason),
-            // The process that closed the connection says no more about its bytes than the owner that is known.
-            Answer::Closed { inherited: false, .. } if matches!(entry.end(end.side), End::Owned { .. }) => {
-                End::Nobody(Reason::Gone)
+            Answer::Elsewhere => EndOwner::Elsewhere,
+            Answer::Unowned(reason) => EndOwner::Unowned(reason),
+            // Which process closed the connection tells no more about its bytes than the known owner does.
+            Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
+                EndOwner::Unowned(Reason::Gone)
             }
             Answer::Held { pid, .. } | Answer::Closed { pid, .. } => match self.processes.index(pid, tick, identify) {
-                Some(process) => End::Owned { process, socket: SocketState::of(key, answer) },
-                None => End::Nobody(Reason::Gone),
+                Some(process) => EndOwner::Owned { process, socket: SocketState::of(key, answer) },
+                None => EndOwner::Unowned(Reason::Gone),
             },
         };
-        match (entry.end(end.side), found) {
-            (End::Owned { process, .. }, End::Unknown | End::Nobody(_) | End::Elsewhere)
-            // The connection's own socket is closed. The listener that is found now handed it over earlier.
+        match (entry.owner(end.side), found) {
+            (EndOwner::Owned { process, .. }, EndOwner::Unknown | EndOwner::Unowned(_) | EndOwner::Elsewhere)
+            // The connection's own socket is closed. The listener that was found now handed the connection over
+            // earlier.
             | (
-                End::Owned { process, socket: SocketState::Own(_) | SocketState::Closed },
-                End::Owned { socket: SocketState::Listening(_), .. },
-            ) => entry.set_end(end.side, End::Owned { process, socket: SocketState::Closed }),
-            (before, End::Owned { process, .. }) => {
-                entry.set_end(end.side, found);
-                if !matches!(before, End::Owned { .. })
+                EndOwner::Owned { process, socket: SocketState::Own(_) | SocketState::Closed },
+                EndOwner::Owned { socket: SocketState::Listening(_), .. },
+            ) => entry.set_owner(end.side, EndOwner::Owned { process, socket: SocketState::Closed }),
+            (before, EndOwner::Owned { process, .. }) => {
+                entry.set_owner(end.side, found);
+                if !matches!(before, EndOwner::Owned { .. })
                     && let Some(process) = self.processes.get(process)
                 {
                     let carried = end.side.in_and_out(entry.carried());
                     self.accounts.credit(&process.identity, carried, entry.local, self.now);
                 }
             }
-            (_, _) => entry.set_end(end.side, found),
+            (_, _) => entry.set_owner(end.side, found),
         }
         if is_socket {
-            let owner = self.flows[end.flow as usize].end(end.side).owner();
+            let owner = self.flows[end.flow as usize].owner(end.side).owner();
             if owner != owner_before {
                 owner.into_iter().for_each(|process| self.processes.add_socket(process));
                 owner_before.into_iter().for_each(|process| self.processes.remove_socket(process));
@@ -293,8 +296,8 @@ impl Ledger {
             if !key.is_socket() || !entry.open || self.tick.saturating_sub(entry.seen) < SILENT {
                 continue;
             }
-            let gone = match entry.end(Side::Original) {
-                End::Owned { process, .. } => self.processes.is_gone(process, self.tick, processes),
+            let gone = match entry.owner(Side::Original) {
+                EndOwner::Owned { process, .. } => self.processes.is_gone(process, self.tick, processes),
                 _ => true,
             };
             if gone {
@@ -316,7 +319,7 @@ impl Ledger {
                 continue;
             }
             add_unowned(&mut self.unowned, entry);
-            if let Some(process) = entry.end(Side::Original).owner() {
+            if let Some(process) = entry.owner(Side::Original).owner() {
                 self.processes.remove_socket(process);
             }
             self.flows.swap_remove(&key);

@@ -1,13 +1,13 @@
-//! The first step of a tick: flows enter the books.
+//! The first step of a tick: enters the flows.
 
 use super::add_unowned;
 use super::attributing::{AttributingTick, EndRef};
-use super::entry::{End, FlowEntry, FlowKey, Side};
+use super::entry::{EndOwner, FlowEntry, FlowKey, Side};
 use super::{Answer, Attribution, Ledger, Movement, ProcessLookup, Query, Reason};
 use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 
-/// A tick in which flows enter.
+/// A tick in its first step.
 #[derive(Debug)]
 pub struct OpenTick<'l> {
     ledger: &'l mut Ledger,
@@ -33,8 +33,8 @@ impl<'l> OpenTick<'l> {
                 && !entry.over
                 && (entry.is_unclear(side) || matches!(answer, Answer::Held { handle: Some(_), connected: true, .. }))
             {
-                // As of the tick before: the process may have been read before it started its program, so that this tick
-                // reads it again, if it still lives.
+                // Entered as read in the last tick, so that this tick reads the process again if it still lives: it may
+                // have been read before it started its program.
                 let end = EndRef { flow: index as u32, side };
                 ledger.set_owner(end, answer, ledger.tick - 1, &mut |_| Some(identity.clone()));
             }
@@ -45,7 +45,7 @@ impl<'l> OpenTick<'l> {
     pub fn ended(&mut self, flow: &Flow, processes: &mut dyn ProcessLookup) {
         let ledger = &mut *self.ledger;
         let Some(counters) = flow.counters else { return };
-        // A flow that is not in the books was closed when the table no longer had it.
+        // A flow that is not in the ledger was dropped when the table no longer had it.
         if flow.socket.is_none() && !ledger.flows.contains_key(&FlowKey::of(flow)) {
             return;
         }
@@ -62,20 +62,20 @@ impl<'l> OpenTick<'l> {
                 ledger.set_owner(end, answer, ledger.tick, &mut |pid| processes.identify(pid));
             }
         }
-        // At once, since the next flow with the same tuple may come in the same tick.
+        // Credited at once, since another flow with the same tuple may follow in the same tick.
         if let Some(moved) = ledger.flows[index as usize].count(counters) {
             ledger.credit_owners(index, moved);
         }
     }
 
-    /// Enters one row of the table. The same row twice in a tick counts once.
+    /// Enters one row of the table. A row that comes twice in a tick counts once.
     pub fn row(&mut self, flow: &Flow) {
         let ledger = &mut *self.ledger;
         let Some(counters) = flow.counters else { return };
         let index = ledger.enter(flow, ledger.base(counters));
         let entry = &mut ledger.flows[index as usize];
         for side in Side::BOTH {
-            if let End::Owned { process, .. } = entry.end(side) {
+            if let EndOwner::Owned { process, .. } = entry.owner(side) {
                 ledger.processes.mark(process, entry.open);
             }
         }
@@ -86,7 +86,7 @@ impl<'l> OpenTick<'l> {
             None => {
                 ledger.replace_reused(index as usize, flow);
                 ledger.moved.push((index, Movement::To(counters)));
-                ledger.query(FlowKey::of(flow));
+                ledger.schedule_lookup(FlowKey::of(flow));
             }
         }
     }
@@ -102,7 +102,7 @@ impl<'l> OpenTick<'l> {
         if ledger.flows.insert(key, entry).is_none() {
             ledger.sockets += 1;
         }
-        ledger.query(key);
+        ledger.schedule_lookup(key);
     }
 
     /// Enters what a socket has moved.
@@ -136,7 +136,7 @@ impl<'l> OpenTick<'l> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         ledger.moved.push((index, Movement::By(moved)));
         if is_new {
-            ledger.query(key);
+            ledger.schedule_lookup(key);
             if let Some(pid) = socket.maker {
                 let answer = Answer::Held { pid, handle: None, connected: true };
                 let end = EndRef { flow: index, side: Side::Original };
@@ -162,56 +162,56 @@ impl<'l> OpenTick<'l> {
         Some(flows.iter().filter(|(_, entry)| !entry.over).filter_map(|(key, _)| key.tuple()).collect())
     }
 
-    /// Ends this step: all flows of the tick have entered.
+    /// Ends this step: all flows of the tick have been entered.
     pub fn attribute(self) -> AttributingTick<'l> {
         AttributingTick::new(self.ledger)
     }
 }
 
 impl Ledger {
-    /// The counters from which on a flow counts that is met now with these.
+    /// The base of a flow that has these counters when this tick first sees it: its bytes count from there on.
     fn base(&self, counters: Counters) -> Counters {
         if self.tick == 1 && !self.lookback { counters } else { Counters::default() }
     }
 
-    /// The index of a flow. A flow that is new enters, and its owners are looked up.
+    /// The index of a flow. Adds a flow that is new, and schedules a lookup of its owners.
     fn enter(&mut self, flow: &Flow, base: Counters) -> u32 {
         let key = FlowKey::of(flow);
-        let next = self.row_before + 1;
+        let next = self.last_row + 1;
         let known = match self.flows.get_index(next) {
             Some((after, _)) if *after == key => Some(next),
             _ => self.flows.get_index_of(&key),
         };
         let known = known.and_then(|index| self.flows.get_index_mut(index).map(|(_, entry)| (index, entry)));
-        self.met += usize::from(known.as_ref().is_none_or(|(_, entry)| entry.seen != self.tick));
-        let (index, query) = match known {
-            // The same tuple again, in the same place of the kernel's memory, from which the id is made.
+        self.seen_this_tick += usize::from(known.as_ref().is_none_or(|(_, entry)| entry.seen != self.tick));
+        let (index, look_up) = match known {
+            // The same tuple and the same id again: the kernel makes the id from the entry's address, which it reuses.
             Some((index, entry)) if entry.over => {
                 self.replace_reused(index, flow);
                 (index, true)
             }
-            Some((index, entry)) => (index, entry.renew(flow, self.tick)),
+            Some((index, entry)) => (index, entry.update(flow, self.tick)),
             None => {
                 let mut entry = FlowEntry::new(flow, base, self.tick);
-                // A flow that was closing before the first tick has no socket, and may be older than the process that
-                // listens there now.
+                // A flow that was closing before the first tick no longer has a socket, and may be older than the
+                // process that listens there now.
                 let too_late = self.tick == 1 && !flow.open;
                 if too_late {
-                    Side::BOTH.into_iter().for_each(|side| entry.set_end(side, End::Nobody(Reason::Gone)));
+                    Side::BOTH.into_iter().for_each(|side| entry.set_owner(side, EndOwner::Unowned(Reason::Gone)));
                 }
                 (self.flows.insert_full(key, entry).0, !too_late)
             }
         };
-        if query {
-            self.query(key);
+        if look_up {
+            self.schedule_lookup(key);
         }
-        self.row_before = index;
-        // 4 billion flows do not fit into any memory.
+        self.last_row = index;
+        // Four billion flows fit into no memory.
         u32::try_from(index).unwrap_or(u32::MAX)
     }
 
-    /// Puts a flow in the place of another with the same key. The earlier one stays in the books under another key until
-    /// this tick has looked up its owners.
+    /// Puts a flow in the place of another with the same key. The earlier one stays under another key until this tick
+    /// has looked up its owners.
     fn replace_reused(&mut self, index: usize, flow: &Flow) {
         let mut before =
             std::mem::replace(&mut self.flows[index], FlowEntry::new(flow, Counters::default(), self.tick));
@@ -221,7 +221,7 @@ impl Ledger {
             self.replaced = self.replaced.wrapping_add(1);
             let key = FlowKey::of_predecessor(flow, self.replaced);
             self.flows.insert(key, before);
-            self.query(key);
+            self.schedule_lookup(key);
         } else {
             add_unowned(&mut self.unowned, &before);
         }

@@ -1,4 +1,4 @@
-//! One flow in the books.
+//! One flow in the ledger.
 
 use std::hash::{Hash, Hasher};
 
@@ -7,7 +7,7 @@ use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::process::Handle;
 use crate::traffic::subject::Reason;
 
-/// What identifies a flow.
+/// Identifies a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FlowKey {
     /// A row of a table.
@@ -23,7 +23,8 @@ pub(super) enum FlowKey {
 }
 
 impl Hash for FlowKey {
-    /// Hashes mostly the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
+    /// Usually hashes the id alone, which the kernel derives from all the rest and makes unpredictable
+    /// (`nf_ct_get_id`).
     fn hash<H: Hasher>(&self, state: &mut H) {
         match *self {
             Self::Row { original, zone, predecessor, id } => {
@@ -81,22 +82,20 @@ impl Side {
     }
 }
 
-/// What is known of the owner of an end.
+/// The owner of an end, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// Nothing yet.
+pub(super) enum EndOwner {
+    /// Not looked up yet.
     Unknown,
     /// The process at this index of the registry.
-    Owned {
-        process: u32,
-        socket: SocketState,
-    },
-    Nobody(Reason),
+    Owned { process: u32, socket: SocketState },
+    /// No process, for this reason.
+    Unowned(Reason),
     /// The address is not on this host, or the end is a row of its own.
     Elsewhere,
 }
 
-impl End {
+impl EndOwner {
     /// The process that owns it, by its index in the registry.
     pub fn owner(self) -> Option<u32> {
         match self {
@@ -109,8 +108,8 @@ impl End {
 /// What is known of the socket through which a process owns an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SocketState {
-    /// No descriptor was read: the kernel noted that the process made the connection.
-    NotLooked,
+    /// We have not read any descriptor: the kernel recorded that the process made the connection.
+    Unread,
     /// The socket is a listener, whose process may hand the connection over to another.
     Listening(Handle),
     /// The connection's own socket, at this descriptor.
@@ -119,48 +118,51 @@ pub(super) enum SocketState {
     Closed,
 }
 
-/// The reply tuple, in less than the 40 bytes that it mostly does not need.
+/// The reply tuple, in less than the 40 bytes of a [`Tuple`]: few flows need those.
 #[derive(Debug)]
-enum Reply {
+enum ReplyTuple {
     Reversed,
     Translated(Box<Tuple>),
-    /// The row is a socket with this inode, which has one end only.
+    /// The row is a socket with this inode; its flow has only one end.
     Socket(u32),
     /// The packets of a socket, of which this is known.
-    Packets { tuple: Option<Box<Tuple>>, inode: u32 },
+    Packets {
+        tuple: Option<Box<Tuple>>,
+        inode: u32,
+    },
 }
 
 /// A flow, its counters and its owners.
 #[derive(Debug)]
 pub(super) struct FlowEntry {
-    reply: Reply,
-    /// The counters from which on bytes count.
+    reply: ReplyTuple,
+    /// Bytes beyond these counters count.
     base: Counters,
-    /// The counters up to which bytes were credited to the owners.
+    /// Bytes up to these counters have been credited to the owners.
     counted: Counters,
-    ends: [End; 2],
-    /// The last tick at which the table had the row.
+    owners: [EndOwner; 2],
+    /// The last tick that saw the flow.
     pub seen: u32,
     /// Whether more bytes may come; false in TIME_WAIT and similar states.
     pub open: bool,
-    /// Whether the kernel has said that it is over.
+    /// Whether the kernel has reported its end.
     pub over: bool,
-    /// Whether `--ignore-local` leaves it out: both ends are local.
+    /// Whether both ends are local, so that `--ignore-local` leaves it out.
     pub local: bool,
 }
 
 impl FlowEntry {
-    /// A flow that was met at `tick`. Its bytes count from `base` on.
+    /// A flow that `tick` is the first to see. Its bytes count from `base` on.
     pub fn new(flow: &Flow, base: Counters, tick: u32) -> Self {
         Self {
             reply: match flow.socket {
-                Some(inode) => Reply::Socket(inode),
-                None if flow.reply == flow.original.reversed() => Reply::Reversed,
-                None => Reply::Translated(Box::new(flow.reply)),
+                Some(inode) => ReplyTuple::Socket(inode),
+                None if flow.reply == flow.original.reversed() => ReplyTuple::Reversed,
+                None => ReplyTuple::Translated(Box::new(flow.reply)),
             },
             base,
             counted: base,
-            ends: [End::Unknown, if flow.socket.is_some() { End::Elsewhere } else { End::Unknown }],
+            owners: [EndOwner::Unknown, if flow.socket.is_some() { EndOwner::Elsewhere } else { EndOwner::Unknown }],
             seen: tick,
             open: flow.open,
             over: false,
@@ -171,10 +173,10 @@ impl FlowEntry {
     /// The packets of a socket that was met at `tick`.
     pub fn of_socket(tuple: Option<Tuple>, inode: u32, local: bool, tick: u32) -> Self {
         Self {
-            reply: Reply::Packets { tuple: tuple.map(Box::new), inode },
+            reply: ReplyTuple::Packets { tuple: tuple.map(Box::new), inode },
             base: Counters::default(),
             counted: Counters::default(),
-            ends: [End::Unknown, End::Elsewhere],
+            owners: [EndOwner::Unknown, EndOwner::Elsewhere],
             seen: tick,
             open: true,
             over: false,
@@ -185,14 +187,14 @@ impl FlowEntry {
     /// What is known of the socket whose packets these are.
     pub fn socket(&self) -> Option<(Option<Tuple>, u32)> {
         match &self.reply {
-            Reply::Packets { tuple, inode } => Some((tuple.as_deref().copied(), *inode)),
+            ReplyTuple::Packets { tuple, inode } => Some((tuple.as_deref().copied(), *inode)),
             _ => None,
         }
     }
 
     /// Adds what has become known of the socket.
     pub fn know(&mut self, newer: Option<Tuple>) {
-        if let Reply::Packets { tuple: tuple @ None, .. } = &mut self.reply {
+        if let ReplyTuple::Packets { tuple: tuple @ None, .. } = &mut self.reply {
             *tuple = newer.map(Box::new);
         }
     }
@@ -207,13 +209,13 @@ impl FlowEntry {
         counters.since(self.counted).map(|moved| moved != Counters::default())
     }
 
-    /// Updates the entry from a later row. Returns whether the flow's owner has to be looked up again: a connection in a
-    /// listener's queue has no inode of its own yet.
-    pub fn renew(&mut self, flow: &Flow, tick: u32) -> bool {
+    /// Updates the entry from a later row. Returns whether its owner has to be looked up again: the socket of a
+    /// connection has no inode until accept(2) takes it from the listener's queue.
+    pub fn update(&mut self, flow: &Flow, tick: u32) -> bool {
         self.seen = tick;
         self.open = flow.open;
         match (&mut self.reply, flow.socket) {
-            (Reply::Socket(before), Some(now)) if *before == 0 && now != 0 => {
+            (ReplyTuple::Socket(before), Some(now)) if *before == 0 && now != 0 => {
                 *before = now;
                 true
             }
@@ -227,7 +229,7 @@ impl FlowEntry {
         self.open = false;
     }
 
-    /// Advances to `counters`, and returns what was added since; `None` if they are behind.
+    /// Advances to `counters`, and returns the bytes added since; `None` if a counter went down.
     pub fn count(&mut self, counters: Counters) -> Option<Counters> {
         let moved = counters.since(self.counted)?;
         self.counted = counters;
@@ -245,47 +247,48 @@ impl FlowEntry {
         self.counted.since(self.base).unwrap_or_default()
     }
 
-    pub fn end(&self, side: Side) -> End {
-        self.ends[side as usize]
+    pub fn owner(&self, side: Side) -> EndOwner {
+        self.owners[side as usize]
     }
 
-    pub fn set_end(&mut self, side: Side, end: End) {
-        self.ends[side as usize] = end;
+    pub fn set_owner(&mut self, side: Side, owner: EndOwner) {
+        self.owners[side as usize] = owner;
     }
 
     pub fn is_owned(&self) -> bool {
-        self.ends.iter().any(|end| matches!(end, End::Owned { .. }))
+        self.owners.iter().any(|owner| matches!(owner, EndOwner::Owned { .. }))
     }
 
     /// Why the flow has no owner.
     pub fn reason(&self) -> Reason {
-        let reasons = self.ends.iter().filter_map(|end| match end {
-            End::Nobody(reason) => Some(*reason),
-            // The flow ended before it was looked up.
-            End::Unknown => Some(Reason::Gone),
-            End::Elsewhere | End::Owned { .. } => None,
+        let reasons = self.owners.iter().filter_map(|owner| match owner {
+            EndOwner::Unowned(reason) => Some(*reason),
+            // The flow ended before its owner was looked up.
+            EndOwner::Unknown => Some(Reason::Gone),
+            EndOwner::Elsewhere | EndOwner::Owned { .. } => None,
         });
         reasons.max().unwrap_or(Reason::Forwarded)
     }
 
-    /// Whether the owner of an end still has to be found. An end on another host has none, unless the flow has no owner at
-    /// all: the address may be a container's that was not known yet.
+    /// Whether the owner of an end still has to be found. The owner of an end on another host does not; but if neither
+    /// end has an owner, the address may be that of a container that is not known yet.
     pub fn is_unclear(&self, side: Side) -> bool {
-        match self.end(side) {
-            End::Unknown | End::Nobody(_) => true,
-            End::Owned { socket, .. } => matches!(socket, SocketState::NotLooked | SocketState::Listening(_)),
-            End::Elsewhere => !self.is_owned() && self.is_elsewhere(side),
+        match self.owner(side) {
+            EndOwner::Unknown | EndOwner::Unowned(_) => true,
+            EndOwner::Owned { socket, .. } => matches!(socket, SocketState::Unread | SocketState::Listening(_)),
+            EndOwner::Elsewhere => !self.is_owned() && self.is_elsewhere(side),
         }
     }
 
-    /// Whether an end is not on this host as far as is known. The row of a socket has no second end.
+    /// Whether an end has an address that is not on this host as far as we know. The row of a socket has no second end.
     pub fn is_elsewhere(&self, side: Side) -> bool {
-        self.end(side) == End::Elsewhere && !matches!(self.reply, Reply::Socket(_) | Reply::Packets { .. })
+        self.owner(side) == EndOwner::Elsewhere
+            && !matches!(self.reply, ReplyTuple::Socket(_) | ReplyTuple::Packets { .. })
     }
 
     /// Whether a process other than the known owner may have the end now, or may have had it last.
     pub fn may_be_handed_over(&self, side: Side) -> bool {
-        !matches!(self.end(side), End::Owned { socket: SocketState::Closed, .. } | End::Elsewhere)
+        !matches!(self.owner(side), EndOwner::Owned { socket: SocketState::Closed, .. } | EndOwner::Elsewhere)
     }
 
     /// How to find the owner of an end.
@@ -294,8 +297,8 @@ impl FlowEntry {
             FlowKey::Row { original, .. } => original,
             FlowKey::Socket { cookie, .. } => {
                 return match &self.reply {
-                    &Reply::Packets { inode, .. } if inode != 0 && self.open => Query::Inode(inode),
-                    Reply::Packets { tuple: Some(tuple), .. } => {
+                    &ReplyTuple::Packets { inode, .. } if inode != 0 && self.open => Query::Inode(inode),
+                    ReplyTuple::Packets { tuple: Some(tuple), .. } => {
                         Query::Socket { cookie, tuple: **tuple, open: self.open }
                     }
                     _ => Query::Inode(0),
@@ -303,43 +306,46 @@ impl FlowEntry {
             }
         };
         let tuple = match (side, &self.reply) {
-            (_, &Reply::Socket(inode)) if inode != 0 => return Query::Inode(inode),
+            (_, &ReplyTuple::Socket(inode)) if inode != 0 => return Query::Inode(inode),
             // A socket that was closed before the first dump may have been accepted from a listener that is still there.
-            (_, Reply::Socket(_)) | (Side::Original, _) => original,
-            (Side::Reply, Reply::Reversed | Reply::Packets { .. }) => original.reversed(),
-            (Side::Reply, Reply::Translated(reply)) => **reply,
+            (_, ReplyTuple::Socket(_)) | (Side::Original, _) => original,
+            (Side::Reply, ReplyTuple::Reversed | ReplyTuple::Packets { .. }) => original.reversed(),
+            (Side::Reply, ReplyTuple::Translated(reply)) => **reply,
         };
-        match self.end(side) {
-            // A connection that conntrack has closed has no socket any more.
-            End::Owned { .. } if !self.open && !matches!(self.reply, Reply::Socket(_)) => Query::Closed(tuple),
+        match self.owner(side) {
+            // A connection that conntrack has closed no longer has a socket.
+            EndOwner::Owned { .. } if !self.open && !matches!(self.reply, ReplyTuple::Socket(_)) => {
+                Query::Closed(tuple)
+            }
             _ => Query::Tuple(tuple),
         }
     }
 
-    /// Whether no further look-up of a flow that is ending or over can find anything. A connection that conntrack has closed
-    /// is worth one: for the process that closed it, or for the listener that it may have been accepted from.
-    pub fn is_final(&self, looks: u8) -> bool {
-        !self.open && looks > 0 && !matches!(self.reply, Reply::Socket(_))
+    /// Whether another lookup, after this number of `lookups`, would find nothing new. One lookup is worth while for a
+    /// connection that conntrack has closed: it may find the process that closed it, or the listener that it was
+    /// accepted from.
+    pub fn is_final(&self, lookups: u8) -> bool {
+        !self.open && lookups > 0 && !matches!(self.reply, ReplyTuple::Socket(_))
     }
 }
 
 impl SocketState {
-    /// The state of the socket that was found for a flow. An unconnected UDP socket has no other to which it could hand a
-    /// flow over.
+    /// The state of the socket that was found for a flow. An unconnected UDP socket counts as the flow's own, since it
+    /// does not hand flows over to other sockets as a listener does.
     pub fn of(key: &FlowKey, answer: Answer) -> Self {
         let is_udp = matches!(key, FlowKey::Row { original, .. } if original.protocol == Protocol::Udp);
         match answer {
-            Answer::Held { handle: None, .. } => Self::NotLooked,
+            Answer::Held { handle: None, .. } => Self::Unread,
             Answer::Held { handle: Some(handle), connected, .. } if connected || is_udp => Self::Own(handle),
             Answer::Held { handle: Some(handle), .. } => Self::Listening(handle),
-            Answer::Closed { .. } | Answer::Elsewhere | Answer::Nobody(_) => Self::Closed,
+            Answer::Closed { .. } | Answer::Elsewhere | Answer::Unowned(_) => Self::Closed,
         }
     }
 
     pub fn handle(self) -> Option<Handle> {
         match self {
             Self::Listening(handle) | Self::Own(handle) => Some(handle),
-            Self::NotLooked | Self::Closed => None,
+            Self::Unread | Self::Closed => None,
         }
     }
 }

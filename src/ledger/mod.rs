@@ -1,19 +1,19 @@
-//! The books: how much each flow has carried, who owns its ends, and what each subject has moved.
+//! The ledger: the bytes of each flow, the processes that own its two ends, and the bytes of each subject.
 //!
 //! ```text
-//! Ledger::open ──▶ OpenTick          flows enter: opened, attributed, row, ended
+//! Ledger::open ──▶ OpenTick          takes flows: opened, attributed, row, ended
 //!                     │ attribute
 //!                     ▼
-//!                  AttributingTick   queries go out, answers come in, sockets change hands
+//!                  AttributingTick   gives out queries, takes answers, hands flows over to new processes
 //!                     │ close
 //!                     ▼
-//!                  Ledger            what moved is credited to the owners' accounts, what is over is forgotten
+//!                  Ledger            has credited the owners' accounts, and dropped the flows that are over
 //! ```
-//! Each step of a tick is a type that the next one consumes, so the steps cannot be taken in another order. Nothing here
-//! reads the kernel or a clock.
+//! Each step of a tick is a type that the next step consumes, so the steps cannot be taken in another order. Nothing
+//! here reads the kernel or a clock.
 //!
-//! Read on in `entering` and `attributing` for the two steps, in `entry` for one flow, in `registry` for the processes
-//! that own flows, in `accounts` for what subjects have moved, in [`selection`] for what counts at all.
+//! Where to read on: `entering` and `attributing` are the two steps; `entry` is one flow, `registry` the processes that
+//! own flows, `accounts` the bytes of the subjects; [`selection`] decides what counts at all.
 
 mod accounts;
 mod attributing;
@@ -31,7 +31,7 @@ use indexmap::IndexMap;
 use accounts::Accounts;
 pub use attributing::{AttributingTick, EndRef};
 pub use entering::OpenTick;
-use entry::{End, FlowEntry, FlowKey, Side};
+use entry::{EndOwner, FlowEntry, FlowKey, Side};
 use registry::Registry;
 pub use selection::Selection;
 
@@ -41,11 +41,11 @@ use crate::python2::pattern::Pattern;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
 
-/// A flow whose owners are to be looked up, and when.
+/// A scheduled lookup of a flow's owners.
 #[derive(Debug, Clone, Copy)]
 struct PendingQuery {
     key: FlowKey,
-    /// The tick from which on it is due.
+    /// The tick at which it is due.
     due: u32,
     tries: u8,
 }
@@ -68,13 +68,13 @@ pub struct Ledger {
     tick: u32,
     now: Instant,
     flows: IndexMap<FlowKey, FlowEntry>,
-    /// The index of the row before: rows mostly come in the order in which they came first.
-    row_before: usize,
-    /// The number of flows that were met in this tick.
-    met: usize,
+    /// The index of the last row: most rows come in the same order at each tick.
+    last_row: usize,
+    /// The number of flows that this tick has seen.
+    seen_this_tick: usize,
     /// Whether any flow is over.
     any_over: bool,
-    /// The number of flows that were replaced by another with the same key.
+    /// The number of flows that another with the same key has replaced.
     replaced: u32,
     /// The flows whose counters changed in this tick, by their index.
     moved: Vec<(u32, Movement)>,
@@ -89,21 +89,21 @@ pub struct Ledger {
     pending: Vec<PendingQuery>,
     processes: Registry,
     accounts: Accounts,
-    /// What flows carried that are over and had no owner.
+    /// The bytes of flows that are over and had no owner.
     unowned: BTreeMap<Reason, Counters>,
 }
 
 impl Ledger {
-    /// Books that count what any of `selections` selects, each byte once. With `lookback` a flow that is older than the
-    /// first tick counts from its own beginning, otherwise from then on.
+    /// A ledger that counts what any of `selections` selects, each byte once. With `lookback`, a flow that is older
+    /// than the first tick counts from its own beginning, otherwise from the first tick.
     pub fn new(selections: Vec<Selection>, lookback: bool, now: Instant) -> Self {
         Self {
             lookback,
             tick: 0,
             now,
             flows: IndexMap::new(),
-            row_before: 0,
-            met: 0,
+            last_row: 0,
+            seen_this_tick: 0,
             any_over: false,
             replaced: 0,
             moved: Vec::new(),
@@ -118,7 +118,7 @@ impl Ledger {
         }
     }
 
-    /// Counts what any of these selects from now on.
+    /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.accounts.select(selections);
     }
@@ -127,22 +127,22 @@ impl Ledger {
     pub fn open(&mut self, now: Instant) -> OpenTick<'_> {
         self.tick += 1;
         self.now = now;
-        self.met = 0;
+        self.seen_this_tick = 0;
         self.processes.unmark();
         OpenTick::new(self)
     }
 
-    /// The patterns that exceeded their limit on some command line.
+    /// The patterns that exceeded their limit of work on some command line.
     pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         self.accounts.patterns_over_limit()
     }
 
-    /// What each selected subject has moved.
+    /// The bytes that each selected subject has moved.
     pub fn readings(&self) -> Vec<Reading> {
         self.accounts.readings()
     }
 
-    /// What has no owner, by the reason: of the flows that are over and of those that go on.
+    /// The bytes without an owner, by reason: of the flows that are over and of those that go on.
     pub fn unowned(&self) -> Vec<Reading> {
         let mut unowned = self.unowned.clone();
         for entry in self.flows.values() {
@@ -155,16 +155,16 @@ impl Ledger {
         unowned.into_iter().map(reading).collect()
     }
 
-    /// Schedules a look-up of the flow's owners for this tick.
-    fn query(&mut self, key: FlowKey) {
+    /// Schedules a lookup of the flow's owners for this tick.
+    fn schedule_lookup(&mut self, key: FlowKey) {
         self.pending.push(PendingQuery { key, due: self.tick, tries: 0 });
     }
 
-    /// Credits what a flow moved to the processes at its ends.
+    /// Credits the processes at the ends of a flow with the bytes that it moved.
     fn credit_owners(&mut self, flow: u32, moved: Counters) {
         let entry = &self.flows[flow as usize];
         for side in Side::BOTH {
-            if let End::Owned { process, .. } = entry.end(side)
+            if let EndOwner::Owned { process, .. } = entry.owner(side)
                 && let Some(process) = self.processes.get(process)
             {
                 self.accounts.credit(&process.identity, side.in_and_out(moved), entry.local, self.now);
@@ -173,7 +173,7 @@ impl Ledger {
     }
 }
 
-/// Adds what a flow carried, if it has no owner.
+/// Adds the bytes of a flow, if it has no owner.
 fn add_unowned(unowned: &mut BTreeMap<Reason, Counters>, entry: &FlowEntry) {
     let carried = entry.carried();
     if !entry.is_owned() && carried != Counters::default() {

@@ -1,4 +1,4 @@
-//! The processes that own flows, each at an index to which the flows refer.
+//! The processes that own flows. Flows refer to them by index.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::attribution::{Identity, ProcessLookup};
 #[derive(Debug)]
 pub(super) struct OwningProcess {
     pub identity: Identity,
-    /// Whether it has ended; its pid may be another process's now.
+    /// Whether it has ended; another process may have its pid now.
     gone: bool,
     /// The last tick at which its identity was read.
     read: u32,
@@ -17,7 +17,7 @@ pub(super) struct OwningProcess {
     sockets: u32,
 }
 
-/// Which flows refer to a process; set anew at each tick.
+/// Which flows refer to a process. Each tick marks all processes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
     None,
@@ -37,15 +37,16 @@ impl Registry {
         self.processes.get(at as usize)?.as_ref()
     }
 
-    /// The index of the process that runs under `pid`; `None` where none does any more.
+    /// The index of the process that runs under `pid`; `None` if there is none.
     pub fn index(&mut self, pid: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> Option<u32> {
         if let Some(&at) = self.by_pid.get(&pid)
-            && !self.check(at, tick, identify)
+            && !self.has_ended(at, tick, identify)
         {
             self.mark(at, true);
             return Some(at);
         }
-        let process = Some(OwningProcess { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open, sockets: 0 });
+        let process =
+            Some(OwningProcess { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open, sockets: 0 });
         let at = match self.free.pop() {
             Some(at) => {
                 self.processes[at as usize] = process;
@@ -62,12 +63,12 @@ impl Registry {
 
     /// Whether the process has ended.
     pub fn is_gone(&mut self, at: u32, tick: u32, processes: &mut dyn ProcessLookup) -> bool {
-        self.check(at, tick, &mut |pid| processes.identify(pid))
+        self.has_ended(at, tick, &mut |pid| processes.identify(pid))
     }
 
-    /// Reads the identity of a process once a tick, since a command line can change (exec, setproctitle) and the kernel
-    /// reuses pids. Returns whether the process has ended.
-    fn check(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
+    /// Whether the process has ended. Reads its identity again once a tick, since a command line can change (exec,
+    /// setproctitle) and the kernel reuses pids.
+    fn has_ended(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
         let Some(Some(process)) = self.processes.get_mut(at as usize) else { return true };
         if process.gone || process.read == tick {
             return process.gone;

@@ -1,8 +1,8 @@
-//! What is counted: `--include`, `--exclude` and `--ignore-local`, or the same keys of a monitor's section.
+//! Which traffic counts: `--include`, `--exclude` and `--ignore-local`, or the same keys of a monitor's section.
 
 use crate::python2::pattern::Pattern;
 
-/// Which command lines are included and not excluded.
+/// Selects command lines that are included and not excluded.
 #[derive(Debug, Default)]
 pub struct Filter {
     include: Vec<Pattern>,
@@ -17,21 +17,21 @@ impl Filter {
 
     /// Whether any of the patterns to include matches the command line, and none of those to exclude.
     ///
-    /// As for [`Pattern::matches_command_line`], a blank ends the command line.
+    /// As for [`Pattern::matches_command_line`], the command line ends in a blank.
     pub fn matches(&self, command_line: &[u8]) -> bool {
         let match_any =
             |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches_command_line(command_line));
         (self.include.is_empty() || match_any(&self.include)) && !match_any(&self.exclude)
     }
 
-    /// The patterns that exceeded their limit on some command line, see [`Pattern::exceeded_limit`].
+    /// The patterns that exceeded their limit of work on some command line, see [`Pattern::exceeded_limit`].
     pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         let all = self.include.iter().chain(&self.exclude);
         all.filter(|pattern| pattern.exceeded_limit())
     }
 }
 
-/// One choice of what is counted.
+/// One choice of traffic that counts.
 #[derive(Debug, Default)]
 pub struct Selection {
     /// Which command lines.
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_tried_with_the_last_blank_and_without() {
+    fn a_pattern_is_tried_with_and_without_the_last_blank() {
         for include in ["curl$", "curl $"] {
             assert!(filter(&[include], &[]).matches(b"curl "), "{include}");
         }

@@ -1,4 +1,4 @@
-//! What the user is told about where the figures come from, and how to get better ones.
+//! Messages to the user: where the figures come from, and how to get better ones.
 
 use std::collections::HashSet;
 
@@ -12,16 +12,16 @@ pub const ENABLE_COMMANDS: &str = "nft 'add table inet bwmon; \
     add chain inet bwmon track { type filter hook input priority 0; }; \
     add rule inet bwmon track ct state invalid counter' && sysctl -w net.netfilter.nf_conntrack_acct=1";
 
-/// What is counted where conntrack does not count.
+/// The consequence if conntrack does not count.
 const PAYLOAD_ONLY: &str = "TCP payload per socket is counted, without UDP and without packet headers";
-/// What is counted where conntrack does not count and nothing else is to be used.
+/// The consequence if conntrack does not count and the user allows no other source.
 const NOTHING: &str = "nothing is counted";
 
-/// Said once where some processes' descriptors may not be read.
+/// The message to a user who may not read the descriptors of some processes.
 pub(super) const ONLY_OWN_PROCESSES: &str =
-    "only your own processes are shown: whose the other sockets are is for root (sudo) to see";
+    "only your own processes are shown: only root (sudo) can see which processes have the other sockets";
 
-/// Messages for the user, each topic once.
+/// Messages for the user, at most one on each topic.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     waiting: Vec<String>,
@@ -40,13 +40,13 @@ impl Notes {
         self.waiting.extend(notes);
     }
 
-    /// The messages since the call before.
+    /// The messages since the last call.
     pub fn take(&mut self) -> Vec<String> {
         std::mem::take(&mut self.waiting)
     }
 }
 
-/// What to say of a table that can be read; nothing if it counts. `required`: nothing else is to be used.
+/// The message about a table that can be read; `None` if it counts. `required`: the user allows no other source.
 pub(super) fn on_tracking(tracking: Tracking, required: bool) -> Option<String> {
     let counted = if required { NOTHING } else { PAYLOAD_ONLY };
     match tracking {
@@ -63,13 +63,13 @@ pub(super) fn on_tracking(tracking: Tracking, required: bool) -> Option<String> 
     }
 }
 
-/// What to say where the table cannot be read.
+/// The message about a table that cannot be read.
 pub(super) fn on_refusal(error: &Error) -> String {
     if geteuid().is_root() {
         format!("{error:#}, so {PAYLOAD_ONLY}. For full counting run: {ENABLE_COMMANDS}")
     } else {
         format!(
-            "conntrack is for root to read, so {PAYLOAD_ONLY}. For full counting run this as root (sudo), and where \
+            "only root can read conntrack, so {PAYLOAD_ONLY}. For full counting run this as root (sudo), and if \
              connections are not tracked yet: {ENABLE_COMMANDS}"
         )
     }

@@ -1,7 +1,7 @@
-//! Counters from the connection tracking table, and what its events tell between two readings of it.
+//! Counters from the connection tracking table, and its events between two readings.
 //!
-//! Where events tell of every flow and the flows are few, they are requested one by one: a dump of the whole table walks
-//! all of its hash chains, most of which are empty.
+//! If events announce every flow and the flows are few, this source requests them one by one: a dump of the whole table
+//! walks all of its hash chains, most of which are empty.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::kernel::conntrack::probe::{Tracking, probe};
 use crate::kernel::conntrack::{Malformed, Table};
 use crate::kernel::flow::{Flow, Tuple};
 
-/// At least every this many ticks the whole table is read, in case an event was lost without notice.
+/// The whole table is read at least once in this many ticks, in case an event was lost without notice.
 const WHOLE_TABLE_EVERY: u32 = 10;
 /// Scanning this many hash chains costs as much as requesting one flow: 30 ns beside 4 µs.
 const CHAINS_PER_FLOW: usize = 128;
@@ -27,10 +27,10 @@ pub(super) struct Conntrack {
     table: Table,
     tracking: Tracking,
     watcher: Option<Watcher>,
-    /// The flow by which the table was probed; it is our own and does not count.
+    /// The flow of the [probe]; it is our own and does not count.
     probed: Option<Tuple>,
-    /// At or below this number, flows are requested one by one.
-    few: usize,
+    /// Up to this number, flows are requested one by one.
+    max_requested: usize,
     /// The number of ticks since the whole table was read.
     ticks_without_dump: u32,
     ticks_with_lost_events: u64,
@@ -41,11 +41,11 @@ impl Conntrack {
     /// Opens the table of this host, and finds out whether it counts.
     ///
     /// # Errors
-    /// Where this user may not read it, with the answer that each way to read it gave.
+    /// Where this user may not read it; the message has the error of each way to read it.
     pub fn open() -> Result<(Self, Tracking)> {
         let mut table = Table::open(Path::new("/proc"))?;
         let (tracking, probed) = probe(&mut table)?;
-        Ok((Self { probed, few: few_flows(), ..Self::new(table, tracking) }, tracking))
+        Ok((Self { probed, max_requested: max_requested(), ..Self::new(table, tracking) }, tracking))
     }
 
     /// The table in a file, as text, without events.
@@ -59,7 +59,7 @@ impl Conntrack {
             tracking,
             watcher: None,
             probed: None,
-            few: 0,
+            max_requested: 0,
             ticks_without_dump: WHOLE_TABLE_EVERY,
             ticks_with_lost_events: 0,
             notes: Notes::default(),
@@ -71,30 +71,30 @@ impl Conntrack {
         self.tracking == Tracking::Counts
     }
 
-    /// Follows the events from now on. A user who may not subscribe has the table alone, and owners are found less often.
+    /// Follows the events from now on. If this user may not subscribe, it has the table alone, and finds fewer owners.
     pub fn watch(self) -> Self {
         Self { watcher: Watcher::start().ok(), ..self }
     }
 
-    /// Reads the flows that are known, or the whole table.
+    /// Requests the known flows, or dumps the whole table. `lost`: events were lost, so some flows may be unknown.
     fn read_table(&mut self, lost: bool, into: &mut dyn FlowSink) -> Result<Malformed> {
-        let complete = self.watcher.is_some() && !lost && self.ticks_without_dump < WHOLE_TABLE_EVERY;
-        let few = if complete { into.tuples(self.few) } else { None };
-        self.ticks_without_dump = if few.is_some() { self.ticks_without_dump + 1 } else { 1 };
+        let all_known = self.watcher.is_some() && !lost && self.ticks_without_dump < WHOLE_TABLE_EVERY;
+        let requested = if all_known { into.tuples(self.max_requested) } else { None };
+        self.ticks_without_dump = if requested.is_some() { self.ticks_without_dump + 1 } else { 1 };
         let (table, probed) = (&mut self.table, self.probed);
         let mut enter = |flow: &Flow| {
             if Some(flow.original) != probed {
                 into.row(flow);
             }
         };
-        match (&self.watcher, few) {
+        match (&self.watcher, requested) {
             (_, Some(tuples)) => table.get(&tuples, &mut enter),
-            (Some(watcher), None) => watcher.on_another_cpu(|| table.dump(&mut enter)),
+            (Some(watcher), None) => watcher.run_apart(|| table.dump(&mut enter)),
             (None, None) => table.dump(&mut enter),
         }
     }
 
-    /// Enters what the watcher has observed since the call before.
+    /// Enters the watcher's observations since the last call.
     fn enter_observations(&self, into: &mut dyn FlowSink) {
         for observation in self.watcher.as_ref().map(Watcher::take).unwrap_or_default() {
             match observation {
@@ -120,7 +120,7 @@ impl CounterSource for Conntrack {
         self.enter_observations(into);
         let lost = self.watcher.as_ref().is_some_and(Watcher::has_lost);
         let malformed = self.read_table(lost, into)?;
-        // Once more, for the owners of the connections that began meanwhile: the table has them already.
+        // Again, for the owners of connections that began during the dump and that it may already have shown.
         self.enter_observations(into);
         if malformed.lines > 0 {
             self.notes.once("malformed", || {
@@ -131,7 +131,7 @@ impl CounterSource for Conntrack {
         if lost {
             self.ticks_with_lost_events += 1;
             self.notes.once("lost", || {
-                "more connections come and go than can be followed: short ones are missing in part".into()
+                "connections come and go faster than they can be followed: some short ones are missing".into()
             });
         }
         Ok(())
@@ -156,8 +156,8 @@ impl CounterSource for Conntrack {
     }
 }
 
-/// The number of flows that cost as much to request one by one as a dump of the table; 0 where there are no events.
-fn few_flows() -> usize {
+/// The number of flows that cost as much to request one by one as a dump of the table; 0 if there are no events.
+fn max_requested() -> usize {
     let setting = |name: &str| -> Option<usize> {
         let text = std::fs::read_to_string(Path::new("/proc/sys/net/netfilter").join(name)).ok()?;
         text.trim().parse().ok()

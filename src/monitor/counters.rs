@@ -1,4 +1,4 @@
-//! The joint between what counts bytes in the kernel and the books, and the choice between the sources.
+//! The interface between the sources of counters and the ledger, and the choice of a source.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -12,8 +12,8 @@ use super::packets::Packets;
 use super::sockets::Sockets;
 use crate::attribution::Attribution;
 use crate::attribution::process_cache::KnownProcess;
-use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 
 /// Where the counters come from: the values of `--source`.
@@ -32,19 +32,19 @@ pub enum CountersFrom {
 
 /// Reads, once a tick, how many bytes every flow has carried.
 pub(super) trait CounterSource: Debug {
-    /// The name that `--source` has for it.
+    /// Its name, a value of `--source`.
     fn name(&self) -> &'static str;
 
-    /// Enters all that the kernel has told or counted since the call before. Call it once a tick.
+    /// Enters all that the kernel has reported and counted since the last call. Call it once a tick.
     ///
     /// # Errors
     /// When the counters can no longer be read at all.
     fn read(&mut self, into: &mut dyn FlowSink) -> Result<()>;
 
-    /// The messages for the user since the call before, one line each.
+    /// The messages for the user since the last call, one line each.
     fn notes(&mut self) -> Vec<String>;
 
-    /// Looks for network namespaces that have appeared or ended; the monitor has just found that there may be some.
+    /// Looks for network namespaces that have appeared or ended. The monitor calls this when there may be some.
     fn scan_namespaces(&mut self) {}
 
     /// The number of ticks in which the kernel's events were lost.
@@ -52,21 +52,21 @@ pub(super) trait CounterSource: Debug {
         0
     }
 
-    /// The kernel's notes about TCP connections, if this source has it make any.
+    /// The kernel's records of the owners of TCP connections, if this source makes it record them.
     fn tcp_owners(&self) -> Option<Arc<TcpOwners>> {
         None
     }
 }
 
-/// What a source enters its flows into.
+/// Takes the flows that a source reads.
 pub(super) trait FlowSink {
-    /// A process has started a program, and may end before a look-up leads to it.
+    /// A process has started a program, and may have ended by the time a lookup leads to it.
     fn program_started(&mut self, process: KnownProcess);
 
     /// A flow began.
     fn opened(&mut self, flow: &Flow);
 
-    /// The owners at the sources of a flow's original and reply tuple were found when it began, as far as given.
+    /// These owners were found when a flow began: at the source of its original tuple, and at that of its reply tuple.
     fn attributed(&mut self, flow: &Flow, found: [Option<Attribution>; 2]);
 
     /// A flow has these counters.
@@ -89,7 +89,7 @@ pub(super) trait FlowSink {
     fn tuples(&self, most: usize) -> Option<Vec<Tuple>>;
 }
 
-/// The first source that works on this host of those that `wanted` allows. Notes say what it leaves out.
+/// The first source that works on this host, of those that `wanted` allows. Adds notes about what it does not count.
 pub(super) fn open(wanted: CountersFrom, notes: &mut Notes) -> Result<Box<dyn CounterSource>> {
     match wanted {
         CountersFrom::Sockets => return Ok(Box::new(Sockets::open()?)),

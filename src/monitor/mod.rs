@@ -8,8 +8,10 @@
 //!                                                       ▼
 //!                                     bytes per subject: Vec<Reading>
 //! ```
-//! A tick is [`Monitor::read`]. Read on in [`counters`] for what a source of counters does and which one is taken, in
-//! `conntrack` and `sockets` for the two sources, in [`advice`] for what the user is told.
+//! A tick is one call of [`Monitor::read`].
+//!
+//! Where to read on: [`counters`] has the interface of a source and the choice between the two, `conntrack` and
+//! `sockets`; [`advice`] has the messages to the user.
 
 pub mod advice;
 mod conntrack;
@@ -34,21 +36,21 @@ use advice::Notes;
 pub use counters::CountersFrom;
 use counters::{CounterSource, FlowSink};
 
-/// The shortest time between two scans for network namespaces that a flow without a known address causes: a scan costs a
-/// readlink(2) per process.
+/// A flow without a known address causes a scan for network namespaces, but not sooner than this after the last scan: a
+/// scan costs a readlink(2) per process.
 const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
-/// The time after which namespaces are scanned in any case: to close the sockets in those that have ended, and since a
-/// process may move to a new one.
+/// The time after which namespaces are scanned in any case: to close our sockets in those that have ended, and because
+/// a process may have moved to a new one.
 const SCAN_ANYWAY: Duration = Duration::from_secs(10);
 
-/// Ends that are looked up with one dump of the sockets and one walk over the processes; each takes some 100 bytes
-/// meanwhile.
+/// The most ends that one dump of the sockets and one walk over the processes look up; each takes some 100 bytes while
+/// that lasts.
 const LOOKED_UP_AT_ONCE: usize = 40_000;
 
 /// What to monitor.
 #[derive(Debug, Default)]
 pub struct MonitorSettings {
-    /// What is counted: all that any of these selects. Nothing at all if there is none.
+    /// Which traffic counts: all that any of these selects; none if there is no selection.
     pub selections: Vec<Selection>,
     /// Whether connections that are older than the monitor count from their own beginning.
     pub lookback: bool,
@@ -56,7 +58,7 @@ pub struct MonitorSettings {
     pub counters_from: CountersFrom,
 }
 
-/// A source of readings that counts per process.
+/// A source of readings: counts per process.
 #[derive(Debug)]
 pub struct Monitor {
     counters: Box<dyn CounterSource>,
@@ -87,7 +89,7 @@ impl Monitor {
         Self { counters, lookup, ledger, notes }
     }
 
-    /// Counts what any of these selects from now on.
+    /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.ledger.select(selections);
     }
@@ -97,11 +99,11 @@ impl Source for Monitor {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
         self.lookup.begin_tick();
         let mut tick = self.ledger.open(now);
-        self.counters.read(&mut Entering { tick: &mut tick, lookup: &mut self.lookup })?;
-        let mut attribution =
-            Attributing { tick: tick.attribute(), lookup: &mut self.lookup, counters: &mut *self.counters };
-        attribution.find_owners(now);
-        attribution.tick.close(&mut self.lookup);
+        self.counters.read(&mut TickSink { tick: &mut tick, lookup: &mut self.lookup })?;
+        let mut search =
+            OwnerSearch { tick: tick.attribute(), lookup: &mut self.lookup, counters: &mut *self.counters };
+        search.find_owners(now);
+        search.tick.close(&mut self.lookup);
         if self.lookup.some_unreadable() {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
         }
@@ -123,13 +125,13 @@ impl Source for Monitor {
     }
 }
 
-/// Where a source enters what it has read: flows in the books, new programs in the look-up.
-struct Entering<'a, 'l> {
+/// Passes on what a source reads: flows to the ledger, started programs to the lookup.
+struct TickSink<'a, 'l> {
     tick: &'a mut OpenTick<'l>,
     lookup: &'a mut TickLookup,
 }
 
-impl FlowSink for Entering<'_, '_> {
+impl FlowSink for TickSink<'_, '_> {
     fn program_started(&mut self, process: KnownProcess) {
         self.lookup.add_process(process);
     }
@@ -168,27 +170,27 @@ impl FlowSink for Entering<'_, '_> {
 }
 
 /// The search for owners in one tick.
-struct Attributing<'a, 'l> {
+struct OwnerSearch<'a, 'l> {
     tick: AttributingTick<'l>,
     lookup: &'a mut TickLookup,
     counters: &'a mut dyn CounterSource,
 }
 
-impl Attributing<'_, '_> {
+impl OwnerSearch<'_, '_> {
     fn find_owners(&mut self, now: Instant) {
         let sockets_of_new = self.lookup.sockets_of_new_processes();
         self.scan_namespaces(now, SCAN_ANYWAY);
         self.tick.hand_over(&sockets_of_new, &mut |pid| self.lookup.identify(pid));
         let due = self.tick.due(self.lookup);
         self.look_up(&due);
-        // Their addresses may be those of a container that is newer than the last scan.
+        // Their addresses may be those of a container that started after the last scan.
         let unroutable = self.tick.unroutable(&due);
         if !unroutable.is_empty() && self.scan_namespaces(now, SCAN_ON_DEMAND) {
             self.look_up(&unroutable);
         }
     }
 
-    /// Scans the network namespaces, unless that was done less than `interval` ago. Returns whether it did.
+    /// Scans the network namespaces, unless the last scan was less than `interval` ago. Returns whether it has scanned.
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let scanned = self.lookup.scan_namespaces(now, interval);
         if scanned {

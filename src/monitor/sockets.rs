@@ -1,5 +1,5 @@
-//! Counters from the sockets themselves: the TCP payload that tcp_info has, in every network namespace that this user may
-//! enter, and the last counters of each socket that the kernel destroys.
+//! Counters from the sockets themselves: the TCP payload in struct tcp_info, in every network namespace that this user
+//! may enter, and the final counters of each socket that the kernel destroys.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::kernel::flow::Flow;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
 
-/// The sockets of all known network namespaces.
+/// The TCP sockets of all known network namespaces.
 #[derive(Debug)]
 pub(super) struct Sockets {
     namespaces: Namespaces,
@@ -22,7 +22,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Subscribes to the sockets that are destroyed.
+    /// Subscribes to the kernel's events about destroyed sockets.
     ///
     /// # Errors
     /// Where sock_diag is refused.
@@ -47,7 +47,7 @@ impl CounterSource for Sockets {
         for namespace in self.namespaces.iter_mut() {
             let zone = namespace.id;
             let dumped = namespace.diag.dump_flows(|flow| into.row(&Flow { zone, ..*flow }));
-            // Another namespace may end while it is read.
+            // A namespace other than our own may end while we read it.
             if zone == 0 {
                 dumped.context("cannot read the kernel's sockets (sock_diag)")?;
             }
@@ -56,9 +56,8 @@ impl CounterSource for Sockets {
         ended.iter().for_each(|flow| into.ended(flow));
         if lost {
             self.ticks_with_lost_events += 1;
-            self.notes.once("lost", || {
-                "more sockets end at once than can be read: the last bytes of some are missing".into()
-            });
+            self.notes
+                .once("lost", || "sockets end faster than they can be read: the last bytes of some are missing".into());
         }
         Ok(())
     }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use super::Interval;
 use super::TICK_TOLERANCE;
 
-/// The number of pieces that an interval is divided into: one per second up to ten minutes, longer ones above, which
-/// changes an average by at most 0.2 %.
+/// The number of pieces into which an interval is divided: one per second up to ten minutes; longer ones above that,
+/// which change an average by at most 0.2 %.
 const PIECES: u32 = 600;
 
-/// The bytes that moved within an interval, in and out. Time without traffic takes no memory.
+/// The bytes that moved within the last interval, in and out. Time without traffic takes no memory.
 #[derive(Debug)]
 pub(super) struct Average {
     /// `None`: everything since the start.
@@ -55,7 +55,7 @@ impl Average {
                 _ => self.pieces.push_back(Piece { from, bytes }),
             }
         }
-        // The latest piece stays however old it is: after a long tick there is no younger one.
+        // The latest piece stays, however old: after a long tick there is no other.
         while let Some(first) = self.pieces.front() {
             if first.from >= from || now.duration_since(first.from) <= interval + TICK_TOLERANCE {
                 break;
@@ -68,7 +68,7 @@ impl Average {
     /// The averages in and out, over the interval or since `started`, whichever is shorter.
     pub(super) fn bytes_per_s(&self, started: Instant, now: Instant) -> [f64; 2] {
         let whole = now.duration_since(started);
-        // A tick is not a second to the microsecond: the first piece may have begun a little before the interval.
+        // Ticks are not exactly a second apart: the first piece may have begun a little before the interval.
         let kept = self.pieces.front().map_or(Duration::ZERO, |first| now.duration_since(first.from));
         let seconds = self.interval.map_or(whole, |interval| whole.min(interval).max(kept)).as_secs_f64();
         self.bytes.map(|bytes| bytes as f64 / seconds)

@@ -1,4 +1,4 @@
-//! Running the commands of a notification file: without a shell, and without waiting for them.
+//! Runs the commands of a notification file: without a shell, and without waiting for them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -8,8 +8,8 @@ use super::Rule;
 use crate::output::Notification;
 use crate::printable::printable;
 
-/// Commands that may run at the same time: one that hangs and is started each second would otherwise fill the process
-/// table.
+/// The most commands that may run at the same time: one that hangs and is started each second would otherwise fill the
+/// process table.
 const MOST_RUNNING: usize = 64;
 
 /// The commands that were started and have not ended yet.
@@ -19,7 +19,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Starts the command that belongs to a notification, if there is one.
+    /// Starts the command for a notification, if the rule has one.
     ///
     /// The command learns what happened from its environment: `BWMON_APPLICATION`, `BWMON_DIRECTION` (`in` or `out`),
     /// `BWMON_THRESHOLD_KB_PER_S`, `BWMON_VALUE_KB_PER_S` and `BWMON_EVENT` (`exceeded` or `recovered`). Its stdin is

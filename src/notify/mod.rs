@@ -1,4 +1,4 @@
-//! Notifications: which application exceeds which threshold, and when it is back.
+//! Notifications: which application exceeds a threshold, and when it no longer does.
 //!
 //! ```text
 //! rows of one tick ──▶ Notifier::tick: per application and matching rule a moving average ──▶ Notification
@@ -8,8 +8,7 @@
 //! traffic count as zero, also those before the application appeared and after it went, so that an average over five
 //! minutes takes more than one busy second to exceed its threshold.
 //!
-//! Read on in `rule` for what a section of the file asks for, in `average` for the moving average, in `command` for how
-//! commands run.
+//! Where to read on: `rule` is one section of the file, `average` the moving average, `command` runs the commands.
 
 mod average;
 mod command;
@@ -28,18 +27,18 @@ use average::Average;
 pub use command::Commands;
 pub use rule::{Interval, Rule};
 
-/// A tick that comes a little early must not miss its notification.
+/// A tick that is early by less than this counts as on time, so that it does not miss its notification.
 const TICK_TOLERANCE: Duration = Duration::from_millis(500);
 
-/// How many applications that have gone are remembered for as long as their intervals last: their averages go on if they
-/// come back. In an interval of a day, a host can start a million command lines.
+/// The most applications that are remembered after they have gone, each for as long as its intervals last: if it comes
+/// back, its averages go on. In an interval of a day, a host can start a million command lines.
 const GONE_KEPT: usize = 1000;
 
 /// Compares applications with the thresholds of a notification file.
 #[derive(Debug)]
 pub struct Notifier {
     rules: Vec<Rule>,
-    applications: HashMap<Arc<Subject>, Watched>,
+    applications: HashMap<Arc<Subject>, WatchedApplication>,
     started: Option<Instant>,
     last: Option<Instant>,
     /// The number of ticks so far, to tell which applications the latest one had.
@@ -48,7 +47,7 @@ pub struct Notifier {
 
 /// An application, with the rules whose filters match its name.
 #[derive(Debug)]
-struct Watched {
+struct WatchedApplication {
     rules: Vec<AppliedRule>,
     round: u64,
 }
@@ -64,7 +63,7 @@ struct AppliedRule {
 }
 
 impl Notifier {
-    /// A notifier that has seen nothing yet.
+    /// A notifier without any traffic yet.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules, applications: HashMap::new(), started: None, last: None, round: 0 }
     }
@@ -74,8 +73,8 @@ impl Notifier {
         &self.rules
     }
 
-    /// Applies other rules from now on. A rule that has a namesake with the same filter and interval among the earlier ones
-    /// keeps its averages, and is not notified again of what it has already notified.
+    /// From now on, applies other rules. A rule keeps its averages, and does not repeat its notifications, if an
+    /// earlier rule had the same section name, filter and interval.
     pub fn replace(&mut self, rules: Vec<Rule>) {
         let known: Vec<Option<usize>> = rules
             .iter()
@@ -89,7 +88,8 @@ impl Notifier {
         self.rules = rules;
         for (name, application) in &mut self.applications {
             let mut before = std::mem::take(&mut application.rules);
-            *application = Watched { round: application.round, ..Watched::new(name, &self.rules) };
+            *application =
+                WatchedApplication { round: application.round, ..WatchedApplication::new(name, &self.rules) };
             for applied in &mut application.rules {
                 if let Some(at) = before.iter().position(|old| known[applied.rule] == Some(old.rule)) {
                     *applied = AppliedRule { rule: applied.rule, ..before.swap_remove(at) };
@@ -98,13 +98,13 @@ impl Notifier {
         }
     }
 
-    /// The messages for the user since the call before, one line each.
+    /// The messages for the user since the last call, one line each.
     pub fn notes(&self) -> Vec<String> {
         self.rules.iter().filter_map(|rule| rule.process_filter.limit_message_once()).collect()
     }
 
-    /// Takes what each application has moved since the call before, and gives the thresholds that are exceeded and those
-    /// that no longer are, in the order of the names and then of the rules.
+    /// Takes the bytes that each application has moved since the last call. Returns a notification for each threshold
+    /// that is exceeded or no longer is, in the order of the names and then of the rules.
     ///
     /// The first call only starts the clock.
     pub fn tick(&mut self, now: Instant, rows: &[Row]) -> Vec<Notification> {
@@ -114,7 +114,7 @@ impl Notifier {
         let tick = Tick { now, last, started };
         let mut found = Vec::new();
         for row in rows {
-            let new = |subject: &Arc<Subject>| Watched::new(subject, &self.rules);
+            let new = |subject: &Arc<Subject>| WatchedApplication::new(subject, &self.rules);
             let application = self.applications.entry(Arc::clone(&row.subject)).or_insert_with_key(new);
             application.round = self.round;
             application.advance(&row.subject, [row.moved_in, row.moved_out], &self.rules, &tick, &mut found);
@@ -131,10 +131,10 @@ impl Notifier {
         found
     }
 
-    /// Forgets applications that have gone and exceed nothing, those that went first, if they are too many.
+    /// If too many applications have gone, forgets those that went first, unless they exceed a threshold.
     fn forget(&mut self) {
         let round = self.round;
-        let gone = |application: &Watched| application.round != round && !application.exceeds();
+        let gone = |application: &WatchedApplication| application.round != round && !application.exceeds();
         let rounds = self.applications.values().filter(|application| gone(application));
         let oldest = forget_until(rounds.map(|application| application.round).collect(), GONE_KEPT);
         self.applications.retain(|_, application| !gone(application) || application.round > oldest);
@@ -148,7 +148,7 @@ struct Tick {
     started: Instant,
 }
 
-impl Watched {
+impl WatchedApplication {
     fn new(subject: &Subject, rules: &[Rule]) -> Self {
         let label = subject.label();
         let matching = (0..).zip(rules).filter(|(_, rule)| rule.process_filter.matches_command_line(&label));
@@ -205,8 +205,8 @@ impl Watched {
 }
 
 impl AppliedRule {
-    /// Whether forgetting it would change nothing. An average over the whole run is never empty again, and a host can
-    /// start a million command lines in one run: of those only the ones that exceed their threshold are kept.
+    /// Whether it can be forgotten: its average is empty. An average over the whole run is never empty again, but a
+    /// host can start a million command lines in one run, so of those only the ones above their threshold are kept.
     fn is_idle(&self) -> bool {
         self.average.is_empty() || (self.average.is_over_the_whole_run() && !self.exceeds())
     }

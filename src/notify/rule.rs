@@ -1,4 +1,4 @@
-//! A rule: which applications it watches, and what it does when their rate exceeds a threshold.
+//! A rule: the applications that it watches, and what it does when their rate exceeds a threshold.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct Rule {
 /// The time over which a rule averages a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interval {
-    /// The last seconds, this number of them, at least one.
+    /// This number of seconds, at least one.
     Seconds(u32),
     /// The time since the program started.
     WholeRun,

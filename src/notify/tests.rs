@@ -34,7 +34,7 @@ impl Run {
         self.notifier.tick(self.now, &rates.iter().map(row).collect::<Vec<_>>())
     }
 
-    /// The averages that were notified, and `None` for each recovery.
+    /// The average of each notification; `None` for a recovery.
     fn tick(&mut self, rates: &[(&str, f64, f64)]) -> Vec<Option<f64>> {
         self.tick_after(1.0, rates).iter().map(|n| (!n.recovered).then_some(n.value_kb_per_s)).collect()
     }
@@ -51,14 +51,14 @@ fn a_limit_is_exceeded_only_above_it_and_then_each_second() {
 }
 
 #[test]
-fn time_in_which_an_application_was_not_there_counts_as_silence() {
+fn time_before_an_application_appears_and_after_it_goes_counts_as_silence() {
     let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=4\n");
     for _ in 0..3 {
         assert_eq!(run.tick(&[]), []);
     }
     assert_eq!(run.tick(&[("new", 40.0, 0.0)]), []);
     assert_eq!(run.tick(&[("new", 40.0, 0.0)]), [Some(20.0)]);
-    // Gone: what it moved counts until the interval has passed.
+    // The application has gone; the bytes that it moved count until the interval has passed.
     assert_eq!(run.tick(&[]), [Some(20.0)]);
     assert_eq!(run.tick(&[]), [Some(20.0)]);
     assert_eq!(run.tick(&[]), [None]);
@@ -67,7 +67,7 @@ fn time_in_which_an_application_was_not_there_counts_as_silence() {
 }
 
 #[test]
-fn a_run_shorter_than_the_interval_is_averaged_over_what_there_is() {
+fn a_run_shorter_than_the_interval_is_averaged_over_its_own_time() {
     let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\ninterval=4\n");
     assert_eq!(run.tick(&[("a", 40.0, 0.0)]), [Some(40.0)]);
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(20.0)]);
@@ -86,7 +86,7 @@ fn an_average_over_the_whole_run_begins_with_the_program() {
 fn repetitions_wait_but_a_new_excess_does_not() {
     let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=10\nrepeat=3\n");
     let (over, under) = ([("a", 11.0, 0.0)], [("a", 0.0, 0.0)]);
-    // A tick that comes early by some milliseconds does not put a repetition off by a second.
+    // A tick that is a few milliseconds early does not delay a repetition by a second.
     let times: Vec<usize> = (0..7).map(|_| run.tick_after(0.999, &over).len()).collect();
     assert_eq!(times, [1, 0, 0, 1, 0, 0, 1]);
     assert_eq!(run.tick(&under), [None]);
@@ -102,7 +102,7 @@ fn other_rules_keep_the_averages_of_those_that_stay() {
     let text =
         b"[C]\nprocess_filter=.\nin_threshold=20\ninterval=2\n[A]\nprocess_filter=a\nin_threshold=12\ninterval=2\n";
     run.notifier.replace(notifications("n.cfg", text, &mut diagnostics));
-    // The new section has seen nothing of what was before, and nobody is told of the end of one that is gone.
+    // The new section knows nothing of the earlier traffic, and the section that is gone sends no recovery.
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(15.0)]);
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [None]);
     assert_eq!(run.tick(&[("a", 50.0, 0.0)]), [Some(25.0), Some(25.0)]);
@@ -111,7 +111,7 @@ fn other_rules_keep_the_averages_of_those_that_stay() {
 #[test]
 fn in_a_long_interval_the_command_lines_do_not_fill_the_memory() {
     let mut run = Run::new("[A]\nprocess_filter=.\nin_threshold=1\ninterval=86400\n");
-    // This one exceeds its limit, and is not forgotten before it is told to be back.
+    // This one exceeds its limit, and is not forgotten before its recovery is notified.
     assert_eq!(run.tick(&[("loud", 1e9, 0.0)]), [Some(1e9)]);
     for second in 0..20 {
         let names: Vec<String> = (0..GONE_KEPT / 10).map(|n| format!("{second}-{n}")).collect();
@@ -125,11 +125,11 @@ fn in_a_long_interval_the_command_lines_do_not_fill_the_memory() {
 }
 
 #[test]
-fn a_filter_that_gives_up_is_told_once() {
+fn a_filter_that_exceeds_its_limit_is_reported_once() {
     let mut run = Run::new("[A]\nprocess_filter=(?!x)y\nin_threshold=10\n");
     run.tick(&[(&"y".repeat(1 << 20), 30.0, 0.0)]);
-    let told = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
-    assert_eq!(run.notifier.notes(), [told]);
+    let message = "the pattern (?!x)y takes too long on some command lines; they count as not matching";
+    assert_eq!(run.notifier.notes(), [message]);
     assert_eq!(run.notifier.notes(), [""; 0]);
 }
 
@@ -141,7 +141,7 @@ fn a_late_tick_is_averaged_over_the_time_it_took() {
 }
 
 #[test]
-fn both_directions_and_several_sections_are_told_in_order() {
+fn both_directions_and_several_sections_are_notified_in_order() {
     let mut run = Run::new("[A]\nprocess_filter=.\nnotification_threshold=1\n[B]\nprocess_filter=a$\nin_threshold=2\n");
     let found = run.tick_after(1.0, &[("b", 5.0, 6.0), ("a", 3.0, 4.0)]);
     let found: Vec<_> = found.iter().map(|n| (&*n.application, n.rule, n.direction, n.value_kb_per_s)).collect();

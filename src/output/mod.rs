@@ -1,11 +1,12 @@
-//! How a program's figures are shown.
+//! The ways to show a program's figures.
 //!
 //! ```text
-//! Program::tick ──▶ Frame ──▶ Output::show          one tick as data, and the ways to show it
-//!                             text                  the original's lines, on stdout and stderr
+//! Program::tick ──▶ Frame: one tick as data ──▶ Output::show
+//!                                                  └─ text: the original's lines, on stdout and stderr
 //! ```
-//! Read on in [`text`] for the lines, in `terminal` for how they reach a terminal or a pipe. A new way to show figures is
-//! another implementation of [`Output`] in a file of its own.
+//! A new way to show figures is another implementation of [`Output`] in a file of its own.
+//!
+//! Where to read on: [`text`] writes the lines; `terminal` is how they reach a terminal or a pipe.
 
 mod terminal;
 pub mod text;
@@ -35,22 +36,22 @@ impl Moment {
     }
 }
 
-/// Everything that one tick has found out.
+/// The result of one tick.
 #[derive(Debug)]
 pub struct Frame {
     /// When the tick was.
     pub at: Moment,
-    /// The time in which the rows' moved bytes moved; `None` at the first tick, which has no rates.
+    /// The time since the last tick, for rates; `None` at the first tick, which has none.
     pub interval: Option<Duration>,
-    /// What each subject has moved, in no particular order.
+    /// The bytes of each subject, in no particular order.
     pub rows: Vec<Row>,
-    /// What has no owner, one row per reason; empty where nobody asked for it.
+    /// The bytes without an owner, one row per reason; empty unless the program shows them.
     pub unowned: Vec<Row>,
     /// The applications that exceed a threshold, and those that no longer do.
     pub notifications: Vec<Notification>,
     /// Messages for the user, one line each, that were not in an earlier frame.
     pub notes: Vec<String>,
-    /// How the figures came about.
+    /// How the figures were obtained.
     pub facts: Facts,
     /// How long the tick took; set by the loop.
     pub took: Duration,
@@ -93,11 +94,11 @@ impl fmt::Display for Direction {
 /// An application's average exceeds its threshold, or no longer does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Notification {
-    /// The index of the rule that it comes from, in file order.
+    /// The index of its rule, in file order.
     pub rule: usize,
     /// The application.
     pub application: Arc<Subject>,
-    /// Which of its rates it is about.
+    /// The direction of the average.
     pub direction: Direction,
     /// The threshold, in kB (1024 bytes) per second.
     pub threshold_kb_per_s: i64,
@@ -105,16 +106,16 @@ pub struct Notification {
     pub value_kb_per_s: f64,
     /// Whether the average is back below the threshold.
     pub recovered: bool,
-    /// Why the command that belongs to it could not be started, as one line; `None` where nothing failed.
+    /// Why its command could not be started, as one line; `None` if nothing failed.
     pub command_failure: Option<String>,
 }
 
-/// What a program says between two frames, in answer to a signal.
+/// A program's message between two ticks, after a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Announcement {
-    /// It ends as soon as it has tidied up.
+    /// It ends after cleaning up.
     Ending,
-    /// It ends when the connections that are open have ended.
+    /// It ends when its open connections have ended.
     WaitingForConnections,
     /// A message for the user, one line.
     Note(String),
@@ -128,7 +129,7 @@ pub trait Output {
     /// When the figures cannot be written: [`BrokenPipe`](io::ErrorKind::BrokenPipe) if their reader is gone.
     fn show(&mut self, frame: &Frame) -> io::Result<()>;
 
-    /// Shows what the program says between two ticks, at once.
+    /// Shows announcements at once.
     ///
     /// # Errors
     /// As for [`show`](Output::show).

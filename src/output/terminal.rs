@@ -1,17 +1,17 @@
-//! Where text goes: figures to stdout, messages to stderr, and what differs where these are terminals.
+//! Figures on stdout and messages on stderr, on a terminal and in a pipe.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
 
-/// Messages that stay below the figures on a terminal: enough for every warning at the start and the latest events.
+/// The most messages that stay below the figures on a terminal: enough for the warnings at the start and recent events.
 const NOTES_KEPT: usize = 8;
 
 /// stdout and stderr of this process.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    /// What clears the terminal before each table; `None` where stdout is no terminal.
+    /// The sequence that clears the terminal before each table; `None` if stdout is not a terminal.
     clear: Option<&'static str>,
-    /// Whether each clear erases the messages too, so that they have to be written again below the table.
+    /// Whether clearing also erases the messages, so that they have to be written again below each table.
     notes_erased: bool,
     kept: VecDeque<String>,
 }
@@ -27,7 +27,8 @@ impl Terminal {
         }
     }
 
-    /// Replaces the screen: clear sequence and table in one write, so that nothing flickers, then the messages.
+    /// Replaces the screen: writes the clear sequence and the table in one write, so that nothing flickers, then the
+    /// messages.
     pub fn replace(&mut self, table: &[u8], notes: Vec<String>) -> io::Result<()> {
         let mut text = Vec::from(self.clear.unwrap_or_default());
         text.extend_from_slice(table);
@@ -36,14 +37,14 @@ impl Terminal {
         Ok(())
     }
 
-    /// Writes below what is on the screen.
+    /// Writes below the present contents of the screen.
     pub fn append(&mut self, lines: &[u8], notes: Vec<String>) -> io::Result<()> {
         write_stdout(lines)?;
         self.write_notes(notes, false);
         Ok(())
     }
 
-    /// Writes messages, and with `again` also those of earlier screens. A stderr that cannot be written to stops nothing.
+    /// Writes messages, and with `again` also those of earlier screens. Ignores a failure of stderr.
     fn write_notes(&mut self, notes: Vec<String>, again: bool) {
         let new = notes.len();
         self.kept.extend(notes);
@@ -64,7 +65,7 @@ fn write_stdout(text: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-/// What clears a terminal of type `term`, as terminfo(5) has it; a blank line where nothing can.
+/// The sequence that clears a terminal of type `term`, as in terminfo(5); a newline for a terminal that has none.
 fn clear_sequence(term: &str) -> &'static str {
     const TO_THE_END: [&str; 6] = ["linux", "screen", "tmux", "ansi", "vt", "cygwin"];
     match term {
@@ -83,7 +84,7 @@ mod tests {
         let vectors = include_str!("../../tests/vectors/terminfo.json");
         let vectors: serde_json::Value = serde_json::from_str(vectors).unwrap();
         for (term, clear) in vectors["clear"].as_object().unwrap() {
-            // The original printed the padding of a vt100 as text, and ended on a terminal that cannot clear.
+            // The original printed the padding of a vt100 as text, and exited on a terminal without a clear sequence.
             let expected = clear.as_str().unwrap_or("\n").trim_end_matches("$<50>");
             assert_eq!(clear_sequence(term), expected, "TERM={term}");
         }

@@ -5,7 +5,7 @@
 //!     100.00 KiB /      50.00 KiB -- Web
 //! 2012-11-22 10:37:01: Web exceeding 'out' bandwidth limit      49.00:      50.00 kB/s (102.04 %)
 //! ```
-//! Scripts read these lines, so their format is fixed. Subjects with equal labels share a line.
+//! Scripts read these lines, so their format is fixed. Subjects with the same label share a line.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -17,9 +17,9 @@ use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
-/// Bytes per second that an application must exceed in either direction to have a line.
+/// The bytes per second that an application must exceed in either direction to have a line.
 const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
-/// Characters of a name in a line of figures, and in a message.
+/// The most characters of a name in a line of figures, and in a message.
 const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;
 
@@ -66,14 +66,14 @@ impl Output for Text {
     }
 }
 
-/// The lines for stdout: the subjects, and below them what has no owner.
+/// The lines for stdout: the subjects, and below them the bytes without an owner.
 pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
     let mut text = lines(figures, frame.interval, &frame.rows);
     text.extend(lines(figures, frame.interval, &frame.unowned));
     text
 }
 
-/// The lines for stderr, without their ends.
+/// The lines for stderr, without line ends.
 pub fn messages(frame: &Frame) -> Vec<String> {
     let mut lines = frame.notes.clone();
     if !frame.notifications.is_empty() {
@@ -86,7 +86,7 @@ pub fn messages(frame: &Frame) -> Vec<String> {
     lines
 }
 
-/// One line per label, ordered by bytes in, bytes out and label: the biggest is last.
+/// One line per label, ordered by bytes in, bytes out and label: the largest is last.
 fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> {
     let mut text = Vec::new();
     match (figures, interval) {
@@ -114,7 +114,7 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> 
     text
 }
 
-/// What all subjects with one label have moved.
+/// The bytes of all subjects with one label.
 struct Sum<'a> {
     label: Cow<'a, [u8]>,
     bytes_in: u64,
@@ -142,7 +142,7 @@ fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
 /// A label and its bytes per second in and out.
 type LabelRate<'a> = (Cow<'a, [u8]>, f64, f64);
 
-/// The rates of the labels that exceed `floor` either way, ascending.
+/// The rates of the labels that exceed `floor` in either direction, ascending.
 fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<LabelRate<'_>> {
     let mut shown: Vec<LabelRate<'_>> = Vec::new();
     for sum in sums(rows, |row| (row.moved_in, row.moved_out)) {
@@ -174,7 +174,7 @@ pub fn notification_line(notification: &Notification, local_time: &str) -> Optio
     ))
 }
 
-/// The local time as in `2012-11-22 10:37:01`; a clock beyond the year 9999 shows the beginning of 1970.
+/// The local time as in `2012-11-22 10:37:01`; for a clock beyond the year 9999, the beginning of 1970.
 fn local_time(at: SystemTime) -> String {
     let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
     timestamp.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_cut_to_whole_bytes_after_the_choice() {
+    fn rates_are_cut_to_whole_bytes_after_the_lines_are_chosen() {
         let rows = [row("a", 1, 0), row("b", 0, 0)];
         assert_eq!(text(Figures::Rates, 2, &rows), "         0 /          0 -- a\n");
     }

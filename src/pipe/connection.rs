@@ -45,7 +45,7 @@ pub struct PipeContext {
     pub now: Instant,
 }
 
-/// The result that an event, a turn or a timeout has for a connection.
+/// What becomes of a connection after an event, a turn or a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
@@ -57,7 +57,7 @@ pub enum Outcome {
     Ended,
 }
 
-/// Which way bytes go through the pipe; also the index of whatever exists once for each way.
+/// Which way bytes go through the pipe; also the index into arrays with one element for each way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// From the client to the target.
@@ -233,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// Both sockets are connected: forwards at once what the client has sent meanwhile, and lets epoll report the rest.
+    /// Both sockets are connected: forwards the bytes that the client has already sent, and lets epoll report the rest.
     fn start_relay(&mut self, target: EpollSocket, candidates: &Candidates, context: &mut PipeContext) -> Outcome {
         if let Some(address) = candidates.current() {
             context.target.prefer(address);
@@ -295,14 +295,15 @@ impl Connection {
         }
     }
 
-    /// Handles an event of a connected socket: first sends what the socket now has room for, then forwards what came.
+    /// Handles an event of a connected socket: first sends bytes for which it now has room, then forwards those that
+    /// came.
     fn on_relay_event(&mut self, leg: Leg, events: EpollFlags, context: &mut PipeContext) -> Outcome {
         let ConnectionState::Relaying(relay) = &mut self.state else { return Outcome::Continues };
         self.since = context.now;
         let blocked = relay.transfer(leg.receives()).is_blocked();
         let woken = relay.transfer(leg.sends()).source_event(events);
         if events.contains(EpollFlags::EPOLLIN) && relay.transfer(leg.sends()).is_blocked() {
-            // We cannot forward what comes here now, so the packets need not wake us.
+            // We cannot forward these bytes now, so further packets need not wake us.
             let socket = if leg == Leg::Client { &mut self.client } else { &mut relay.target };
             // If this fails the events continue, and do no harm.
             let _ = socket.ignore(&context.epoll, READABLE);
@@ -328,7 +329,7 @@ impl Connection {
             || events.contains(EpollFlags::EPOLLHUP) && relay.transfer(leg.sends()).has_ended()
     }
 
-    /// Lets a transfer move what it may without queueing.
+    /// Lets a transfer move the bytes that it may move without queueing.
     fn turn_now(&mut self, way: Way, context: &mut PipeContext) -> Outcome {
         let allowance = context.turns[way as usize].immediate_allowance();
         self.turn(way, allowance, context)
@@ -394,8 +395,8 @@ impl Connection {
         transfers[way as usize].check_pause(&source.stream, now)
     }
 
-    /// One socket has failed. Forwards what came before that, as far as the other socket has room: without us in
-    /// between it would have arrived too. Then resets the other socket.
+    /// One socket has failed. Forwards the bytes that came before that, as far as the other socket has room: without us
+    /// in between, they would have arrived too. Then resets the other socket.
     fn lost(&mut self, leg: Leg, error: &io::Error, context: &mut PipeContext) -> Outcome {
         if let ConnectionState::Relaying(relay) = &mut self.state {
             relay.transfer(leg.sends()).source_failed();
@@ -405,7 +406,7 @@ impl Connection {
         self.reset_after_loss(leg, error, context)
     }
 
-    /// One socket has failed, and what came before that was forwarded.
+    /// One socket has failed, and the bytes that came before that were forwarded.
     fn reset_after_loss(&self, leg: Leg, error: &io::Error, context: &PipeContext) -> Outcome {
         context.log.failure(Failure::Lost, context.now, || match leg {
             Leg::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
@@ -473,11 +474,11 @@ impl Connection {
             (Leg::Target, ConnectionState::Relaying(relay)) => &relay.target.stream,
             (Leg::Target, _) => return,
         };
-        // Fails when the peer is already gone; then there is no one to tell.
+        // This fails if the peer has already closed the connection; then it needs no reset.
         let _ = setsockopt(stream, Linger, &linger { l_onoff: 1, l_linger: 0 });
     }
 
-    /// Takes the state out; the caller puts the next one in its place, or ends the connection.
+    /// Takes the state out. The caller must set the next one, or end the connection.
     fn take_state(&mut self) -> ConnectionState {
         std::mem::replace(&mut self.state, ConnectionState::Resolving)
     }

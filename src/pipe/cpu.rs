@@ -1,9 +1,9 @@
 //! The choice of the CPU on which the thread of a pipe runs.
 //!
-//! A local program that sends as fast as it can needs a CPU of its own: the kernel receives what it sends through the
-//! loopback interface on the same CPU, in the sender's time. If our thread runs there too, it slows down the sender
-//! that it waits for. It may run on the CPU of the reader, which waits for our thread. The scheduler does not know
-//! that, and puts our thread on the CPU that woke it, which is where the bytes come in.
+//! A local program that sends as fast as it can needs a CPU of its own: on the loopback interface, the kernel receives
+//! the bytes on the sender's CPU, in the sender's time. If our thread runs there too, it slows down the sender that it
+//! waits for. It may run on the CPU of the reader, which waits for our thread. The scheduler does not know that, and
+//! puts our thread on the CPU that woke it, which is where the bytes come in.
 
 use std::time::{Duration, Instant};
 

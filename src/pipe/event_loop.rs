@@ -173,7 +173,7 @@ impl EventLoop {
         })
     }
 
-    /// Runs `action` on a connection, unless it has ended, and does what follows from its outcome.
+    /// Runs `action` on a connection, unless it has ended, and acts on the outcome.
     fn with_connection(&mut self, id: ConnectionId, action: impl FnOnce(&mut Connection, &mut PipeContext) -> Outcome) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match action(connection, &mut self.context) {
@@ -324,7 +324,7 @@ impl EventLoop {
         if coalescing.is_empty() {
             self.cpu_choice.allow_all();
         } else if self.cpu_choice.is_due(*now) {
-            // Of several senders, one at a time, in turn.
+            // If there are several senders, avoid the CPU of one at a time, in turn.
             coalescing.rotate_left(1);
             let (id, way) = coalescing[0];
             if let Some(connection) = self.connections.get_mut(id)

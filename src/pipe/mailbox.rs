@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::resolve::Resolution;
 
-/// What other threads ask of the pipe's thread, or report to it.
+/// A request or a report of another thread to the pipe's thread.
 #[derive(Debug)]
 pub enum PipeMessage {
     /// Close the listener, then drop the sender: its receiver waits for that.
@@ -46,7 +46,7 @@ impl Mailbox {
         Ok((Self { sender, wakeup: Arc::clone(&wakeup) }, Inbox { receiver, wakeup }))
     }
 
-    /// Sends `message`. A thread that has ended needs none, so that is no error.
+    /// Sends `message`. It is no error if the thread has ended: then it needs no messages.
     pub fn send(&self, message: PipeMessage) {
         if self.sender.send(message).is_ok() {
             let _ = self.wakeup.write(1);
@@ -62,7 +62,7 @@ impl Inbox {
 
     /// Makes the descriptor unreadable until the next message is sent; then [`receive`](Inbox::receive) all there are.
     pub fn clear_wakeup(&self) {
-        // The number read is that of the messages sent since, and does not matter.
+        // The value is the number of messages sent since the last read, and does not matter.
         let _ = self.wakeup.read();
     }
 

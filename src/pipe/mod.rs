@@ -178,7 +178,7 @@ impl Pipe {
     pub fn stop_accepting(&self) {
         let (done, wait) = mpsc::channel();
         self.mailbox.send(PipeMessage::StopAccepting(done));
-        // An error means that the thread has ended, and closed its listener.
+        // An error means that the thread has ended, and so has closed its listener.
         let _ = wait.recv();
     }
 

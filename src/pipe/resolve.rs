@@ -66,8 +66,8 @@ impl Target {
         self.is_looking_up = std::thread::Builder::new().name("resolver".into()).spawn(look_up).is_ok();
     }
 
-    /// Stores the result of a lookup. If it failed, the addresses of the one before stay in use. Returns what is in use
-    /// now.
+    /// Stores the result of a lookup. If it failed, the addresses of the last successful one stay in use. Returns the
+    /// addresses in use now.
     pub fn store(&mut self, resolution: Resolution, now: Instant) -> Resolution {
         self.is_looking_up = false;
         let expires = Some(now + LIFETIME);

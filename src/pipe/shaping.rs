@@ -13,7 +13,7 @@ use super::slab::ConnectionId;
 /// The most bytes that a transfer may move in one turn.
 const TURN_BYTES: usize = 1 << 20;
 
-/// The same with a limit, of which each transfer then gets a small share.
+/// The same with a limit, so that each transfer gets its share in small turns.
 const SHAPED_TURN_BYTES: f64 = 65536.0;
 
 /// The bucket gives out tokens in portions worth this time, so that a limit costs at most 50 wake-ups a second.

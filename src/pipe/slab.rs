@@ -1,14 +1,14 @@
 //! The slab that holds the connections, and the ids by which epoll(7) and the queues refer to them.
 
-/// A connection's slot, and a generation that tells apart the connections that use this slot one after the other: a
-/// late event or turn does not reach the wrong one.
+/// A connection's slot, and a generation that distinguishes the connections that use this slot one after the other, so
+/// that a late event or turn does not reach the wrong one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionId {
     index: u32,
     generation: u32,
 }
 
-/// Which of a connection's two sockets.
+/// One of the two sockets of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leg {
     /// The accepted one.

@@ -22,11 +22,11 @@ use nix::sys::socket::{
 use nix::{setsockopt_impl, sockopt_impl};
 use rustix::net::{SocketFlags, acceptfrom_with};
 
-/// After this many seconds of silence the kernel probes whether the peer is still there, and again after each interval;
-/// it ends the connection when this many probes got no answer: two minutes in all. Without our help it ends a
-/// connection whose bytes are not acknowledged after net.ipv4.tcp_retries2 retransmissions, a quarter of an hour.
-/// TCP_USER_TIMEOUT would be sooner, but it also ends a connection to a healthy peer that only does not read for a
-/// while (tcp_probe_timer() in net/ipv4/tcp_timer.c).
+/// After the idle time the kernel probes whether the peer is still there, and again after each interval; it ends the
+/// connection when this many probes got no answer: two minutes in all. A connection with unacknowledged bytes ends
+/// without these options, too, after net.ipv4.tcp_retries2 retransmissions, a quarter of an hour. TCP_USER_TIMEOUT
+/// would be sooner, but it also ends a connection to a healthy peer that merely stops reading for a while
+/// (tcp_probe_timer() in net/ipv4/tcp_timer.c).
 const KEEPALIVE_IDLE_S: u32 = 60;
 const KEEPALIVE_INTERVAL_S: u32 = 15;
 const KEEPALIVE_COUNT: u32 = 4;
@@ -56,7 +56,7 @@ pub fn listener(address: Option<IpAddr>, port: u16) -> Result<TcpListener> {
 
 fn open(address: SocketAddr) -> Result<TcpListener, Errno> {
     let socket = stream_socket(&address)?;
-    // A restarted pipe need not wait until the connections of the last run have left TIME_WAIT.
+    // So a restarted pipe need not wait until the connections of the last run have left TIME_WAIT.
     setsockopt(&socket, ReuseAddr, &true)?;
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         setsockopt(&socket, Ipv6V6Only, &false)?;
@@ -122,12 +122,12 @@ fn prepare(socket: &impl AsFd) -> Result<(), Errno> {
     setsockopt(socket, TcpKeepCount, &KEEPALIVE_COUNT)
 }
 
-/// Makes a bulk connection within this machine faster. On other connections the choices of the administrator and the
-/// kernel stay.
+/// Makes a bulk connection within this machine faster. Other connections keep the settings of the administrator and the
+/// kernel.
 ///
 /// The loopback interface has no congestion, so the timers of a congestion control that paces (BBR, net/ipv4/tcp_bbr.c)
-/// only cost time. Nor has it a long path to fill: with the buffers of many MB that net.ipv4.tcp_rmem lets the kernel
-/// choose, the bytes have left the CPU's caches when the reader gets to them.
+/// only cost time. It has no long path to fill either: with the buffers of many MB that net.ipv4.tcp_rmem lets the
+/// kernel choose, the bytes have left the CPU's caches when the reader gets to them.
 pub fn tune_for_loopback(socket: &TcpStream) {
     if !is_local(socket) {
         return;
@@ -157,8 +157,8 @@ pub fn local_incoming_cpu(socket: &TcpStream) -> Option<usize> {
     usize::try_from(rustix::net::sockopt::socket_incoming_cpu(socket).ok()?).ok()
 }
 
-/// Makes Reno the congestion control: every kernel has it, and every user may choose it. Best before the socket
-/// connects: BBR starts then, and a socket on which it has started goes on pacing.
+/// Makes Reno the congestion control: every kernel has it, and every user may choose it. Call it before the socket
+/// connects, if possible: BBR starts then, and a socket on which it has started goes on pacing.
 fn use_reno(socket: &impl AsFd) {
     let _ = setsockopt(socket, TcpCongestion, &OsString::from("reno"));
 }

@@ -20,11 +20,10 @@ use nix::sys::epoll::EpollFlags;
 use super::kernel_pipe::{KernelPipe, PIPE_BYTES, Pool};
 use super::socket::{flush_corked, set_rcvlowat, tune_for_loopback};
 
-/// The size of the thread's buffer: the most that one copy of a bulk transfer moves, while there is no kernel pipe for
-/// it.
+/// The size of the thread's buffer: the most that one copy of a bulk transfer moves if there is no kernel pipe for it.
 const BUFFER_BYTES: usize = 1 << 16;
 
-/// The most that one copy of a transfer moves that is not bulk.
+/// The most that one copy of any other transfer moves.
 const SMALL_BYTES: usize = 1 << 14;
 
 /// Two splices in a row of fewer bytes than this end bulk: copies are cheaper then.
@@ -34,13 +33,13 @@ const FEW_BYTES: usize = 1 << 12;
 const HEAVY_BYTES: usize = 1 << 24;
 const HEAVY_WITHIN: Duration = Duration::from_millis(100);
 
-/// The SO_RCVLOWAT of a heavy transfer's source is what arrives in this time, but at most this many bytes: half of the
+/// The SO_RCVLOWAT of a heavy transfer's source is the number of bytes that arrive in this time, at most half of the
 /// source's receive buffer.
 const COALESCE_TIME: Duration = Duration::from_micros(800);
 const MAX_RCVLOWAT: u32 = 1 << 20;
 
-/// A heavy transfer that has waited for this long is only bulk again: what has arrived so far is late. The time is
-/// longer than [`COALESCE_TIME`], and short beside the time that the transfer took to become heavy.
+/// A heavy transfer that has waited for this long becomes bulk again, so that bytes that have arrived wait no longer.
+/// The time is longer than [`COALESCE_TIME`], and short compared with the time that the transfer took to become heavy.
 pub const PAUSE: Duration = Duration::from_millis(2);
 
 /// The buffer and the kernel pipes that all transfers of one thread share.
@@ -103,7 +102,7 @@ enum ReadUntil {
     EndAfterFailure,
 }
 
-/// How to move the bytes, from how many have come.
+/// How to move the bytes; depends on how many have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TransferMode {
     /// Few bytes: copy them.
@@ -276,7 +275,7 @@ impl Transfer {
         Ok(taken)
     }
 
-    /// Sets the source's SO_RCVLOWAT to what the mode asks for.
+    /// Sets the source's SO_RCVLOWAT to the value for the mode.
     fn update_rcvlowat(&mut self, source: &TcpStream) {
         let bytes = match self.mode {
             TransferMode::Heavy { rcvlowat, .. } => rcvlowat,

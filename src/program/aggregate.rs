@@ -1,4 +1,4 @@
-//! What runaggregator runs: monitors and pipes together, grouped to applications, with notifications.
+//! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::pipe::{Pipe, raise_descriptor_limit};
 use crate::traffic::rates::Rates;
 use crate::traffic::source::{Facts, Reading, Source};
 
-/// What the command line says.
+/// The settings of a command line.
 #[derive(Debug, Clone, Default)]
 pub struct AggregatorSettings {
     /// The configuration files.
@@ -27,7 +27,7 @@ pub struct AggregatorSettings {
     pub counters_from: CountersFrom,
 }
 
-/// The program, for [`run`](crate::program::run).
+/// The program that [`run`](crate::program::run) runs.
 pub struct AggregatorProgram {
     settings: AggregatorSettings,
     aggregator: Aggregator<Part>,
@@ -37,7 +37,7 @@ pub struct AggregatorProgram {
     notes: Vec<String>,
 }
 
-/// One of the sources that are read.
+/// A source that the aggregator reads.
 enum Part {
     /// All sections with `type=monitor`: they share one reading of the kernel.
     Monitor(Box<Monitor>),
@@ -48,7 +48,7 @@ enum Part {
     },
 }
 
-/// How far a pipe's life has gone.
+/// The stage of a pipe's life.
 enum Stage {
     Listening,
     /// The configuration no longer has it; its connections go on.
@@ -66,7 +66,7 @@ impl Part {
 
     fn pipes(sections: Vec<PipeSection>) -> Result<Vec<Self>, InvalidConfiguration> {
         if !sections.is_empty() {
-            // With the limit as it is the pipes work, too, with fewer connections.
+            // If this fails, fewer connections can be open at a time, and further clients wait.
             let _ = raise_descriptor_limit();
         }
         let mut diagnostics = Diagnostics::default();
@@ -88,12 +88,12 @@ impl Part {
         }
     }
 
-    /// Whether this is a pipe that accepts connections as this section asks for.
+    /// Whether this is a listening pipe with the settings of this section.
     fn is_pipe(&self, wanted: &PipeSection) -> bool {
         matches!(self, Self::Pipe { section, stage: Stage::Listening, .. } if section.pipe == wanted.pipe)
     }
 
-    /// Whether this is a pipe that accepts connections on the port that this section asks for.
+    /// Whether this is a listening pipe on the port of this section.
     fn has_port_of(&self, wanted: &PipeSection) -> bool {
         matches!(self, Self::Pipe { pipe, stage: Stage::Listening, .. } if pipe.local_address().port() == wanted.pipe.port)
     }
@@ -137,8 +137,8 @@ impl AggregatorProgram {
     /// Reads the configuration, opens the pipes and begins to count.
     ///
     /// # Errors
-    /// Mistakes in the configuration, all of them; ports that cannot be listened on, all of them; or what a
-    /// [`Monitor`] cannot do without.
+    /// All mistakes in the configuration, all ports on which a pipe cannot listen, or the error of
+    /// [`Monitor::of_this_host`].
     pub fn start(settings: AggregatorSettings) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings } = settings.files.read()?;
         let mut parts = Part::pipes(monitors.pipes)?;
@@ -156,11 +156,11 @@ impl AggregatorProgram {
         })
     }
 
-    /// Reads the configuration again. Pipes that are in both go on; the connections of others stay until they close.
-    /// Returns messages for the user.
+    /// Reads the configuration again. Pipes that are in the old and the new one go on; the connections of the others
+    /// stay until they close. Returns messages for the user.
     ///
     /// # Errors
-    /// As for [`start`](Self::start); then everything is as it was.
+    /// As for [`start`](Self::start); then nothing has changed.
     fn reload(&mut self) -> Result<Vec<String>> {
         let configuration = self.settings.files.read()?;
         let mut notes: Vec<String> = configuration.warnings.iter().map(ToString::to_string).collect();
@@ -196,7 +196,7 @@ impl AggregatorProgram {
         Ok(notes)
     }
 
-    /// Makes the monitor, if there is one, count by other selections; ends it if there is none.
+    /// Gives the monitor, if there is one, other selections. Without any selection, drops the monitor.
     fn select(&mut self, selections: Vec<Selection>) {
         if selections.is_empty() {
             self.aggregator.retain(|part| !matches!(part, Part::Monitor(_)));

@@ -1,4 +1,4 @@
-//! What the three command lines have in common.
+//! Parsing of the three command lines.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -6,18 +6,18 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Takes `words` apart, the program's name first.
+/// Parses `words`, of which the first is the program's name.
 ///
 /// # Errors
-/// When the program is done with that: help or version were asked for and are on stdout, with success; or the words are
-/// wrong, which is on stderr, with the usage and exit code 2.
+/// The exit code with which the program ends at once: success after it has printed the help or the version on stdout, 2
+/// after it has printed on stderr what is wrong with the words, and the usage.
 pub fn parse<Arguments: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ExitCode> {
     Arguments::try_parse_from(words).map_err(|error| {
         let _ = error.print();
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
         }
-        // clap leaves it out where a value is missing or wrong.
+        // clap leaves the usage out if a value is missing or wrong.
         if !error.render().to_string().contains("Usage:") {
             let _ = writeln!(std::io::stderr(), "\n{}", Arguments::command().render_usage());
         }

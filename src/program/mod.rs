@@ -1,12 +1,14 @@
-//! What the three binaries run: one loop, and the programs that it runs.
+//! The programs of the three binaries, and the loop that runs them.
 //!
 //! ```text
 //! once a second:  Program::tick ──▶ Frame ──▶ Output::show
 //! on a signal:    Program::interrupted … ──▶ announcements ──▶ Output::announce
 //! ```
-//! Only the loop in this file has a clock, sleeps and calls an output. Read on in [`one_source`] (runmonitor), [`pipe`]
-//! (runpipe) and [`aggregate`] (runaggregator) for the programs, in `signals` for the wait between two ticks, in [`cli`]
-//! for what the command lines have in common.
+//! A tick is one pass of the loop, once a second. Only the loop reads the time of a tick, waits for the next one and
+//! calls an output.
+//!
+//! Where to read on: [`one_source`] (runmonitor), [`pipe`] (runpipe) and [`aggregate`] (runaggregator) are the
+//! programs; `signals` waits from one tick to the next; [`cli`] parses the command lines.
 
 pub mod aggregate;
 pub mod cli;
@@ -37,42 +39,43 @@ pub enum Next {
     End,
 }
 
-/// What the loop runs.
+/// A program that the loop runs.
 pub trait Program {
-    /// Reads everything as of `at`.
+    /// Reads the figures as of `at`.
     ///
     /// # Errors
-    /// What the program cannot go on after.
+    /// An error after which the program cannot go on.
     fn tick(&mut self, at: Moment) -> Result<Frame>;
 
-    /// Answers SIGINT (Ctrl-C). By default the program ends.
+    /// Handles SIGINT (Ctrl-C). By default, the program ends.
     fn interrupted(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
         Next::End
     }
 
-    /// Answers SIGTERM. By default as SIGINT.
+    /// Handles SIGTERM. By default, like SIGINT.
     fn terminated(&mut self, announcements: &mut Vec<Announcement>) -> Next {
         self.interrupted(announcements)
     }
 
-    /// Answers SIGHUP. By default the program ends, as any program does.
+    /// Handles SIGHUP. By default, the program ends, as it would without a handler.
     fn hung_up(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
         Next::End
     }
 
-    /// Asked after every tick: whether the program ends without a signal.
+    /// Whether the program goes on if there is no signal. The loop calls this after every tick.
     fn next(&self) -> Next {
         Next::Continue
     }
 }
 
-/// Runs `program` until it, a signal or a closed stdout ends it.
+/// Runs `program` until it ends by itself or by a signal, or until the reader of stdout is gone (`| head -1`), which is
+/// a success.
 ///
-/// Ticks are on schedule: a second apart from the first, however long one took. A tick whose time passed while an earlier
-/// one still ran is left out. A stdout whose reader is gone (`| head -1`) is a success.
+/// Ticks keep to a schedule: whole seconds after the first, however long each takes. If one takes longer than a second,
+/// the loop skips the ticks whose time has passed.
 ///
 /// # Errors
-/// What the program's tick gives, or a stdout that cannot be written to.
+/// The error of a tick, or of writing to stdout.
 pub fn run(program: &mut dyn Program, output: &mut dyn Output, mut signals: Signals) -> Result<()> {
     let mut next_tick = Instant::now();
     loop {
@@ -103,7 +106,7 @@ pub fn run(program: &mut dyn Program, output: &mut dyn Output, mut signals: Sign
     }
 }
 
-/// What main returns: success, or 1 after one line on stderr with the error and all that led to it.
+/// The exit code of a binary: success, or 1 after one line on stderr with the error and its causes.
 pub fn exit_code(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,7 +117,7 @@ pub fn exit_code(program: &str, result: Result<()>) -> ExitCode {
     }
 }
 
-/// Whether the reader of stdout has closed it; any other error is one.
+/// Whether writing failed because the reader of stdout is gone; any other failure is an error.
 fn closed(written: io::Result<()>) -> Result<bool> {
     match written {
         Ok(()) => Ok(false),

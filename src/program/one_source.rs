@@ -1,4 +1,4 @@
-//! The program that shows the figures of one source: runmonitor, and runpipe until it is told to end.
+//! The program that shows the figures of one source: all of runmonitor, and the part of runpipe that shows.
 
 use anyhow::Result;
 
@@ -7,12 +7,12 @@ use crate::output::{Frame, Moment};
 use crate::traffic::rates::Rates;
 use crate::traffic::source::Source;
 
-/// A source, and what its figures were at the tick before.
+/// A source, and its figures at the last tick.
 #[derive(Debug)]
 pub struct OneSource<S> {
     source: S,
     rates: Rates,
-    /// The same of what has no owner, if it is shown.
+    /// The figures of the bytes without an owner at the last tick; `None` unless they are shown.
     unowned: Option<Rates>,
 }
 
@@ -22,7 +22,7 @@ impl<S: Source> OneSource<S> {
         Self { source, rates: Rates::new(), unowned: None }
     }
 
-    /// Shows also what has no owner, by the reason.
+    /// Also shows the bytes without an owner, by reason.
     pub fn with_unowned(self) -> Self {
         Self { unowned: Some(Rates::new()), ..self }
     }

@@ -12,7 +12,8 @@ use crate::pipe::{Pipe, PipeSettings, raise_descriptor_limit};
 /// connections finish, the second one resets them.
 ///
 /// # Errors
-/// When the port cannot be listened on, stdout cannot be written to, or the kernel refuses what every program needs.
+/// When the pipe cannot listen on the port, stdout cannot be written to, or the kernel refuses a descriptor or a
+/// thread.
 pub fn run(settings: PipeSettings) -> Result<()> {
     let signals = Signals::take()?;
     // If this fails, fewer connections can be open at a time, and further clients wait.

@@ -1,4 +1,4 @@
-//! The signals that the programs answer, through signalfd(2), and the wait from one tick to the next.
+//! The signals that the programs handle, through signalfd(2), and the wait from one tick to the next.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,8 +11,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// SIGINT, SIGTERM and SIGHUP, blocked and read from a descriptor. They are blocked in the calling thread and in every
-/// thread and child that it starts later, so take them before the first thread; the standard library gives children an
-/// empty mask again.
+/// thread that it starts later, so take them before the first thread starts. Commands that we run do not have them
+/// blocked, since the standard library gives each child an empty mask.
 pub struct Signals {
     fd: SignalFd,
 }
@@ -27,7 +27,7 @@ pub(super) enum Waited {
 }
 
 impl Signals {
-    /// Takes the signals away from their default actions.
+    /// Blocks the signals, so that they no longer have their default actions.
     ///
     /// # Errors
     /// When the kernel gives no signalfd(2).
@@ -42,7 +42,7 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// Waits until `deadline` for a signal, or for the reader of stdout to go.
+    /// Waits until a signal comes, the reader of stdout is gone, or `deadline` passes.
     pub(super) fn wait(&mut self, deadline: Instant) -> Result<Waited> {
         loop {
             if let Some(info) = self.fd.read_signal().context("cannot read the signalfd")?
@@ -57,8 +57,8 @@ impl Signals {
             // Rounded up, so that the loop does not spin through the last millisecond.
             let millis = u16::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
             let stdout = io::stdout();
-            // poll(2) reports POLLERR for a pipe without reader even if no event is asked for. Without it the program
-            // would notice only at the next write, and there may be nothing to write for long.
+            // poll(2) reports POLLERR for a pipe without a reader although we ask for no event. Otherwise the program
+            // would notice only at its next write, and there may be nothing to write for a long time.
             let mut fds =
                 [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN), PollFd::new(stdout.as_fd(), PollFlags::empty())];
             match poll(&mut fds, PollTimeout::from(millis)) {

@@ -1,8 +1,8 @@
-//! The dialects of old configuration files and command lines: what Python 2.7.18 understood by them.
+//! The dialects of Python 2.7.18 in configuration files and command lines.
 //!
-//! Each module here stands for one module or function of Python that the original used. Python 2.7.18 itself recorded
-//! what it makes of many inputs; tests hold each module to these vectors, in `tests/vectors/`, and list by name the few
-//! that it reads differently on purpose.
+//! Each module replaces one module or function of Python that the original used. The vectors in `tests/vectors/` record
+//! the results of Python 2.7.18 itself on many inputs; tests hold each module to them, and list by name the few that it
+//! reads differently on purpose.
 //!
 //! | module | Python | reads | vectors |
 //! |---|---|---|---|
@@ -11,7 +11,7 @@
 //! | `shlex` | `shlex.split()` | the words of a command | `shlex.json` |
 //! | [`int`] | `int()` | whole numbers | `int.json` |
 //!
-//! `ini-consumers.json` holds the settings that the original made of whole files; `config` is tested against it.
+//! `ini-consumers.json` has the settings that the original read from whole files; the tests of `config` use it.
 //!
 //! Where to read on: `ini` for the three parsers that read a file, [`pattern`] for the two engines behind a pattern.
 

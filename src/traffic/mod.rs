@@ -1,11 +1,12 @@
-//! What the counting side hands to the showing side: how many bytes each subject has moved.
+//! The types between counting and showing: how many bytes each subject has moved.
 //!
 //! ```text
 //! monitor, pipe ──▶ Source::read ──▶ Vec<Reading> ──▶ Rates::rows ──▶ Vec<Row> ──▶ output::Frame
 //!                                    totals                           totals and what moved in this tick
 //! ```
-//! [`subject`] says what bytes are credited to, [`source`] is the joint between counting and showing, [`rates`] takes the
-//! differences from one tick to the next, `rounds` bounds what is remembered of subjects that have gone silent.
+//! Where to read on: [`subject`] is what bytes are credited to; [`source`] is the interface between counting and
+//! showing; [`rates`] takes the differences from one tick to the next; `rounds` limits what is remembered of silent
+//! subjects.
 
 pub mod rates;
 pub(crate) mod rounds;

@@ -1,4 +1,4 @@
-//! From totals to rates: what every subject moved since the reading before.
+//! From totals to rates: the bytes that each subject moved since the last tick.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::subject::Subject;
 /// A kB of configuration files, command lines and messages, in bytes: 1024, as in the original.
 pub const BYTES_PER_KB: u64 = 1024;
 
-/// What one subject has moved: in all, and since the tick before.
+/// The bytes of one subject: in all, and since the last tick.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Whose bytes these are.
@@ -19,13 +19,13 @@ pub struct Row {
     pub bytes_in: u64,
     /// Bytes that went out since then.
     pub bytes_out: u64,
-    /// Bytes that came in since the tick before.
+    /// Bytes that came in since the last tick.
     pub moved_in: u64,
-    /// Bytes that went out since the tick before.
+    /// Bytes that went out since the last tick.
     pub moved_out: u64,
 }
 
-/// Remembers one reading, to take the differences of the next one from.
+/// Takes the differences between the readings of one tick and those of the last one.
 #[derive(Debug, Default)]
 pub struct Rates {
     before: HashMap<Arc<Subject>, (u64, u64)>,
@@ -33,16 +33,16 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Has seen nothing yet: the first reading of every subject is its baseline.
+    /// Without readings yet; the first ones become the baseline.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A row for every subject in `readings`, and the time since the call before, in which what has moved moved.
+    /// A row for every subject in `readings`, and the time since the last call, in which its bytes moved.
     ///
-    /// The first call has nothing to compare with: it gives no time, and nothing has moved. A subject that was not there
-    /// before began from zero, so a new process shows from its first tick; so did one whose total is smaller than it was.
-    /// A second call at the same instant gives no time either, and its readings do not become the baseline.
+    /// The first call has nothing to compare with: it returns no time, and nothing has moved. A subject that is new
+    /// began from zero, so the bytes of a new process count from its first tick; so did a subject whose total fell. A
+    /// second call at the same instant returns no time either, and its readings do not become the baseline.
     pub fn rows(&mut self, now: Instant, readings: Vec<Reading>) -> (Option<Duration>, Vec<Row>) {
         let interval = self.at.map(|at| now.saturating_duration_since(at));
         if interval == Some(Duration::ZERO) {
@@ -72,7 +72,7 @@ fn row(Reading { subject, bytes_in, bytes_out }: Reading, (moved_in, moved_out):
     Row { subject, bytes_in, bytes_out, moved_in, moved_out }
 }
 
-/// The bytes between two totals; a total that fell was forgotten in between and began again from zero.
+/// The bytes between two totals. A total that fell was forgotten in between, and began again from zero.
 pub(crate) fn moved(total: u64, before: u64) -> u64 {
     total.checked_sub(before).unwrap_or(total)
 }

@@ -1,6 +1,6 @@
-//! A bound on what is remembered of subjects that have gone silent. A round is one tick; rounds begin with 1.
+//! A limit on what is remembered of silent subjects. A round is the number of a tick, from 1.
 
-/// The last round that is to be forgotten, so that the `kept` most recent of `last_seen` stay. 0 where all may stay.
+/// The round up to which to forget, so that the `kept` most recent of `last_seen` stay; 0 if all may stay.
 pub(crate) fn forget_until(mut last_seen: Vec<u64>, kept: usize) -> u64 {
     if last_seen.len() <= kept {
         return 0;

@@ -1,16 +1,16 @@
-//! The joint between what counts bytes and what shows them.
+//! The interface between counting bytes and showing them.
 //!
-//! A monitor counts per process, a pipe counts what it carries; both hand out the same thing, a list of readings.
+//! A monitor counts per process, a pipe counts the bytes that it delivers; both return a list of readings.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::subject::Subject;
 
-/// What one subject has received and sent since it first appeared.
+/// The bytes that one subject has received and sent since it first appeared.
 ///
-/// Cumulative: a reader takes the difference of two readings of one subject to get what moved in between. A subject that
-/// is missing from a later reading was forgotten, and starts from zero when it comes back.
+/// They are totals: the difference of two readings of one subject is what moved in between. A subject that is missing
+/// from a later list was forgotten, and starts from zero when it comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// Whose bytes these are; shared, since most subjects are the same from one tick to the next.
@@ -21,37 +21,37 @@ pub struct Reading {
     pub bytes_out: u64,
 }
 
-/// Something that counts bytes per subject: a monitor or a pipe.
+/// Counts bytes per subject: a monitor or a pipe.
 pub trait Source {
     /// The totals of every subject as of `now`.
     ///
-    /// `now` is the tick's time: the same for every source of that tick, and never earlier than at the call before.
+    /// `now` is the time of the tick: the same for every source in that tick, and never earlier than at the last call.
     ///
     /// # Errors
-    /// What can no longer be read at all. What is merely incomplete is a [note](Source::notes), not an error.
+    /// When the totals can no longer be read at all. If they are merely incomplete, that is a [note](Source::notes).
     fn read(&mut self, now: Instant) -> anyhow::Result<Vec<Reading>>;
 
-    /// What was counted as of the last reading and has no owner: one reading per [`Subject::Unowned`].
+    /// The bytes without an owner as of the last reading: one reading per [`Subject::Unowned`].
     fn unowned(&self) -> Vec<Reading> {
         Vec::new()
     }
 
-    /// The messages for the user since the call before, one line each; they belong on stderr. Empties the list.
+    /// The messages for the user since the last call, one line each; they belong on stderr.
     fn notes(&mut self) -> Vec<String> {
         Vec::new()
     }
 
-    /// How the figures of the last reading came about.
+    /// How the figures of the last reading were obtained.
     fn facts(&self) -> Facts {
         Facts::default()
     }
 }
 
-/// How figures came about.
+/// How figures were obtained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Where the kernel's counters come from, by the name that `--source` has for it; `None` where nothing is monitored.
+    /// The source of the kernel's counters, a value of `--source`; `None` without a monitor.
     pub counters: Option<&'static str>,
-    /// The number of ticks in which events of the kernel were lost, so that figures may be incomplete.
+    /// The number of ticks in which the kernel's events were lost, so that figures may be incomplete.
     pub ticks_with_lost_events: u64,
 }

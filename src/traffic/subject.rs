@@ -1,32 +1,32 @@
-//! What bytes are credited to, or the reason why they are credited to nothing.
+//! Subjects, to which bytes are credited; and the reasons why bytes have no owner.
 
 use std::borrow::Cow;
 
-/// What bytes are credited to.
+/// Bytes are credited to it: processes that have much in common, or a name.
 ///
 /// Two subjects may have the same [label](Subject::label): two containers that run one command line, for example. An
-/// output that shows nothing but labels adds them up.
+/// output that shows only labels adds them up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
     /// The processes that have all of this in common.
     Processes {
-        /// The arguments with a blank behind each; `[comm]` for a process without a command line (a kernel thread).
+        /// The arguments with a blank after each; `[comm]` for a process without a command line (a kernel thread).
         /// Bytes, since a command line need not be UTF-8.
         command_line: Box<[u8]>,
-        /// The effective user id; `None` where it could not be read.
+        /// The effective user id; `None` if it could not be read.
         uid: Option<u32>,
-        /// The path of the cgroup from the root of its hierarchy, as cgroups(7) has it in /proc/PID/cgroup; `None` where
-        /// it could not be read.
+        /// The path of the cgroup from the root of its hierarchy, as /proc/PID/cgroup has it (cgroups(7)); `None` if it
+        /// could not be read.
         cgroup: Option<Box<[u8]>>,
     },
     /// A pipe, an application or a program, by its name.
     Named(Box<[u8]>),
-    /// No process, for this reason.
+    /// Bytes without an owner, for this reason.
     Unowned(Reason),
 }
 
 impl Subject {
-    /// The name under which text output shows it: a command line, a name, or a reason in parentheses.
+    /// The name that text output shows: a command line, a name, or a reason in parentheses.
     pub fn label(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Processes { command_line, .. } => Cow::Borrowed(command_line),
@@ -41,11 +41,11 @@ impl Subject {
 pub enum Reason {
     /// Neither end of the connection is on this host.
     Forwarded,
-    /// No socket has the tuple any more: the process ended before it could be found.
+    /// The tuple no longer has a socket: the process ended before the lookup.
     Gone,
     /// The kernel has a socket, but no process holds it.
     NoProcess,
-    /// The socket belongs to a process of another user, whose descriptors this user may not read.
+    /// The process belongs to another user, and this user may not read its descriptors.
     NotPermitted,
     /// More sockets moved bytes within a tick than could be counted apart.
     TooMany,
@@ -56,7 +56,7 @@ impl Reason {
     pub fn text(self) -> &'static str {
         match self {
             Self::Forwarded => "no local socket: forwarded",
-            Self::Gone => "process gone before the look-up",
+            Self::Gone => "process gone before the lookup",
             Self::NoProcess => "socket without process",
             Self::NotPermitted => "no permission to see the process",
             Self::TooMany => "too many sockets at once",

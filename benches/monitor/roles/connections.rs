@@ -1,4 +1,4 @@
-//! Many connections: held, and short ones.
+//! Roles with many connections: held ones, and short ones.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -14,16 +14,16 @@ use nix::sys::socket::{Backlog, setsockopt, sockopt};
 
 use super::{say, sleep_until};
 
-/// Connections that may wait to be accepted; the standard library's 128 are few in a storm.
+/// The most connections that wait to be accepted; the standard library's 128 are too few in a storm.
 const BACKLOG: i32 = 4096;
-/// What a held connection moves when it moves, and what a short one does.
+/// The bytes of a round trip on a held connection, and on a short one.
 const HELD_BYTES: usize = 1000;
 const SHORT_BYTES: usize = 200;
-/// One in so many of the held connections moves data.
+/// One in this many held connections moves data.
 const ONE_IN: usize = 100;
-/// A storm comes from so many threads. Each connects to a loopback address of its own, so that local ports last.
+/// The number of threads of a storm. Each connects to its own loopback address, so that local ports do not run out.
 const THREADS: u8 = 4;
-/// What an answer is waited for.
+/// How long to wait for a reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A listener at a port, for IPv4 and IPv6.
@@ -33,7 +33,7 @@ pub fn listen(port: u16) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// Sends back what comes, on as many connections as there are.
+/// Sends back all bytes that come, on any number of connections.
 pub fn echo(port: u16) -> Result<()> {
     let listener = listen(port)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -63,7 +63,7 @@ pub fn echo(port: u16) -> Result<()> {
     }
 }
 
-/// Holds so many connections; each second one in a hundred moves data.
+/// Holds `count` connections; each second one in a hundred moves data.
 pub fn hold(to: SocketAddr, count: usize) -> Result<()> {
     let mut held = connect(to, count)?;
     say("ready")?;
@@ -93,7 +93,7 @@ pub fn exchange(to: SocketAddr) -> Result<()> {
     Ok(setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?)
 }
 
-/// Makes `rate` short connections a second while it holds others, or as many as it can; begins `after` some time.
+/// Makes `rate` short connections a second, or as many as it can, while it holds `held` others. Begins after `after`.
 pub fn storm(to: SocketAddr, held: usize, rate: f64, after: Duration, time: Duration) -> Result<()> {
     let _held = connect(to, held)?;
     say("ready")?;

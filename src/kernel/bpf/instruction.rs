@@ -43,7 +43,7 @@ const JNE: u8 = 0x50;
 const JLT: u8 = 0xa0;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// The source register that makes the constant of a 64-bit load the descriptor of a map.
+/// As the source register of a 64-bit load, makes its constant the descriptor of a map.
 const BPF_PSEUDO_MAP_FD: Register = Register(1);
 /// The same, for the address of the first value in an array map.
 const BPF_PSEUDO_MAP_VALUE: Register = Register(2);
@@ -185,7 +185,7 @@ impl Instruction {
         Self::new(ST | MEM | W, base, R0, offset, value)
     }
 
-    /// `destination = ` the map of a descriptor. A constant of 64 bits takes two instructions.
+    /// `destination = map`, the map with this descriptor. A constant of 64 bits takes two instructions.
     pub fn load_map(destination: Register, fd: i32) -> [Self; 2] {
         [Self::new(LD | IMM | DW, destination, BPF_PSEUDO_MAP_FD, 0, fd), Self::new(0, R0, R0, 0, 0)]
     }

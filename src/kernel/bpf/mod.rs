@@ -12,13 +12,13 @@
 //! long as our descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees
 //! the map.
 //!
-//! It needs CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace; and
-//! Linux 5.10 with CONFIG_CGROUP_BPF.
+//! They need CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace;
+//! and Linux 5.10 with CONFIG_CGROUP_BPF.
 //!
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
-//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` has the language it is written in. See
-//! bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
+//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` is the language in which it is written.
+//! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod instruction;
 pub mod packet_counters;
@@ -44,7 +44,7 @@ const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
 const BPF_LINK_CREATE: i64 = 28;
 
-/// enum bpf_map_type. Only types whose lookup yields one value may be added: that of a per-CPU map yields one for each
+/// enum bpf_map_type. Add only types whose lookup yields one value: the lookup of a per-CPU map yields one for each
 /// possible CPU, for which [`Map::lookup`] has no room.
 #[derive(Debug, Clone, Copy)]
 enum MapType {
@@ -168,7 +168,7 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
     fn lookup(&self, key: &[u8; KEY]) -> Option<[u8; VALUE]> {
         let mut value = [0; VALUE];
         let mut attr = BpfAttr::default();
-        // The padding puts the pointers at multiples of 8 bytes.
+        // The 0 is padding: it aligns the pointers to 8 bytes.
         attr.push(self.fd.as_raw_fd() as u32).push(0);
         attr.push_pointer(key.as_ptr()).push_pointer(value.as_mut_ptr());
         attr.call(BPF_MAP_LOOKUP_ELEM).ok()?;
@@ -191,7 +191,7 @@ fn load(program_type: ProgramType, attach_type: AttachType, program: &[Instructi
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.0).collect();
     let mut attr = BpfAttr::default();
     attr.push(program_type as u32).push(program.len() as u32);
-    // The licence decides which helpers the program may call; those it calls are open to all.
+    // The licence decides which helpers the program may call; those that it calls are open to every licence.
     attr.push_pointer(bytes.as_ptr()).push_pointer(c"BSD".as_ptr().cast());
     attr.bytes.resize(EXPECTED_ATTACH_TYPE, 0);
     attr.push(attach_type as u32);
@@ -201,8 +201,8 @@ fn load(program_type: ProgramType, attach_type: AttachType, program: &[Instructi
 /// Attaches a program to the root of the cgroup2 hierarchy. It stays attached for as long as the returned link is open.
 ///
 /// # Errors
-/// EPERM without the privileges, EINVAL where the kernel is too old for links or built without cgroup BPF, or what
-/// mounting cgroup2 gives.
+/// EPERM without the privileges, EINVAL where the kernel is too old for links or built without cgroup BPF, or the error
+/// of mounting cgroup2.
 fn attach_to_cgroup_root(program: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<OwnedFd> {
     let root = cgroup_root()?;
     let mut attr = BpfAttr::default();
@@ -268,8 +268,8 @@ impl BpfAttr {
     fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
         let fd = self.call(command)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: BPF_MAP_CREATE, BPF_PROG_LOAD and BPF_LINK_CREATE, which alone come here, return a new descriptor
-        // that nothing else owns.
+        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD or BPF_LINK_CREATE. Each returns a new descriptor that
+        // nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

@@ -11,15 +11,16 @@
 //!   the process, and asks to be called when the state of this socket changes.
 //! - `RWND_INIT`: a SYN has come in (`tcp_conn_request` in net/ipv4/tcp_input.c). It removes the entry of an earlier
 //!   connection with the same ends.
-//! - `PASSIVE_ESTABLISHED_CB`: the handshake that this SYN began is complete. It asks to be called when the state of the
-//!   new socket changes.
+//! - `PASSIVE_ESTABLISHED_CB`: the handshake that this SYN began is complete. It asks to be called when the state of
+//!   the new socket changes.
 //! - `STATE_CB`: the state is about to change. If to FIN_WAIT1 or LAST_ACK (`tcp_close_state` in net/ipv4/tcp.c), it
 //!   records the process, as the one that closed the connection.
 //!
-//! shutdown(2) changes the state at once, close(2) where no other process holds the socket. A reset is not recorded:
-//! the change of state is the same whether close(2) sends one or one has come in.
+//! shutdown(2) changes the state at once; close(2) does if no other process holds the socket. The program does not
+//! record a reset: the change of state is the same whether close(2) sends one or one has come in.
 //!
-//! Where it cannot be loaded (for what it needs, see [`super`]), the owners of short connections are found less often.
+//! Where the kernel refuses the program (see [`super`] for what it needs), the owners of short connections are found
+//! less often.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -30,7 +31,7 @@ use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6,
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load};
 use crate::kernel::flow::{Endpoint, Tuple};
 
-/// Connections that are remembered: those of several seconds on a very busy host, some 7 MB in the kernel.
+/// The most connections that are recorded: those of several seconds on a very busy host, some 7 MB in the kernel.
 const ENTRIES: u32 = 65_536;
 
 /// The map's key, the ends of a connection as its socket sees them: where each field begins. IPv4 addresses are mapped
@@ -51,12 +52,12 @@ mod key {
 mod value {
     /// The process id in the initial pid namespace, a u32.
     pub const PID: usize = 0;
-    /// 1 if that process closed the connection, 0 if it made it; a u32.
+    /// 1 if that process closed the connection, 0 if it connected; a u32.
     pub const CLOSED: usize = 4;
     pub const SIZE: usize = 8;
 }
 
-/// The owners that the kernel records, for as long as this lives.
+/// The kernel's records of owners. Dropping this ends the recording.
 #[derive(Debug)]
 pub struct TcpOwners {
     map: Map<{ key::SIZE }, { value::SIZE }>,
@@ -77,8 +78,8 @@ impl TcpOwners {
         Ok(Self { map, _link: link })
     }
 
-    /// The process that connected the source of `tuple` to its destination, or that has closed the connection there.
-    /// The key has no network namespace: equal tuples in two of them share an entry.
+    /// The process at the source of `tuple`: the one that connected it, or the one that has closed the connection
+    /// there. The key has no network namespace: equal tuples in two namespaces share a record.
     pub fn owner(&self, tuple: &Tuple) -> Option<u32> {
         self.read(tuple).map(|record| record.pid)
     }
@@ -114,7 +115,7 @@ fn to_key(local: Endpoint, remote: Endpoint) -> [u8; key::SIZE] {
     bytes
 }
 
-/// The program's context, struct bpf_sock_ops: where the fields begin that it reads.
+/// The program's context, struct bpf_sock_ops: where each field that it reads begins.
 mod context {
     pub const OP: i16 = 0;
     /// With STATE_CB the state that the socket is about to have: `args[1]`.
@@ -136,13 +137,13 @@ const RWND_INIT: i32 = 2;
 const TCP_CONNECT_CB: i32 = 3;
 const PASSIVE_ESTABLISHED_CB: i32 = 5;
 const STATE_CB: i32 = 10;
-/// BPF_SOCK_OPS_STATE_CB_FLAG, the flag among a socket's callbacks that asks for STATE_CB.
+/// BPF_SOCK_OPS_STATE_CB_FLAG: among a socket's callback flags, the one that asks for STATE_CB.
 const STATE_CB_FLAG: i32 = 1 << 2;
 // Values of the new state: BPF_TCP_….
 const FIN_WAIT1: i32 = 4;
 const LAST_ACK: i32 = 9;
 
-// What the program keeps in the registers that calls leave alone: its context, `op`, and `CLOSED` of the value.
+// The registers that calls leave alone: the program keeps its context, `op`, and `CLOSED` of the value in them.
 const CONTEXT: Register = R6;
 const OP: Register = R7;
 const CLOSED: Register = R8;
@@ -169,7 +170,7 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.push([I::copy(CONTEXT, R1), I::load(OP, CONTEXT, context::OP), I::set(CLOSED, 0)]);
     code.jump_if_equal(OP, TCP_CONNECT_CB, "key");
     code.jump_if_equal(OP, PASSIVE_ESTABLISHED_CB, "follow");
-    // The kernel asks for the receive window of a connection that this host makes too, but with a full socket.
+    // RWND_INIT also comes for a connection that this host makes, but then with a full socket.
     code.push([I::load(R0, CONTEXT, context::IS_FULLSOCK)]);
     code.jump_unless_equal(OP, RWND_INIT, "change of state");
     code.jump_if_equal(R0, 0, "key");
@@ -195,8 +196,8 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.jump_if_equal(OP, RWND_INIT, "delete");
 
     code.label("record");
-    // Writes the current process to the map: bpf_map_update_elem(map, key, value, BPF_ANY). The upper half of what
-    // bpf_get_current_pid_tgid returns is the thread group's id, which user space calls the pid.
+    // Writes the current process to the map: bpf_map_update_elem(map, key, value, BPF_ANY). The upper half of the
+    // result of bpf_get_current_pid_tgid is the id of the thread group, which user space calls the pid.
     code.push([
         I::call(Helper::GetCurrentPidTgid),
         I::shift_right(R0, 32),
@@ -211,7 +212,7 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     code.jump("follow");
 
     code.label("delete");
-    // Removes an earlier connection's entry: bpf_map_delete_elem(map, key).
+    // Removes the record of an earlier connection: bpf_map_delete_elem(map, key).
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapDeleteElem)]);
     code.jump("end");
@@ -226,7 +227,7 @@ fn program(map: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     ]);
 
     code.label("end");
-    // 1 lets the kernel go on.
+    // With 1, the kernel goes on as usual.
     code.push([I::set(R0, 1), I::exit()]);
     code.assemble()
 }

@@ -14,11 +14,11 @@ use crate::kernel::netlink::{self, Netlink, attributes, push_attribute};
 
 /// NFNL_SUBSYS_CTNETLINK, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;
-/// IPCTNL_MSG_CT_NEW: an entry in a dump, or an event: it began.
+/// IPCTNL_MSG_CT_NEW: an entry of a dump; as an event, an entry that has begun.
 pub(super) const NEW: u16 = SUBSYSTEM;
 /// IPCTNL_MSG_CT_GET: the request for entries.
 const GET: u16 = SUBSYSTEM | 1;
-/// IPCTNL_MSG_CT_DELETE: an event: the entry ended.
+/// IPCTNL_MSG_CT_DELETE: as an event, an entry that has ended.
 pub(super) const DELETE: u16 = SUBSYSTEM | 2;
 
 /// struct nfgenmsg: family (0 is AF_UNSPEC: all), version, resource.
@@ -160,7 +160,7 @@ pub fn parse(payload: &[u8]) -> Option<Flow> {
     Some(Flow { original: original?, reply: reply?, zone, id, counters, open, socket: None })
 }
 
-/// A tuple, and its zone where that is given for this direction alone.
+/// A tuple, and its zone if that applies to this direction alone.
 fn parse_tuple(value: &[u8]) -> Option<(Tuple, Option<u16>)> {
     let (mut source, mut destination): (Option<IpAddr>, Option<IpAddr>) = (None, None);
     let (mut protocol, mut source_port, mut destination_port, mut zone) = (None, None, None, None);

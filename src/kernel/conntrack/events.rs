@@ -13,7 +13,7 @@ use crate::kernel::netlink::{Netlink, protocol};
 
 /// Groups 1 (NEW) and 3 (DESTROY), as a mask.
 const GROUPS: u32 = 0b101;
-/// The receive buffer at first, in bytes: room for some 60,000 messages. It doubles each time that events were lost.
+/// The initial receive buffer, in bytes: room for some 60,000 messages. It doubles each time that events were lost.
 const RECEIVE_BUFFER: usize = 32 << 20;
 /// The largest receive buffer, in bytes.
 const LARGEST_RECEIVE_BUFFER: usize = 256 << 20;

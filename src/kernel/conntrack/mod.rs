@@ -1,7 +1,7 @@
 //! The kernel's connection tracking table: every connection of the host with the bytes that each direction carried.
 //!
-//! It counts the bytes of whole IP packets, headers included. We read it through netlink; if the kernel refuses that,
-//! as text from /proc; if there is no such file, as text from the `conntrack` command.
+//! The kernel counts the bytes of whole IP packets, headers included. We read the table through netlink; if the kernel
+//! refuses that, as text from /proc; if that file cannot be opened, as text from the `conntrack` command.
 //!
 //! ```text
 //! netlink ── ctnetlink ──┐
@@ -27,7 +27,7 @@ use anyhow::{Context, Result, bail};
 use crate::kernel::flow::{Flow, Tuple};
 use ctnetlink::Ctnetlink;
 
-/// The conntrack table, by a way of reading it that has worked once.
+/// The conntrack table, with a way of reading it that has worked once.
 #[derive(Debug)]
 pub enum Table {
     /// Netlink messages: with ids, and never truncated.
@@ -48,10 +48,10 @@ pub struct Malformed {
 }
 
 impl Table {
-    /// The table of the calling thread's network namespace, by the best way that this user may read it.
+    /// The table of the calling thread's network namespace, with the best way of reading it that this user has.
     ///
     /// # Errors
-    /// Where no way works; the message has the error of each.
+    /// If no way works; the message has the error of each.
     pub fn open(proc_root: &Path) -> Result<Self> {
         let mut refusals = Vec::new();
         match Ctnetlink::open().and_then(|mut table| table.dump(|_| {}).map(|()| table)) {
@@ -78,7 +78,7 @@ impl Table {
     /// Calls `visit` with every TCP and UDP flow of the table.
     ///
     /// # Errors
-    /// Where the way that worked fails now.
+    /// If the way that has worked fails now.
     pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         match self {
             Self::Netlink(table) => {
@@ -94,11 +94,11 @@ impl Table {
         }
     }
 
-    /// Calls `visit` with those flows of zone 0 that have these original tuples and are still in the table. Text has no
-    /// query for one flow: there, calls it with every flow of the table.
+    /// Calls `visit` with the flows of zone 0 that have these original tuples and are still in the table. A table of
+    /// text cannot be queried for one flow: for such a table, calls `visit` with every flow.
     ///
     /// # Errors
-    /// Where the way that worked fails now.
+    /// If the way that has worked fails now.
     pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         let Self::Netlink(table) = self else { return self.dump(visit) };
         for original in originals {
@@ -108,7 +108,7 @@ impl Table {
     }
 }
 
-/// Runs `conntrack -L`. Its stderr is of interest only when it fails; else it says "N flow entries have been shown."
+/// Runs `conntrack -L`. Its stderr matters only when it fails; otherwise it is "N flow entries have been shown."
 fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
     let mut child = Command::new("conntrack")
         .arg("-L")
@@ -129,8 +129,8 @@ fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
     parsed.context("cannot read the output of conntrack -L")
 }
 
-/// Parses line by line, in one buffer. The kernel's lines are short, but a file may have lines of any length: they are
-/// read in pieces.
+/// Parses line by line, in one buffer. The kernel's lines are short, but a file may have lines of any length; this
+/// reads them in pieces.
 fn parse_lines(mut lines: impl BufRead, visit: &mut dyn FnMut(&Flow)) -> std::io::Result<Malformed> {
     /// In bytes; far longer than the kernel's lines.
     const LONGEST: u64 = 4096;

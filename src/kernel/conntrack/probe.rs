@@ -2,8 +2,8 @@
 //!
 //! The kernel tracks connections only where a firewall rule needs it (since Linux 4.10, per network namespace), and
 //! counts their bytes only with net.netfilter.nf_conntrack_acct=1. Both are off on a fresh machine, and the table alone
-//! does not tell an idle host from one that tracks nothing. So we send one datagram over loopback, and see whether it
-//! appears in the table, and whether with counters.
+//! does not distinguish an idle host from one that tracks nothing. So we send one datagram over loopback, and look
+//! whether it appears in the table, and whether with counters.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,7 +12,7 @@ use anyhow::Result;
 use super::Table;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
-/// What conntrack does on this host.
+/// Whether conntrack tracks and counts on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tracking {
     /// Connections are tracked and their bytes counted.
@@ -29,7 +29,7 @@ pub enum Tracking {
 /// # Errors
 /// Where the table cannot be read.
 pub fn probe(table: &mut Table) -> Result<(Tracking, Option<Tuple>)> {
-    // Where loopback is down no datagram can be sent, and the other flows decide alone.
+    // If loopback is down, this sends nothing, and the other flows alone decide.
     let ours = send_datagram().ok();
     let mut found = None;
     let mut others = None;
@@ -41,7 +41,7 @@ pub fn probe(table: &mut Table) -> Result<(Tracking, Option<Tuple>)> {
             others = others.max(counts);
         }
     })?;
-    // Firewalls often exempt loopback from tracking: then the other flows decide.
+    // Firewalls often exempt loopback from tracking; then, too, the other flows decide.
     let tracking = match found.or(others) {
         Some(true) => Tracking::Counts,
         Some(false) => Tracking::WithoutCounters,

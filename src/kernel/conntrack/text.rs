@@ -35,7 +35,7 @@ pub fn parse(line: &[u8]) -> Line {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
         None => return Line::Other,
-        // A line of another protocol has, as all lines have, a protocol number as its second word.
+        // The second word of a valid line is the protocol's number.
         Some(_) if words.next().is_some_and(|number| number.parse::<u8>().is_ok()) => return Line::Other,
         Some(_) => return Line::Malformed,
     };

@@ -1,4 +1,4 @@
-//! After the crate: replaces `%(key)s` in a value with the value of another key.
+//! After the `configparser` crate: replaces `%(key)s` in a value with the value of another key.
 //!
 //! A value without `%(` stays as it is, such as `100%` or `date +%F`. A value with `%(` is, as a whole, a format of
 //! Python's `%` operator: `%%` is one percent sign and `%(key)10s` has a width.

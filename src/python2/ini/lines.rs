@@ -1,8 +1,8 @@
-//! Before the crate: Python's rules for headers, options, continuation lines and comments.
+//! Before the `configparser` crate: Python's rules for headers, options, continuation lines and comments.
 //!
-//! The output has the same content in a form that the crate cannot misread. Names and values stand in quotes, so that
-//! the crate sees no meaning in their whitespace, brackets and comment characters. Each value begins with the number of
-//! its line:
+//! The output has the same content in a form that the crate cannot misread. Names and values are in quotes, so that the
+//! crate sees no meaning in their whitespace, brackets and comment characters. Each value begins with the number of its
+//! line:
 //!
 //! ```text
 //! [My App]  ; text           ["My App"]

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The `configparser` crate keeps sections and options in file order and merges repeated ones, but it splits lines by
-//! other rules. So two modules of ours stand around it:
+//! other rules. So two modules of ours surround it:
 //!
 //! ```text
 //! bytes ──► lines ──────────────► configparser ──► interpolate ──────► sections
@@ -17,7 +17,7 @@
 //!           nothing ambiguous     merging
 //! ```
 //!
-//! What is wrong with a file becomes a [`Diagnostic`]; the rest of the file stays readable.
+//! Each mistake in a file becomes a [`Diagnostic`]; the rest of the file stays readable.
 //!
 //! Source: <https://docs.python.org/2.7/library/configparser.html>.
 

@@ -7,7 +7,7 @@ fn bytes(text: &Value) -> Vec<u8> {
     text.as_str().unwrap().chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
 }
 
-/// The vectors that are read differently, and why: the text is not UTF-8, or begins with a byte order mark.
+/// The vectors that we read differently on purpose, and why: the text is not UTF-8, or begins with a byte order mark.
 const DEVIATIONS: [(&str, &str); 7] = [
     ("option_name_case_nonascii", "not UTF-8: an error with its line, since names go to a terminal"),
     ("continuation_nbsp", "not UTF-8"),

@@ -8,15 +8,15 @@
 //!                                     └─► fancy-regex, if the pattern has a look-around or a back-reference
 //! ```
 //!
-//! `parse` reads a pattern as Python did, and rejects a pattern that cannot keep the meaning that it had there. `emit`
-//! writes it for an engine. `fancy-regex` backtracks; since other users write the subjects, a limit bounds its work.
+//! `parse` reads a pattern as Python did, and rejects one that would have another meaning here. `emit` writes it in the
+//! syntax of the engines. `fancy-regex` backtracks, and other users choose the subjects, so its work has a limit.
 //!
-//! This module does not imitate an error of Python's own engine, which sometimes kept a capture from a failed attempt.
+//! This module does not imitate a bug in Python's own engine, which sometimes kept a capture from a failed attempt.
 //! If a repetition repeats an expression that may be empty, as in `(?:|a)+`, the engines may differ in where a match
 //! ends, not in whether there is one.
 //!
-//! Where to read on: `parse` for the syntax, `tree` for what is left of it, `emit` for the text that the engines get,
-//! `byte_set` for `[...]`, `\w` and case.
+//! Where to read on: `parse` for the syntax, `tree` for its result, `emit` for the engines' syntax, `byte_set` for
+//! `[...]`, `\w` and case.
 
 mod byte_set;
 mod emit;
@@ -75,8 +75,8 @@ impl Pattern {
     /// Compiles a pattern.
     ///
     /// # Errors
-    /// If Python rejected the pattern, if the pattern cannot keep the meaning that it had there, or if its compiled
-    /// form would be too large.
+    /// If Python rejected the pattern, if the pattern would have another meaning here, or if its compiled form would be
+    /// too large.
     pub fn new(pattern: &[u8]) -> Result<Self, PatternError> {
         let tree = parse::parse(pattern)?;
         let for_usual = emit(&tree, Subjects::Usual);
@@ -114,11 +114,11 @@ impl Pattern {
         self.find(subject).is_some()
     }
 
-    /// Whether the pattern matches a command line, either as it is or without the space at its end. A command line has
-    /// that space because a space follows each argument.
+    /// Whether the pattern matches a command line, either as it is or without the blank at its end. A command line has
+    /// that blank because a blank follows each argument.
     ///
-    /// The original saw the space, so `curl $` matched there and `curl$` did not. A title that a process gave itself
-    /// may lack the space; this function does not add one.
+    /// The original saw the blank, so `curl $` matched there and `curl$` did not. A title that a process gave itself
+    /// may lack the blank; this function does not add one.
     pub fn matches_command_line(&self, command_line: &[u8]) -> bool {
         self.is_match(command_line) || command_line.strip_suffix(b" ").is_some_and(|joined| self.is_match(joined))
     }

@@ -9,7 +9,7 @@ pub(super) enum Node {
     Bytes(ByteSet),
     /// A condition on a position in the subject.
     At(Place),
-    /// One after the other; no node is the empty match.
+    /// One after the other; an empty list matches the empty string.
     Sequence(Vec<Node>),
     /// The first that leads to a match.
     Alternatives(Vec<Node>),
@@ -78,7 +78,7 @@ impl Node {
         }
     }
 
-    /// The number of single conditions with all repetitions written out.
+    /// The number of single conditions after all repetitions are expanded.
     pub(super) fn size(&self) -> u64 {
         match self {
             Node::Bytes(_) | Node::At(_) | Node::BackReference { .. } => 1,

@@ -14,13 +14,13 @@ use super::PatternError;
 use super::byte_set::{Alphabet, ByteSet};
 use super::tree::{Node, Place};
 
-/// The largest [`Node::size`]: the engines write repetitions out. It suffices for any count that makes sense for a
-/// command line.
+/// The largest [`Node::size`]: the engines expand repetitions. It suffices for any count that makes sense for a command
+/// line.
 const MAX_SIZE: u64 = 100_000;
 
 type Result<T> = std::result::Result<T, PatternError>;
 
-/// The tree of the pattern, or why and where the pattern cannot keep the meaning that it had in Python.
+/// The tree of the pattern, or why it is rejected and where.
 pub(super) fn parse(pattern: &[u8]) -> Result<Node> {
     // A flag may stand after the part that it changes, so parse again until a pass finds no new flag.
     let mut flags = Flags::default();
