@@ -59,6 +59,10 @@ impl ProcessLookup for Gone {
         None
     }
 
+    fn replaced_program(&mut self, _pid: u32, _at: u64) -> Option<Identity> {
+        None
+    }
+
     fn holds(&mut self, _pid: u32, _handle: Handle) -> bool {
         false
     }

@@ -17,6 +17,7 @@
 pub(crate) mod per_event;
 pub mod per_tick;
 pub(crate) mod process_cache;
+mod history;
 mod socket;
 mod view;
 pub(crate) mod watcher;
@@ -120,6 +121,9 @@ pub struct Attribution {
 pub trait ProcessLookup {
     /// The process that runs under `pid`, or did a moment ago; `None` if there is none.
     fn identify(&mut self, pid: u32) -> Option<Identity>;
+
+    /// The program that ran under `pid` at a time of CLOCK_MONOTONIC in ns, if another one has started there since.
+    fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity>;
 
     /// Whether `pid` still has the socket where it was found.
     fn holds(&mut self, pid: u32, handle: Handle) -> bool;

@@ -20,6 +20,9 @@ use crate::traffic::subject::Reason;
 /// The most descriptors of new processes that are read per tick: 2 µs each.
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
+/// The most descriptors of threads other than the main ones that one tick reads: 2 µs each.
+const THREAD_BUDGET: u32 = 20_000;
+
 /// Finds the owners that were not found at an event.
 #[derive(Debug)]
 pub struct TickLookup {
@@ -51,11 +54,19 @@ impl TickLookup {
     /// Begins a tick: processes that were read before are read again when they are next needed.
     pub fn begin_tick(&mut self) {
         self.view.cache.begin_tick();
+        self.view.history.begin_tick();
     }
 
-    /// Adds a process that has started a program, and may have ended by the time a query leads to it.
-    pub fn add_process(&mut self, process: KnownProcess) {
+    /// Adds a process that has started a program at a time of CLOCK_MONOTONIC in ns, and may end before a query leads to
+    /// it.
+    pub fn add_program(&mut self, process: KnownProcess, at: u64) {
+        self.view.history.add_program(process.identity.clone(), at);
         self.view.cache.insert(process);
+    }
+
+    /// Adds a process that another one has made, and that may end before it is read.
+    pub fn add_child(&mut self, parent: u32, child: u32) {
+        self.view.history.add_child(parent, child);
     }
 
     /// Whether any process had descriptors that this user may not read.
@@ -155,7 +166,18 @@ impl TickLookup {
         };
         let processes = &mut self.view.processes;
         if !likely_owners.into_iter().any(|pid| search(processes, pid)) {
-            processes.youngest_first().into_iter().any(|pid| search(processes, pid));
+            let all_found = processes.youngest_first().into_iter().any(|pid| search(processes, pid));
+            if !all_found && left > 0 {
+                // Some are held by threads with descriptor tables of their own, or whose main thread has ended.
+                let mut budget = THREAD_BUDGET;
+                for pid in processes.youngest_first() {
+                    processes.each_socket_of_threads(pid, &mut budget, |thread, handle| {
+                        if let Some(holder @ None) = holders.slot(handle.inode) {
+                            *holder = Some((thread, handle));
+                        }
+                    });
+                }
+            }
         }
         holders
     }
@@ -222,6 +244,10 @@ impl Holders {
 impl ProcessLookup for TickLookup {
     fn identify(&mut self, pid: u32) -> Option<Identity> {
         self.view.identify(pid)
+    }
+
+    fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity> {
+        self.view.history.replaced_program(pid, at).cloned()
     }
 
     fn holds(&mut self, pid: u32, handle: Handle) -> bool {

@@ -92,6 +92,11 @@ pub(super) fn find_by_cookie(namespaces: &mut Namespaces, sockets: &[(u64, Tuple
     let mut left: HashMap<u64, usize> = HashMap::new();
     for (at, (cookie, tuple, open)) in sockets.iter().enumerate() {
         match find_connected(namespaces, *cookie, tuple) {
+            // No process has accepted it yet, or its last one has closed it.
+            Some(Found::Socket { inode: 0, .. }) => {
+                let listener = find_listener(namespaces, tuple).unwrap_or_default();
+                found[at] = Found::Socket { inode: listener, connected: false };
+            }
             Some(socket) => found[at] = socket,
             None if *open => {
                 left.insert(*cookie, at);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Identity;
+use super::history::History;
 use super::process_cache::{KnownProcess, ProcessCache};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Protocol, Tuple};
@@ -16,6 +17,7 @@ pub(super) struct HostView {
     pub namespaces: Option<Namespaces>,
     pub processes: Processes,
     pub cache: ProcessCache,
+    pub history: History,
     /// `None` if the kernel refuses the BPF program.
     tcp_owners: Option<Arc<TcpOwners>>,
 }
@@ -31,7 +33,7 @@ pub(super) enum Recorded<'a> {
 
 impl HostView {
     pub fn new(namespaces: Option<Namespaces>, processes: Processes, tcp_owners: Option<Arc<TcpOwners>>) -> Self {
-        Self { namespaces, processes, cache: ProcessCache::default(), tcp_owners }
+        Self { namespaces, processes, cache: ProcessCache::default(), history: History::default(), tcp_owners }
     }
 
     /// The kernel's records, if it makes any for the protocol of this tuple.
@@ -56,8 +58,17 @@ impl HostView {
         let known = self.cache.known(pid);
         match self.processes.read(pid).map(Identity::from) {
             Some(now) => Some(now.or_earlier(known)),
-            None => known.cloned(),
+            None => known.cloned().or_else(|| self.identify_by_ancestor(pid)),
         }
+    }
+
+    /// The process under `pid` that has ended before anyone read it: it ran what its parent runs.
+    fn identify_by_ancestor(&self, pid: u32) -> Option<Identity> {
+        let read = |ancestor| self.processes.read(ancestor).map(Identity::from);
+        let mut known = self.history.ancestors(pid);
+        let ancestor = known.find_map(|ancestor| self.cache.known(ancestor).cloned().or_else(|| read(ancestor)))?;
+        // No process starts at 0: this one is known by its ancestor alone.
+        Some(Identity { pid, start_time: 0, ..ancestor })
     }
 
     /// Looks for network namespaces that processes have entered or left.

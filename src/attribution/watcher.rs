@@ -30,7 +30,7 @@ use super::process_cache::KnownProcess;
 use crate::kernel::affinity;
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::events::{Event, Events};
-use crate::kernel::exec_events::ExecEvents;
+use crate::kernel::exec_events::{ExecEvents, ProcessEvent};
 use crate::kernel::flow::Flow;
 
 /// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
@@ -50,8 +50,10 @@ const QUEUED: usize = 256;
 /// Something that happened between two ticks.
 #[derive(Debug)]
 pub enum Observation {
-    /// A process started a program.
-    ProgramStarted(Box<KnownProcess>),
+    /// A process started a program, at this time of CLOCK_MONOTONIC in ns.
+    ProgramStarted(Box<KnownProcess>, u64),
+    /// A process made a child: the parent's pid and the child's.
+    Forked(u32, u32),
     /// A connection began.
     Opened(Box<Flow>),
     /// The owners at the source of a connection's original and at that of its reply tuple, as far as they were found.
@@ -205,7 +207,7 @@ fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: Ev
         }
         if let Some(execs) = &mut execs {
             // The tick finds the processes whose events are lost.
-            let _ = execs.read(|pid| started.push(pid));
+            let _ = execs.read(|event| started.push(event));
         }
         if shared.scan.swap(false, Ordering::Relaxed) {
             lookup.scan_namespaces();
@@ -222,8 +224,12 @@ fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: Ev
             lookup.begin_tick(BUDGET);
         }
         // First the command lines, which are quick to read: the processes may be gone in a moment.
-        let read = started.drain(..).filter_map(|pid| lookup.program_started(pid));
-        shared.add(read.map(|process| Observation::ProgramStarted(Box::new(process))));
+        shared.add(started.drain(..).filter_map(|event| match event {
+            ProcessEvent::Exec { pid, at } => {
+                Some(Observation::ProgramStarted(Box::new(lookup.program_started(pid)?), at))
+            }
+            ProcessEvent::Fork { parent, child } => Some(Observation::Forked(parent, child)),
+        }));
         forward_events(&mut batch, &mut queue, &mut lookup, shared);
         let event_waits = || wait(events.as_ref(), execs.as_ref(), None, PollTimeout::ZERO);
         while left > 0

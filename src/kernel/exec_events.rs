@@ -1,4 +1,4 @@
-//! Programs as they start: the kernel's process events, for execve(2) alone.
+//! Processes and programs as they start: the kernel's process events, for fork(2) and execve(2).
 //!
 //! A server that starts a program for each connection (inetd, socket activation) hands the connection to a process that
 //! may exit a few milliseconds later, and no connect(2) marks that moment. The process events connector reports each
@@ -9,6 +9,7 @@
 //! ```text
 //! cn_msg { idx: u32, val: u32, seq: u32, ack: u32, len: u16, flags: u16 }                       20 bytes
 //! proc_event { what: u32, cpu: u32, timestamp_ns: u64, exec { process_pid: u32, process_tgid: u32 } }
+//!                                                     or fork { parent_pid, parent_tgid, child_pid, child_tgid: u32 }
 //! ```
 //! See include/uapi/linux/cn_proc.h and drivers/connector/cn_proc.c.
 
@@ -18,21 +19,44 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::kernel::inside;
-use crate::kernel::netlink::{self, Message, Netlink, protocol, u32_at};
+use crate::kernel::netlink::{self, Message, Netlink, protocol, u32_at, u64_at};
 
 /// CN_IDX_PROC and CN_VAL_PROC; the first is the multicast group too.
 const PROCESSES: u32 = 1;
 /// PROC_CN_MCAST_LISTEN.
 const LISTEN: u32 = 1;
-/// PROC_EVENT_EXEC.
+/// PROC_EVENT_FORK and PROC_EVENT_EXEC.
+const FORK: u32 = 1;
 const EXEC: u32 = 2;
 /// The size of struct cn_msg.
 const HEADER: usize = 20;
-/// The offset of the process id, which follows `what`, `cpu`, the time and the thread's id.
-const TO_PROCESS: usize = HEADER + 20;
+/// The offset of the time, which follows `what` and `cpu`.
+const TO_TIME: usize = HEADER + 8;
+/// The offset of what the kind of event has: EXEC a thread's id and its process id, FORK those of the parent and those of
+/// the child.
+const TO_IDS: usize = HEADER + 16;
 
 /// Room for some 10,000 events.
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What a process has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// It started a program.
+    Exec {
+        /// The process id, in the initial pid namespace.
+        pid: u32,
+        /// When it did, in ns of CLOCK_MONOTONIC.
+        at: u64,
+    },
+    /// It made a child.
+    Fork {
+        /// The process id of the parent.
+        parent: u32,
+        /// The process id of the child.
+        child: u32,
+    },
+}
 
 /// A subscription to the programs that start on the host.
 #[derive(Debug)]
@@ -56,9 +80,9 @@ impl ExecEvents {
     fn subscribe_here() -> nix::Result<Self> {
         let socket = Netlink::open(protocol::CONNECTOR, PROCESSES)?;
         socket.set_receive_buffer(RECEIVE_BUFFER);
-        // The second word asks for one kind of event. Linux before 6.6 sends all kinds and ignores a message of two
+        // The second word asks for kinds of events. Linux before 6.6 sends all kinds and ignores a message of two
         // words.
-        for words in [&[LISTEN][..], &[LISTEN, EXEC]] {
+        for words in [&[LISTEN][..], &[LISTEN, FORK | EXEC]] {
             let mut message = Vec::new();
             for number in [PROCESSES, PROCESSES, 0, 0, 4 * words.len() as u32] {
                 message.extend(number.to_ne_bytes());
@@ -69,15 +93,14 @@ impl ExecEvents {
         Ok(Self { socket })
     }
 
-    /// Calls `visit` with the pid of each process that called execve(2) since the last call, in the initial pid
-    /// namespace.
+    /// Calls `visit` with each fork(2) and execve(2) since the last call.
     ///
     /// # Errors
     /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
-    pub(crate) fn read(&mut self, mut visit: impl FnMut(u32)) -> nix::Result<()> {
+    pub(crate) fn read(&mut self, mut visit: impl FnMut(ProcessEvent)) -> nix::Result<()> {
         self.socket.events(usize::MAX, |message| {
-            if let Some(pid) = parse(&message) {
-                visit(pid);
+            if let Some(event) = parse(&message) {
+                visit(event);
             }
         })?;
         Ok(())
@@ -90,39 +113,57 @@ impl AsFd for ExecEvents {
     }
 }
 
-/// The process id of an exec event; `None` for any other message.
-fn parse(message: &Message<'_>) -> Option<u32> {
-    let is_exec = u32_at(message.payload, 0)? == PROCESSES && u32_at(message.payload, HEADER)? == EXEC;
-    if is_exec { u32_at(message.payload, TO_PROCESS) } else { None }
+/// The event in a message; `None` for any other message, and for a new thread.
+fn parse(message: &Message<'_>) -> Option<ProcessEvent> {
+    let payload = message.payload;
+    if u32_at(payload, 0)? != PROCESSES {
+        return None;
+    }
+    let id = |n: usize| u32_at(payload, TO_IDS + 4 * n);
+    match u32_at(payload, HEADER)? {
+        EXEC => Some(ProcessEvent::Exec { pid: id(1)?, at: u64_at(payload, TO_TIME)? }),
+        FORK if id(2)? == id(3)? => Some(ProcessEvent::Fork { parent: id(1)?, child: id(3)? }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn event(what: u32) -> Vec<u8> {
-        // The header, with the length as the lower half of its last word; what, cpu and time; thread and process.
-        let words = [PROCESSES, PROCESSES, 7, 0, 40, what, 1, 0, 0, 4712, 4711];
-        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    /// The header, with the length as the lower half of its last word; what, cpu and time; the ids.
+    fn event(what: u32, ids: &[u32]) -> Vec<u8> {
+        let words = [PROCESSES, PROCESSES, 7, 0, 40, what, 1];
+        let time = 5_000_000_007_u64.to_ne_bytes();
+        let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        [bytes(&words), time.to_vec(), bytes(ids)].concat()
     }
 
-    fn pid(payload: &[u8]) -> Option<u32> {
+    fn parsed(payload: &[u8]) -> Option<ProcessEvent> {
         parse(&Message { kind: netlink::DONE, flags: 0, sequence: 0, payload })
     }
 
     #[test]
-    fn an_exec_event_has_a_process_and_other_messages_have_none() {
-        assert_eq!(pid(&event(EXEC)), Some(4711));
-        // A fork, and the kernel's reply to a subscription.
-        assert_eq!(pid(&event(1)), None);
-        assert_eq!(pid(&event(0)), None);
+    fn an_exec_has_the_process_and_the_time() {
+        let expected = ProcessEvent::Exec { pid: 4711, at: 5_000_000_007 };
+        assert_eq!(parsed(&event(EXEC, &[4712, 4711])), Some(expected));
     }
 
     #[test]
-    fn a_truncated_event_has_no_process() {
-        let event = event(EXEC);
-        for length in 0..event.len() {
-            assert_eq!(pid(&event[..length]), None);
+    fn a_fork_has_parent_and_child_and_a_new_thread_is_none() {
+        let expected = ProcessEvent::Fork { parent: 4711, child: 4800 };
+        assert_eq!(parsed(&event(FORK, &[4712, 4711, 4800, 4800])), Some(expected));
+        assert_eq!(parsed(&event(FORK, &[4712, 4711, 4801, 4711])), None);
+        // The answer to a subscription.
+        assert_eq!(parsed(&event(0, &[0, 0, 0, 0])), None);
+    }
+
+    #[test]
+    fn a_truncated_event_is_ignored() {
+        for event in [event(EXEC, &[4712, 4711]), event(FORK, &[4712, 4711, 4800, 4800])] {
+            for length in 0..event.len() {
+                assert_eq!(parsed(&event[..length]), None);
+            }
         }
     }
 }

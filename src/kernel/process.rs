@@ -24,7 +24,9 @@ use procfs::FromRead;
 use procfs::process::Stat;
 
 /// The most bytes of a command line that are read; Linux before 4.2 showed no more.
-const LONGEST_COMMAND_LINE: u64 = 4096;
+const LONGEST_COMMAND_LINE: u64 = 32 * 1024;
+/// The most threads of a process that are looked at one by one.
+const MOST_THREADS: usize = 64;
 
 /// A process when it was read. A pid alone does not identify a process: the kernel reuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +95,17 @@ impl Processes {
         pids
     }
 
+    /// Calls `visit` with each socket that a thread of `pid` holds other than the main one, with the thread's id: threads may
+    /// have descriptor tables of their own, and outlive the main thread. `budget` is counted in descriptors.
+    pub fn each_socket_of_threads(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(u32, Handle)) {
+        for thread in self.threads(pid) {
+            self.each_socket(thread, budget, |handle| {
+                visit(thread, handle);
+                ControlFlow::Continue(())
+            });
+        }
+    }
+
     /// Calls `visit` with each socket that `pid` holds, until `visit` breaks or `budget` descriptors have been read. A
     /// process that is gone holds none.
     pub fn each_socket(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(Handle) -> ControlFlow<()>) {
@@ -154,9 +167,10 @@ impl Processes {
     pub fn read(&self, pid: u32) -> Option<Process> {
         let directory = self.root.join(pid.to_string());
         // The command line first, since an exiting process loses it first.
-        let mut command_line = Vec::with_capacity(256);
-        if let Ok(file) = File::open(directory.join("cmdline")) {
-            let _ = file.take(LONGEST_COMMAND_LINE).read_to_end(&mut command_line);
+        let mut command_line = self.command_line(pid).unwrap_or_default();
+        if command_line.is_empty() {
+            // If the main thread has ended, the others still have it.
+            command_line = self.threads(pid).find_map(|thread| self.command_line(thread)).unwrap_or_default();
         }
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
@@ -170,6 +184,21 @@ impl Processes {
         }
         command_line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
+    }
+
+    /// The command line of a process or thread; `None` if it has none or cannot be read.
+    fn command_line(&self, id: u32) -> Option<Vec<u8>> {
+        let file = File::open(self.root.join(id.to_string()).join("cmdline")).ok()?;
+        let mut command_line = Vec::with_capacity(256);
+        file.take(LONGEST_COMMAND_LINE).read_to_end(&mut command_line).ok()?;
+        Some(command_line).filter(|command_line| !command_line.is_empty())
+    }
+
+    /// The other threads of a process, by their ids. The first ones only: this is for a few whose main thread has ended.
+    fn threads(&self, pid: u32) -> impl Iterator<Item = u32> + use<> {
+        let entries = std::fs::read_dir(self.root.join(pid.to_string()).join("task"));
+        let id = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        entries.into_iter().flatten().flatten().filter_map(id).filter(move |&id| id != pid).take(MOST_THREADS)
     }
 
     /// The process to which a thread belongs; a process belongs to itself. /proc has entries for threads too, although

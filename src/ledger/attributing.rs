@@ -67,20 +67,27 @@ impl<'l> AttributingTick<'l> {
     pub fn hand_over(
         &mut self,
         sockets_of_new: &HashMap<u32, (u32, Handle)>,
-        identify: &mut dyn FnMut(u32) -> Option<Identity>,
+        processes: &mut dyn ProcessLookup,
     ) {
         if sockets_of_new.is_empty() {
             return;
         }
         for flow in 0..self.ledger.flows.len() {
             for side in Side::BOTH {
-                if let EndOwner::Owned { socket, .. } = self.ledger.flows[flow].owner(side)
+                let entry = &self.ledger.flows[flow];
+                if let EndOwner::Owned { socket, process } = entry.owner(side)
                     && let Some(held) = socket.handle()
                     && let Some(&(pid, handle)) = sockets_of_new.get(&held.inode)
                 {
-                    let connected = matches!(socket, SocketState::Own(_));
-                    let answer = Answer::Held { pid, handle: Some(handle), connected };
-                    self.resolved(EndRef { flow: flow as u32, side }, answer, identify);
+                    // A child has a copy of every socket of its parent. The process that made one keeps it until it
+                    // closes it; one that it accepted it may have forked the child for.
+                    let keeps = entry.is_made()
+                        && self.ledger.processes.get(process).is_some_and(|owner| processes.holds(owner.identity.pid, held));
+                    if !keeps {
+                        let connected = matches!(socket, SocketState::Own(_));
+                        let answer = Answer::Held { pid, handle: Some(handle), connected };
+                        self.resolved(EndRef { flow: flow as u32, side }, answer, &mut |pid| processes.identify(pid));
+                    }
                 }
             }
         }
@@ -230,12 +237,11 @@ impl Ledger {
         tick: u32,
         identify: &mut dyn FnMut(u32) -> Option<Identity>,
     ) {
-        let Some((key, entry)) = self.flows.get_index_mut(end.flow as usize) else { return };
-        let (is_socket, owner_before) = (key.is_socket(), entry.owner(end.side).owner());
+        let Some((key, entry)) = self.flows.get_index(end.flow as usize) else { return };
         let found = match answer {
             Answer::Elsewhere => EndOwner::Elsewhere,
             Answer::Unowned(reason) => EndOwner::Unowned(reason),
-            // Which process closed the connection tells no more about its bytes than the known owner does.
+            // This end already has an owner: a process that only closed the connection does not replace it.
             Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
                 EndOwner::Unowned(Reason::Gone)
             }
@@ -244,15 +250,28 @@ impl Ledger {
                 None => EndOwner::Unowned(Reason::Gone),
             },
         };
-        match (entry.owner(end.side), found) {
+        self.replace_owner(end, found);
+    }
+
+    /// Enters a program as the owner of an end that its process has replaced by another program since, and closed the
+    /// socket with that.
+    pub(super) fn set_replaced_owner(&mut self, end: EndRef, program: Identity) {
+        if let Some(process) = self.processes.index_of_replaced(program, self.tick) {
+            self.replace_owner(end, EndOwner::Owned { process, socket: SocketState::Closed });
+        }
+    }
+
+    fn replace_owner(&mut self, end: EndRef, found: EndOwner) {
+        let Some((key, entry)) = self.flows.get_index_mut(end.flow as usize) else { return };
+        let before = entry.owner(end.side);
+        match (before, found) {
             (EndOwner::Owned { process, .. }, EndOwner::Unknown | EndOwner::Unowned(_) | EndOwner::Elsewhere)
-            // The connection's own socket is closed. The listener that was found now handed the connection over
-            // earlier.
+            // The connection's own socket is closed. The listener that was found now had handed it over.
             | (
                 EndOwner::Owned { process, socket: SocketState::Own(_) | SocketState::Closed },
                 EndOwner::Owned { socket: SocketState::Listening(_), .. },
             ) => entry.set_owner(end.side, EndOwner::Owned { process, socket: SocketState::Closed }),
-            (before, EndOwner::Owned { process, .. }) => {
+            (_, EndOwner::Owned { process, .. }) => {
                 entry.set_owner(end.side, found);
                 if !matches!(before, EndOwner::Owned { .. })
                     && let Some(process) = self.processes.get(process)
@@ -263,12 +282,10 @@ impl Ledger {
             }
             (_, _) => entry.set_owner(end.side, found),
         }
-        if is_socket {
-            let owner = self.flows[end.flow as usize].owner(end.side).owner();
-            if owner != owner_before {
-                owner.into_iter().for_each(|process| self.processes.add_socket(process));
-                owner_before.into_iter().for_each(|process| self.processes.remove_socket(process));
-            }
+        let (before, owner) = (before.process(), entry.owner(end.side).process());
+        if key.is_socket() && before != owner {
+            owner.into_iter().for_each(|process| self.processes.add_socket(process));
+            before.into_iter().for_each(|process| self.processes.remove_socket(process));
         }
     }
 
@@ -280,7 +297,9 @@ impl Ledger {
                 let Some((index, _, entry)) = self.flows.get_full_mut(&key) else { continue };
                 entry.open = false;
                 self.closing.push_back((self.tick + CLOSED_KEPT, key));
-                if entry.may_be_handed_over(Side::Original) {
+                // A child that closes its copy last has not moved what its parent's socket moved.
+                let keeps = entry.is_made() && entry.is_owned();
+                if !keeps && entry.may_be_handed_over(Side::Original) {
                     let end = EndRef { flow: index as u32, side: Side::Original };
                     self.set_owner(end, processes.closer(pid), self.tick, &mut |pid| processes.identify(pid));
                 }
@@ -319,7 +338,7 @@ impl Ledger {
                 continue;
             }
             add_unowned(&mut self.unowned, entry);
-            if let Some(process) = entry.owner(Side::Original).owner() {
+            if let Some(process) = entry.owner(Side::Original).process() {
                 self.processes.remove_socket(process);
             }
             self.flows.swap_remove(&key);

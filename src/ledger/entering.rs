@@ -96,7 +96,7 @@ impl<'l> OpenTick<'l> {
         let ledger = &mut *self.ledger;
         let key = FlowKey::Socket { cookie: flow.id, loopback: false };
         let mut entry =
-            FlowEntry::of_socket(Some(flow.original), flow.socket.unwrap_or_default(), flow.is_local(), ledger.tick);
+            FlowEntry::of_socket(Some(flow.original), flow.socket.unwrap_or_default(), false, flow.is_local(), ledger.tick);
         let before = flow.counters.unwrap_or_default();
         entry.start_from(if ledger.lookback { Counters::default() } else { before }, before);
         if ledger.flows.insert(key, entry).is_none() {
@@ -127,7 +127,7 @@ impl<'l> OpenTick<'l> {
                 let sibling = FlowKey::Socket { cookie: socket.cookie, loopback: !socket.loopback };
                 let known = ledger.flows.get(&sibling).and_then(FlowEntry::socket);
                 let (tuple, inode) = known.unwrap_or_default();
-                let entry = FlowEntry::of_socket(socket.tuple.or(tuple), inode, socket.loopback, ledger.tick);
+                let entry = FlowEntry::of_socket(socket.tuple.or(tuple), inode, socket.maker.is_some(), socket.loopback, ledger.tick);
                 ledger.sockets += 1;
                 (ledger.flows.insert_full(key, entry).0, true)
             }
@@ -137,10 +137,15 @@ impl<'l> OpenTick<'l> {
         ledger.moved.push((index, Movement::By(moved)));
         if is_new {
             ledger.schedule_lookup(key);
-            if let Some(pid) = socket.maker {
-                let answer = Answer::Held { pid, handle: None, connected: true };
+            if let Some((pid, at)) = socket.maker {
                 let end = EndRef { flow: index, side: Side::Original };
-                ledger.set_owner(end, answer, ledger.tick, &mut |pid| processes.identify(pid));
+                match processes.replaced_program(pid, at) {
+                    Some(program) => ledger.set_replaced_owner(end, program),
+                    None => {
+                        let answer = Answer::Held { pid, handle: None, connected: true };
+                        ledger.set_owner(end, answer, ledger.tick, &mut |pid| processes.identify(pid));
+                    }
+                }
             }
         }
     }

@@ -97,7 +97,7 @@ pub(super) enum EndOwner {
 
 impl EndOwner {
     /// The process that owns it, by its index in the registry.
-    pub fn owner(self) -> Option<u32> {
+    pub fn process(self) -> Option<u32> {
         match self {
             Self::Owned { process, .. } => Some(process),
             _ => None,
@@ -125,11 +125,8 @@ enum ReplyTuple {
     Translated(Box<Tuple>),
     /// The row is a socket with this inode; its flow has only one end.
     Socket(u32),
-    /// The packets of a socket, of which this is known.
-    Packets {
-        tuple: Option<Box<Tuple>>,
-        inode: u32,
-    },
+    /// The packets of a socket, of which this is known. `made`: the kernel recorded the process that made it.
+    Packets { tuple: Option<Box<Tuple>>, inode: u32, made: bool },
 }
 
 /// A flow, its counters and its owners.
@@ -171,9 +168,9 @@ impl FlowEntry {
     }
 
     /// The packets of a socket that was met at `tick`.
-    pub fn of_socket(tuple: Option<Tuple>, inode: u32, local: bool, tick: u32) -> Self {
+    pub fn of_socket(tuple: Option<Tuple>, inode: u32, made: bool, local: bool, tick: u32) -> Self {
         Self {
-            reply: ReplyTuple::Packets { tuple: tuple.map(Box::new), inode },
+            reply: ReplyTuple::Packets { tuple: tuple.map(Box::new), inode, made },
             base: Counters::default(),
             counted: Counters::default(),
             owners: [EndOwner::Unknown, EndOwner::Elsewhere],
@@ -187,9 +184,14 @@ impl FlowEntry {
     /// What is known of the socket whose packets these are.
     pub fn socket(&self) -> Option<(Option<Tuple>, u32)> {
         match &self.reply {
-            ReplyTuple::Packets { tuple, inode } => Some((tuple.as_deref().copied(), *inode)),
+            ReplyTuple::Packets { tuple, inode, .. } => Some((tuple.as_deref().copied(), *inode)),
             _ => None,
         }
+    }
+
+    /// Whether the kernel recorded the process that made the socket.
+    pub fn is_made(&self) -> bool {
+        matches!(self.reply, ReplyTuple::Packets { made: true, .. })
     }
 
     /// Adds what has become known of the socket.

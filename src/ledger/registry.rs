@@ -1,8 +1,11 @@
 //! The processes that own flows. Flows refer to them by index.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use crate::attribution::{Identity, ProcessLookup};
+use crate::traffic::subject::Subject;
 
 /// A process that owns flows.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(super) struct Registry {
     processes: Vec<Option<OwningProcess>>,
     free: Vec<u32>,
     by_pid: HashMap<u32, u32>,
+    /// The programs that processes ran before the ones that they run now.
+    replaced: HashMap<(u32, Arc<Subject>), u32>,
 }
 
 impl Registry {
@@ -45,20 +50,31 @@ impl Registry {
             self.mark(at, true);
             return Some(at);
         }
-        let process =
-            Some(OwningProcess { identity: identify(pid)?, gone: false, read: tick, mark: Mark::Open, sockets: 0 });
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.processes[at as usize] = process;
-                at
-            }
-            None => {
-                self.processes.push(process);
-                u32::try_from(self.processes.len() - 1).ok()?
-            }
-        };
+        let at = self.insert(identify(pid)?, false, tick)?;
         self.by_pid.insert(pid, at);
         Some(at)
+    }
+
+    /// The index of a program that a process ran before the one that it runs now.
+    pub fn index_of_replaced(&mut self, identity: Identity, tick: u32) -> Option<u32> {
+        let key = (identity.pid, Arc::clone(&identity.subject));
+        if let Some(&at) = self.replaced.get(&key) {
+            self.mark(at, true);
+            return Some(at);
+        }
+        let at = self.insert(identity, true, tick)?;
+        self.replaced.insert(key, at);
+        Some(at)
+    }
+
+    fn insert(&mut self, identity: Identity, gone: bool, tick: u32) -> Option<u32> {
+        let process = Some(OwningProcess { identity, gone, read: tick, mark: Mark::Open, sockets: 0 });
+        if let Some(at) = self.free.pop() {
+            self.processes[at as usize] = process;
+            return Some(at);
+        }
+        self.processes.push(process);
+        u32::try_from(self.processes.len() - 1).ok()
     }
 
     /// Whether the process has ended.
@@ -123,8 +139,13 @@ impl Registry {
                 && process.mark == Mark::None
                 && process.sockets == 0
             {
+                let Identity { pid, subject, .. } = &process.identity;
                 if !process.gone {
-                    self.by_pid.remove(&process.identity.pid);
+                    self.by_pid.remove(pid);
+                } else if let Entry::Occupied(replaced) = self.replaced.entry((*pid, Arc::clone(subject)))
+                    && *replaced.get() == at
+                {
+                    replaced.remove();
                 }
                 *slot = None;
                 self.free.push(at);

@@ -98,7 +98,8 @@ impl Conntrack {
     fn enter_observations(&self, into: &mut dyn FlowSink) {
         for observation in self.watcher.as_ref().map(Watcher::take).unwrap_or_default() {
             match observation {
-                Observation::ProgramStarted(process) => into.program_started(*process),
+                Observation::ProgramStarted(process, at) => into.program_started(*process, at),
+                Observation::Forked(parent, child) => into.forked(parent, child),
                 Observation::Opened(flow) if Some(flow.original) != self.probed => into.opened(&flow),
                 Observation::Attributed(flow, found) => into.attributed(&flow, found),
                 Observation::Ended(flow) if Some(flow.original) != self.probed => into.ended(&flow),

@@ -61,7 +61,10 @@ pub(super) trait CounterSource: Debug {
 /// Takes the flows that a source reads.
 pub(super) trait FlowSink {
     /// A process has started a program, and may have ended by the time a lookup leads to it.
-    fn program_started(&mut self, process: KnownProcess);
+    fn program_started(&mut self, process: KnownProcess, at: u64);
+
+    /// A process has made a child, which may end before it is read.
+    fn forked(&mut self, parent: u32, child: u32);
 
     /// A flow began.
     fn opened(&mut self, flow: &Flow);

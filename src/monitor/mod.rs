@@ -132,8 +132,12 @@ struct TickSink<'a, 'l> {
 }
 
 impl FlowSink for TickSink<'_, '_> {
-    fn program_started(&mut self, process: KnownProcess) {
-        self.lookup.add_process(process);
+    fn program_started(&mut self, process: KnownProcess, at: u64) {
+        self.lookup.add_program(process, at);
+    }
+
+    fn forked(&mut self, parent: u32, child: u32) {
+        self.lookup.add_child(parent, child);
     }
 
     fn opened(&mut self, flow: &Flow) {
@@ -180,7 +184,7 @@ impl OwnerSearch<'_, '_> {
     fn find_owners(&mut self, now: Instant) {
         let sockets_of_new = self.lookup.sockets_of_new_processes();
         self.scan_namespaces(now, SCAN_ANYWAY);
-        self.tick.hand_over(&sockets_of_new, &mut |pid| self.lookup.identify(pid));
+        self.tick.hand_over(&sockets_of_new, self.lookup);
         let due = self.tick.due(self.lookup);
         self.look_up(&due);
         // Their addresses may be those of a container that started after the last scan.

@@ -60,8 +60,11 @@ impl CounterSource for Packets {
         if let Some(watcher) = &self.watcher {
             watcher.begin_tick();
             for observation in watcher.take() {
-                if let Observation::ProgramStarted(process) = observation {
-                    into.program_started(*process);
+                match observation {
+                    Observation::ProgramStarted(process, at) => into.program_started(*process, at),
+                    Observation::Forked(parent, child) => into.forked(parent, child),
+                    // This watcher follows no connections.
+                    Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
                 }
             }
         }

@@ -75,6 +75,8 @@ pub enum Helper {
     MapUpdateElem = 2,
     /// BPF_FUNC_map_delete_elem(map, key).
     MapDeleteElem = 3,
+    /// BPF_FUNC_ktime_get_ns(): the time of CLOCK_MONOTONIC, in ns.
+    KtimeGetNs = 5,
     /// BPF_FUNC_get_current_pid_tgid().
     GetCurrentPidTgid = 14,
     /// BPF_FUNC_skb_load_bytes(skb, offset, to, length): 0, or an error if the packet is shorter.

@@ -72,7 +72,18 @@ mod value {
     /// Process ids in the initial pid namespace, each a u32; 0 where there is none.
     pub const MAKER: usize = 64;
     pub const CLOSED_BY: usize = 68;
-    pub const SIZE: usize = 72;
+    /// When the maker made or connected it, in ns of CLOCK_MONOTONIC, a u64.
+    pub const MADE_AT: usize = 72;
+    pub const SIZE: usize = 80;
+}
+
+/// What is recorded of a maker: where each field begins.
+mod maker {
+    /// The process id, a u32.
+    pub const PID: usize = 0;
+    /// The time, a u64.
+    pub const TIME: usize = 8;
+    pub const SIZE: usize = 16;
 }
 
 /// What a socket has moved since the read before.
@@ -89,8 +100,8 @@ pub struct SocketBytes {
     pub bytes_in: u64,
     /// Bytes that it sent.
     pub bytes_out: u64,
-    /// The process that made or connected it, where that was noted.
-    pub maker: Option<u32>,
+    /// The process that made or connected it, where that was recorded, and when, in ns of CLOCK_MONOTONIC.
+    pub maker: Option<(u32, u64)>,
     /// The process that closed it, if it is closed.
     pub closed_by: Option<u32>,
 }
@@ -124,7 +135,7 @@ impl PacketCounters {
         let maps = [Map::create(MapType::Hash, SOCKETS)?, Map::create(MapType::Hash, SOCKETS)?];
         let index = Map::create(MapType::Array, 1)?;
         let overflow = Map::create(MapType::Array, 1)?;
-        let makers: Map<8, 4> = Map::create(MapType::LruHash, MAKERS)?;
+        let makers: Map<8, { maker::SIZE }> = Map::create(MapType::LruHash, MAKERS)?;
         let fds = Fds {
             maps: [maps[0].as_fd(), maps[1].as_fd()].map(|fd| fd.as_raw_fd()),
             index: index.as_fd().as_raw_fd(),
@@ -230,7 +241,7 @@ fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64)) -
         tuple: (u32_at(value, value::FAMILY) != 0).then(tuple),
         bytes_in: u64_at(value, value::BYTES_IN).saturating_sub(before.0),
         bytes_out: u64_at(value, value::BYTES_OUT).saturating_sub(before.1),
-        maker: pid(value::MAKER),
+        maker: pid(value::MAKER).map(|pid| (pid, u64_at(value, value::MADE_AT))),
         closed_by: pid(value::CLOSED_BY),
     }
 }
@@ -380,7 +391,7 @@ fn make_entry(code: &mut Assembler, fds: &Fds, map: i32) {
     code.push(I::load_map(R1, fds.makers));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
     code.jump_if_equal(R0, 0, "protocol");
-    code.push([I::load(R1, R0, 0), I::store(STACK, on_stack(VALUE, value::MAKER), R1)]);
+    copy_maker(code);
     code.label("protocol");
     code.push([I::load_double(R1, CONTEXT, skb::SK)]);
     code.jump_if_equal(R1, 0, "addresses");
@@ -406,6 +417,14 @@ fn make_entry(code: &mut Assembler, fds: &Fds, map: i32) {
     }
     code.label("insert");
     insert(code, map);
+}
+
+/// Copies the record of the maker at r0 to the entry on the stack.
+fn copy_maker(code: &mut Assembler) {
+    use Instruction as I;
+    code.push([I::load(R1, R0, maker::PID as i16), I::store(STACK, on_stack(VALUE, value::MAKER), R1)]);
+    code.push([I::load_double(R1, R0, maker::TIME as i16)]);
+    code.push([I::store_double(STACK, on_stack(VALUE, value::MADE_AT), R1)]);
 }
 
 /// Clears the entry on the stack.
@@ -443,7 +462,7 @@ fn release(fds: &Fds) -> io::Result<Vec<Instruction>> {
         code.push(I::load_map(R1, fds.makers));
         code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
         code.jump_if_equal(R0, 0, "insert");
-        code.push([I::load(R1, R0, 0), I::store(STACK, on_stack(VALUE, value::MAKER), R1)]);
+        copy_maker(&mut code);
         code.label("insert");
         insert(&mut code, map);
         lookup(&mut code, map);
@@ -465,7 +484,11 @@ fn record_maker(fds: &Fds) -> io::Result<Vec<Instruction>> {
     use Instruction as I;
     let mut code = Assembler::default();
     code.push([I::call(Helper::GetSocketCookie), I::store_double(STACK, KEY, R0)]);
-    code.push([I::call(Helper::GetCurrentPidTgid), I::shift_right(R0, 32), I::store(STACK, VALUE, R0)]);
+    code.push([I::call(Helper::GetCurrentPidTgid), I::shift_right(R0, 32)]);
+    // With the padding behind the pid.
+    code.push([I::store_double_value(STACK, on_stack(VALUE, maker::PID), 0)]);
+    code.push([I::store(STACK, on_stack(VALUE, maker::PID), R0), I::call(Helper::KtimeGetNs)]);
+    code.push([I::store_double(STACK, on_stack(VALUE, maker::TIME), R0)]);
     code.push(I::load_map(R1, fds.makers));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::copy(R3, STACK), I::add(R3, VALUE.into())]);
     // BPF_ANY: who connects comes after who made it.
