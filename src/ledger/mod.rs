@@ -123,6 +123,18 @@ impl Ledger {
         self.accounts.select(selections);
     }
 
+    /// Closes all flows: another source of counters follows, whose flows count from their first tick on. What was counted
+    /// stays.
+    pub fn restart(&mut self) {
+        for (_, entry) in std::mem::take(&mut self.flows) {
+            add_unowned(&mut self.unowned, &entry);
+        }
+        self.pending.clear();
+        self.closing.clear();
+        self.processes = Registry::default();
+        (self.tick, self.lookback, self.sockets, self.swept) = (0, false, 0, 0);
+    }
+
     /// Begins the next tick, which is at `now`.
     pub fn open(&mut self, now: Instant) -> OpenTick<'_> {
         self.tick += 1;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::Error;
 use nix::unistd::geteuid;
 
-use crate::kernel::conntrack::probe::Tracking;
+use crate::kernel::conntrack::probe::{Probe, Tracking};
 
 /// The commands that make the kernel track and count every connection, on a host that has nftables.
 pub const ENABLE_COMMANDS: &str = "nft 'add table inet bwmon; \
@@ -16,6 +16,13 @@ pub const ENABLE_COMMANDS: &str = "nft 'add table inet bwmon; \
 const PAYLOAD_ONLY: &str = "TCP payload per socket is counted, without UDP and without packet headers";
 /// The consequence if conntrack does not count and the user allows no other source.
 const NOTHING: &str = "nothing is counted";
+
+/// The message when conntrack begins to count.
+pub(super) const COUNTS_NOW: &str =
+    "conntrack counts now: from here on all of TCP and UDP is counted, packet headers included";
+/// The message when it stops.
+pub(super) const STOPPED_COUNTING: &str =
+    "conntrack no longer counts on this host: from here on TCP payload per socket is counted, without UDP and headers";
 
 /// The message to a user who may not read the descriptors of some processes.
 pub(super) const ONLY_OWN_PROCESSES: &str =
@@ -46,21 +53,35 @@ impl Notes {
     }
 }
 
-/// The message about a table that can be read; `None` if it counts. `required`: the user allows no other source.
-pub(super) fn on_tracking(tracking: Tracking, required: bool) -> Option<String> {
+/// The message about a table that can be read; `None` if it counts. `required`: nothing else is to be used.
+pub(super) fn on_tracking(probe: &Probe, required: bool) -> Option<String> {
     let counted = if required { NOTHING } else { PAYLOAD_ONLY };
-    match tracking {
-        Tracking::Counts => None,
+    match (probe.ipv4, probe.ipv6) {
+        (Tracking::Counts, Tracking::Counts) => None,
+        (Tracking::Counts, _) => Some(one_family("IPv4", "IPv6")),
+        (_, Tracking::Counts) => Some(one_family("IPv6", "IPv4")),
         // The first sentence is the original's.
-        Tracking::WithoutCounters => Some(format!(
+        (Tracking::WithoutCounters, _) | (_, Tracking::WithoutCounters) => Some(format!(
             "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable \
              accounting. Until then {counted}"
         )),
-        Tracking::Off => Some(format!(
+        (Tracking::Off, Tracking::Off) => Some(format!(
             "conntrack tracks no connections on this host, since no firewall rule needs it, so {counted}. For full \
              counting run: {ENABLE_COMMANDS}"
         )),
     }
+}
+
+fn one_family(counted: &str, missing: &str) -> String {
+    format!(
+        "conntrack counts {counted} only, since no firewall rule needs {missing} connections: those are missing. For full \
+         counting run: {ENABLE_COMMANDS}"
+    )
+}
+
+/// The message where conntrack counts otherwise than before.
+pub(super) fn on_change(probe: &Probe, required: bool) -> Option<String> {
+    on_tracking(probe, required).or_else(|| Some(COUNTS_NOW.to_owned()))
 }
 
 /// The message about a table that cannot be read.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::advice::Notes;
+use super::advice::{self, Notes};
 use super::counters::{CounterSource, FlowSink};
 use crate::attribution::watcher::{Observation, Watcher};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
-use crate::kernel::conntrack::probe::{Tracking, probe};
+use crate::kernel::conntrack::probe::{Probe, Tracking, probe};
 use crate::kernel::conntrack::{Malformed, Table};
 use crate::kernel::flow::{Flow, Tuple};
 
@@ -21,14 +21,19 @@ const WHOLE_TABLE_EVERY: u32 = 10;
 /// Scanning this many hash chains costs as much as requesting one flow: 30 ns beside 4 µs.
 const CHAINS_PER_FLOW: usize = 128;
 
+/// Tuples of our own probes that are remembered: two for each probe.
+const PROBES_KEPT: usize = 24;
+
 /// The table, and the thread that follows its events where the kernel allows it.
 #[derive(Debug)]
 pub(super) struct Conntrack {
     table: Table,
-    tracking: Tracking,
+    /// What the last probe found, and whether nothing else than conntrack is to be used.
+    probe: Probe,
+    required: bool,
     watcher: Option<Watcher>,
-    /// The flow of the [probe]; it is our own and does not count.
-    probed: Option<Tuple>,
+    /// The flows of the last [probes](probe); they are our own and do not count.
+    probed: Vec<Tuple>,
     /// Up to this number, flows are requested one by one.
     max_requested: usize,
     /// The number of ticks since the whole table was read.
@@ -42,23 +47,25 @@ impl Conntrack {
     ///
     /// # Errors
     /// Where this user may not read it; the message has the error of each way to read it.
-    pub fn open() -> Result<(Self, Tracking)> {
+    pub fn open(required: bool) -> Result<Self> {
         let mut table = Table::open(Path::new("/proc"))?;
-        let (tracking, probed) = probe(&mut table)?;
-        Ok((Self { probed, max_requested: max_requested(), ..Self::new(table, tracking) }, tracking))
+        let probe = probe(&mut table)?;
+        let probed = probe.sent.clone();
+        Ok(Self { probed, required, max_requested: max_requested(), ..Self::new(table, probe) })
     }
 
     /// The table in a file, as text, without events.
     pub fn from_file(path: PathBuf) -> Self {
-        Self::new(Table::File(path), Tracking::Counts)
+        Self::new(Table::File(path), Probe { ipv4: Tracking::Counts, ipv6: Tracking::Counts, sent: Vec::new() })
     }
 
-    fn new(table: Table, tracking: Tracking) -> Self {
+    fn new(table: Table, probe: Probe) -> Self {
         Self {
             table,
-            tracking,
+            probe,
+            required: false,
             watcher: None,
-            probed: None,
+            probed: Vec::new(),
             max_requested: 0,
             ticks_without_dump: WHOLE_TABLE_EVERY,
             ticks_with_lost_events: 0,
@@ -66,9 +73,9 @@ impl Conntrack {
         }
     }
 
-    /// Whether the kernel tracked and counted when the table was opened.
-    pub fn counts(&self) -> bool {
-        self.tracking == Tracking::Counts
+    /// What the last probe found.
+    pub fn probe(&self) -> &Probe {
+        &self.probe
     }
 
     /// Follows the events from now on. If this user may not subscribe, it has the table alone, and finds fewer owners.
@@ -81,9 +88,9 @@ impl Conntrack {
         let all_known = self.watcher.is_some() && !lost && self.ticks_without_dump < WHOLE_TABLE_EVERY;
         let requested = if all_known { into.tuples(self.max_requested) } else { None };
         self.ticks_without_dump = if requested.is_some() { self.ticks_without_dump + 1 } else { 1 };
-        let (table, probed) = (&mut self.table, self.probed);
+        let (table, probed) = (&mut self.table, &self.probed);
         let mut enter = |flow: &Flow| {
-            if Some(flow.original) != probed {
+            if !probed.contains(&flow.original) {
                 into.row(flow);
             }
         };
@@ -100,9 +107,9 @@ impl Conntrack {
             match observation {
                 Observation::ProgramStarted(process, at) => into.program_started(*process, at),
                 Observation::Forked(parent, child) => into.forked(parent, child),
-                Observation::Opened(flow) if Some(flow.original) != self.probed => into.opened(&flow),
+                Observation::Opened(flow) if !self.probed.contains(&flow.original) => into.opened(&flow),
                 Observation::Attributed(flow, found) => into.attributed(&flow, found),
-                Observation::Ended(flow) if Some(flow.original) != self.probed => into.ended(&flow),
+                Observation::Ended(flow) if !self.probed.contains(&flow.original) => into.ended(&flow),
                 Observation::Opened(_) | Observation::Ended(_) => {}
             }
         }
@@ -140,6 +147,21 @@ impl CounterSource for Conntrack {
 
     fn notes(&mut self) -> Vec<String> {
         self.notes.take()
+    }
+
+    fn still_counts(&mut self) -> bool {
+        self.max_requested = max_requested();
+        let Ok(probe) = probe(&mut self.table) else { return true };
+        self.probed.extend(&probe.sent);
+        // Those of the last minute; the kernel forgets a datagram after half of that.
+        self.probed.drain(..self.probed.len().saturating_sub(PROBES_KEPT));
+        if (probe.ipv4, probe.ipv6) != (self.probe.ipv4, self.probe.ipv6) {
+            if self.required || probe.counts() {
+                self.notes.extend(advice::on_change(&probe, self.required));
+            }
+            self.probe = probe;
+        }
+        self.probe.counts() || self.required
     }
 
     fn scan_namespaces(&mut self) {

@@ -47,6 +47,16 @@ pub(super) trait CounterSource: Debug {
     /// Looks for network namespaces that have appeared or ended. The monitor calls this when there may be some.
     fn scan_namespaces(&mut self) {}
 
+    /// Whether it still counts, as far as that can change: asked every few ticks.
+    fn still_counts(&mut self) -> bool {
+        true
+    }
+
+    /// Whether it is used only where no other one counts.
+    fn is_last_resort(&self) -> bool {
+        false
+    }
+
     /// The number of ticks in which the kernel's events were lost.
     fn ticks_with_lost_events(&self) -> u64 {
         0
@@ -105,10 +115,10 @@ pub(super) fn open(wanted: CountersFrom, notes: &mut Notes) -> Result<Box<dyn Co
         CountersFrom::Conntrack => {}
     }
     let required = wanted == CountersFrom::Conntrack;
-    match Conntrack::open() {
-        Ok((conntrack, tracking)) => {
-            notes.extend(advice::on_tracking(tracking, required));
-            if required || conntrack.counts() {
+    match Conntrack::open(required) {
+        Ok(conntrack) => {
+            notes.extend(advice::on_tracking(conntrack.probe(), required));
+            if required || conntrack.probe().counts() {
                 return Ok(Box::new(conntrack.watch()));
             }
         }
@@ -116,6 +126,24 @@ pub(super) fn open(wanted: CountersFrom, notes: &mut Notes) -> Result<Box<dyn Co
         Err(error) => notes.extend([advice::on_refusal(&error)]),
     }
     Ok(Box::new(Sockets::open()?))
+}
+
+/// The source to go on with, if another one than the `current` is better by now.
+pub(super) fn reopen(
+    wanted: CountersFrom,
+    current: &mut dyn CounterSource,
+    notes: &mut Notes,
+) -> Option<Box<dyn CounterSource>> {
+    if !current.still_counts() {
+        notes.extend([advice::STOPPED_COUNTING.to_owned()]);
+        return Some(Box::new(Sockets::open().ok()?));
+    }
+    if wanted == CountersFrom::Auto && current.is_last_resort() {
+        let conntrack = Conntrack::open(false).ok().filter(|conntrack| conntrack.probe().counts())?;
+        notes.extend([advice::COUNTS_NOW.to_owned()]);
+        return Some(Box::new(conntrack.watch()));
+    }
+    None
 }
 
 /// The conntrack table in a file below `proc_root`, as text.

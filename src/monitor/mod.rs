@@ -43,6 +43,9 @@ const SCAN_ON_DEMAND: Duration = Duration::from_secs(2);
 /// a process may have moved to a new one.
 const SCAN_ANYWAY: Duration = Duration::from_secs(10);
 
+/// Every this many ticks the monitor looks whether another source counts by now, or the present one has stopped.
+const REOPEN_EVERY: u32 = 5;
+
 /// The most ends that one dump of the sockets and one walk over the processes look up; each takes some 100 bytes while
 /// that lasts.
 const LOOKED_UP_AT_ONCE: usize = 40_000;
@@ -65,6 +68,9 @@ pub struct Monitor {
     lookup: TickLookup,
     ledger: Ledger,
     notes: Notes,
+    wanted: CountersFrom,
+    /// The number of ticks so far.
+    ticks: u32,
 }
 
 impl Monitor {
@@ -85,8 +91,9 @@ impl Monitor {
     }
 
     fn new(counters: Box<dyn CounterSource>, lookup: TickLookup, settings: MonitorSettings, notes: Notes) -> Self {
+        let wanted = settings.counters_from;
         let ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
-        Self { counters, lookup, ledger, notes }
+        Self { counters, lookup, ledger, notes, wanted, ticks: 0 }
     }
 
     /// From now on, counts what any of these selects.
@@ -97,6 +104,14 @@ impl Monitor {
 
 impl Source for Monitor {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(REOPEN_EVERY)
+            && let Some(counters) = counters::reopen(self.wanted, &mut *self.counters, &mut self.notes)
+        {
+            self.lookup = TickLookup::of_this_host(counters.tcp_owners());
+            self.counters = counters;
+            self.ledger.restart();
+        }
         self.lookup.begin_tick();
         let mut tick = self.ledger.open(now);
         self.counters.read(&mut TickSink { tick: &mut tick, lookup: &mut self.lookup })?;

@@ -66,6 +66,10 @@ impl CounterSource for Sockets {
         self.notes.take()
     }
 
+    fn is_last_resort(&self) -> bool {
+        true
+    }
+
     fn scan_namespaces(&mut self) {
         self.namespaces.scan(&self.processes);
     }

@@ -2,57 +2,73 @@
 //!
 //! The kernel tracks connections only where a firewall rule needs it (since Linux 4.10, per network namespace), and
 //! counts their bytes only with net.netfilter.nf_conntrack_acct=1. Both are off on a fresh machine, and the table alone
-//! does not distinguish an idle host from one that tracks nothing. So we send one datagram over loopback, and look
-//! whether it appears in the table, and whether with counters.
+//! does not distinguish an idle host from one that tracks nothing. So we send one datagram of each address family over
+//! loopback, and look whether it appears in the table, and whether with counters.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use anyhow::Result;
 
 use super::Table;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
-/// Whether conntrack tracks and counts on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether conntrack tracks and counts on this host. The last is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tracking {
-    /// Connections are tracked and their bytes counted.
-    Counts,
-    /// Connections are tracked, but new ones have no counters: nf_conntrack_acct is 0.
-    WithoutCounters,
     /// No connection is tracked: no firewall rule needs it.
     Off,
+    /// Connections are tracked, but new ones have no counters: nf_conntrack_acct is 0.
+    WithoutCounters,
+    /// Connections are tracked and their bytes counted.
+    Counts,
 }
 
-/// Sends the datagram and reads the table. Also returns the datagram's tuple, if it is in the table: it stays there for
-/// some seconds and is not the host's traffic.
+/// What a probe has found, for each address family: firewall rules may be for one of them only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// For IPv4.
+    pub ipv4: Tracking,
+    /// For IPv6; as for IPv4 where this host has no IPv6.
+    pub ipv6: Tracking,
+    /// The tuples of the datagrams that are in the table: they stay there for some seconds and are not the host's traffic.
+    pub sent: Vec<Tuple>,
+}
+
+impl Probe {
+    /// Whether connections of any address family are counted.
+    pub fn counts(&self) -> bool {
+        self.ipv4.max(self.ipv6) == Tracking::Counts
+    }
+}
+
+/// Sends the datagrams and reads the table.
 ///
 /// # Errors
 /// Where the table cannot be read.
-pub fn probe(table: &mut Table) -> Result<(Tracking, Option<Tuple>)> {
+pub fn probe(table: &mut Table) -> Result<Probe> {
     // If loopback is down, this sends nothing, and the other flows alone decide.
-    let ours = send_datagram().ok();
-    let mut found = None;
-    let mut others = None;
+    let sent = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)].map(send_datagram).map(Result::ok);
+    let (mut ours, mut others) = ([None; 2], [None; 2]);
     table.dump(&mut |flow| {
-        let counts = Some(flow.counters.is_some());
-        if Some(flow.original) == ours {
-            found = counts;
-        } else {
-            others = others.max(counts);
-        }
+        let family = usize::from(flow.original.source.ipv4().is_none());
+        let found = if Some(flow.original) == sent[family] { &mut ours } else { &mut others };
+        found[family] = found[family].max(Some(flow.counters.is_some()));
     })?;
     // Firewalls often exempt loopback from tracking; then, too, the other flows decide.
-    let tracking = match found.or(others) {
+    let tracking = |family: usize| match ours[family].or(others[family]) {
         Some(true) => Tracking::Counts,
         Some(false) => Tracking::WithoutCounters,
         None => Tracking::Off,
     };
-    Ok((tracking, ours.filter(|_| found.is_some())))
+    let ipv4 = tracking(0);
+    let ipv6 = if sent[1].is_some() || others[1].is_some() { tracking(1) } else { ipv4 };
+    let in_table = sent.into_iter().zip(ours).filter(|(_, ours)| ours.is_some());
+    Ok(Probe { ipv4, ipv6, sent: in_table.filter_map(|(tuple, _)| tuple).collect() })
 }
 
-fn send_datagram() -> std::io::Result<Tuple> {
-    let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+fn send_datagram(loopback: IpAddr) -> std::io::Result<Tuple> {
+    let receiver = UdpSocket::bind((loopback, 0))?;
+    let sender = UdpSocket::bind((loopback, 0))?;
     let (from, to) = (sender.local_addr()?, receiver.local_addr()?);
     sender.send_to(b"?", to)?;
     Ok(Tuple {
