@@ -1,10 +1,5 @@
 //! The monitor from recorded tables to exact lines, held against what the original printed for the same tables.
 
-mod common {
-    pub mod fake_proc;
-    pub mod vectors;
-}
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -14,8 +9,8 @@ use bwmon::monitor::{Monitor, Settings};
 use bwmon::program::Program;
 use bwmon::program::one_source::Figures;
 use bwmon::python2::pattern::Pattern;
-use common::fake_proc::{FakeProc, FakeProcess};
-use common::vectors::{bytes, list, vectors};
+use crate::common::fake_proc::{FakeProc, FakeProcess};
+use crate::common::vectors::{bytes, list, vectors};
 use serde_json::Value;
 
 /// A case in which the port shows something else than the original did.
@@ -216,7 +211,7 @@ fn name(case: &Value) -> &str {
 
 /// The cases of the monitor; those named `agg_` are the aggregator's.
 fn cases() -> Vec<Value> {
-    let all = vectors(include_str!("vectors/pipeline.json"));
+    let all = vectors(include_str!("../vectors/pipeline.json"));
     all.into_iter().filter(|case| !name(case).starts_with("agg_")).collect()
 }
 

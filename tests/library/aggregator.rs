@@ -121,7 +121,7 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
 }
 
 fn pipeline() -> Vec<Value> {
-    let vectors: Value = serde_json::from_str(include_str!("vectors/pipeline.json")).unwrap();
+    let vectors: Value = serde_json::from_str(include_str!("../vectors/pipeline.json")).unwrap();
     vectors["vectors"].as_array().unwrap().clone()
 }
 

@@ -1,16 +1,6 @@
 //! The program on real connections: in network namespaces of the tests' own, where they can be made without root or with
 //! it, else over loopback.
 
-mod common {
-    pub mod inside;
-    pub mod monitor;
-    pub mod netns;
-    pub mod program;
-    pub mod role;
-    pub mod truth;
-    pub mod user;
-}
-
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{Read, Write};
@@ -21,14 +11,14 @@ use std::path::Path;
 use bwmon::monitor::TURN_ON;
 use nix::sys::prctl::set_dumpable;
 
-use common::inside::inside;
-use common::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
-use common::netns::{Namespace, address, host_and_remote};
-use common::program::Running;
-use common::role;
-use common::role::{as_role, start_role, stay, tell, told};
-use common::truth::{Bytes, Truth};
-use common::user::User;
+use crate::common::inside::inside;
+use crate::common::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
+use crate::common::netns::{Namespace, address, host_and_remote};
+use crate::common::program::Running;
+use crate::common::role;
+use crate::common::role::{as_role, start_role, stay, tell, told};
+use crate::common::truth::{Bytes, Truth};
+use crate::common::user::User;
 
 /// What a TCP client sends and what it is answered.
 const REQUEST: usize = 300_000;
@@ -38,8 +28,7 @@ const DATAGRAMS: usize = 50;
 const DATAGRAM: usize = 700;
 
 /// No test, but what [`as_role`] is about.
-#[test]
-fn role() {
+pub fn role() {
     let Some(role) = role::role() else { return };
     let words: Vec<&str> = role.split(' ').collect();
     let [protocol, act, address, ref manner @ ..] = words[..] else { panic!("{role}") };
@@ -152,11 +141,7 @@ fn payload(names: &[&str]) -> Figures {
     expected
 }
 
-#[test]
-fn conntrack_counts_every_kind_of_flow_exactly() {
-    if !inside("conntrack_counts_every_kind_of_flow_exactly") {
-        return;
-    }
+pub fn conntrack_counts_every_kind_of_flow_exactly() {
     let (host, remote) = &host_and_remote();
     host.shell(TURN_ON);
     let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
@@ -204,11 +189,7 @@ fn conntrack_counts_every_kind_of_flow_exactly() {
     Monitor::start(&[]).wait_for(expected);
 }
 
-#[test]
-fn a_container_is_shown_by_its_own_command_line() {
-    if !inside("a_container_is_shown_by_its_own_command_line") {
-        return;
-    }
+pub fn a_container_is_shown_by_its_own_command_line() {
     let (host, remote) = &host_and_remote();
     let container = &Namespace::new();
     host.connect("bridge", address(5), container, address(6));
@@ -242,11 +223,7 @@ fn over_loopback<'a>(name: &'static str, protocol: &'static str, host: &'a Names
     Flow { name, protocol, server: (host, "127.0.0.1:0"), client: (host, "ask", "127.0.0.1") }
 }
 
-#[test]
-fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on() {
-    if !inside("without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on") {
-        return;
-    }
+pub fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on() {
     let (host, remote) = &host_and_remote();
     let [remote_v4, _] = address(2);
     let outside =
@@ -274,11 +251,7 @@ fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on() 
     assert_eq!(monitor.end(), [""; 0]);
 }
 
-#[test]
-fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original() {
-    if !inside("where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original") {
-        return;
-    }
+pub fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original() {
     let host = &Namespace::here();
     host.shell(&format!("{TURN_ON} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
     let mut monitor = Monitor::start(&[]);
@@ -292,11 +265,7 @@ fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_ori
     assert!(note.starts_with(original) && note.contains("TCP payload per socket is counted"), "{note}");
 }
 
-#[test]
-fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
-    if !inside("conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on") {
-        return;
-    }
+pub fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
     let host = &Namespace::here();
     let mut traffic = Traffic::default();
     let mut monitor = Monitor::start(&["--source=conntrack"]);
@@ -312,11 +281,7 @@ fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
     assert!(!monitor.figures.contains_key("before_client"), "{:?}", monitor.figures);
 }
 
-#[test]
-fn the_sockets_own_counters_can_be_insisted_on() {
-    if !inside("the_sockets_own_counters_can_be_insisted_on") {
-        return;
-    }
+pub fn the_sockets_own_counters_can_be_insisted_on() {
     let host = &Namespace::here();
     host.shell(TURN_ON);
     let mut traffic = Traffic::default();
@@ -335,8 +300,7 @@ fn start_users_role(user: &User, name: &str, role: &str) -> (Running, u16) {
 }
 
 // An ordinary user is one over the host's own loopback, since in a user namespace of one's own one is root.
-#[test]
-fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
+pub fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     let user = User::new();
     let mut monitor = Monitor::run(&mut user.command(Path::new(RUNMONITOR)));
     let (_own_server, port) = start_users_role(&user, "own_server", "tcp serve 127.0.0.1:0");
@@ -353,8 +317,7 @@ fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     assert!(how.contains("as root (sudo)") && how.contains(TURN_ON), "{how}");
 }
 
-#[test]
-fn the_conntrack_command_is_read_where_nothing_else_may_be() {
+pub fn the_conntrack_command_is_read_where_nothing_else_may_be() {
     let user = User::new();
     let (_server, server) = start_users_role(&user, "server", "tcp serve 127.0.0.1:0");
     let (_client, client) = start_users_role(&user, "client", &format!("tcp ask 127.0.0.1:{server}"));

@@ -1,7 +1,5 @@
 //! Connections of random lives through the pipe, each compared with a direct connection that lives the same.
 
-mod loopback;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use bwmon::pipe::Pipe;
-use loopback::{PATIENCE, Random, patient, pattern, settings, wait_until};
+use crate::common::loopback::{PATIENCE, Random, patient, pattern, settings, wait_until};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 

@@ -1,7 +1,5 @@
 //! The pipe on real sockets of the loopback interface, against what a direct connection would have done.
 
-mod loopback;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -11,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bwmon::pipe::{Pipe, Settings};
 use bwmon::traffic::source::Source;
-use loopback::{Random, patient, pattern, settings, wait_until};
+use crate::common::loopback::{Random, patient, pattern, settings, wait_until};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, send, setsockopt,

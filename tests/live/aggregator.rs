@@ -1,11 +1,5 @@
 //! Two monitors and two pipes from one file, in a network of their own, with traffic of known rates.
 
-mod common {
-    pub mod inside;
-    pub mod netns;
-    pub mod program;
-}
-
 use std::collections::HashMap;
 use std::env;
 use std::fs;
@@ -20,9 +14,9 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use bwmon::monitor::TURN_ON;
-use common::inside::inside;
-use common::netns::Namespace;
-use common::program::{Running, wait_for};
+use crate::common::inside::inside;
+use crate::common::netns::Namespace;
+use crate::common::program::{Running, wait_for};
 
 /// Chunks per second: how much one more or less in a tick changes its rate, 0.8 %.
 const CHUNKS_PER_S: u32 = 128;
@@ -192,11 +186,7 @@ impl Scene {
     }
 }
 
-#[test]
-fn by_application_with_a_notification_that_recovers() {
-    if !inside_and_tracked("by_application_with_a_notification_that_recovers") {
-        return;
-    }
+pub fn by_application_with_a_notification_that_recovers() {
     let mut scene = Scene::new(&["--app-config=a.cfg", "--notification-config=n.cfg"]);
     scene.expect(&[
         ("First", [0, ALPHA_CHUNK + HEADERS]),
@@ -214,11 +204,7 @@ fn by_application_with_a_notification_that_recovers() {
     assert!(!said.iter().any(|line| line.contains("'in'")), "{said:?}");
 }
 
-#[test]
-fn by_program() {
-    if !inside_and_tracked("by_program") {
-        return;
-    }
+pub fn by_program() {
     let mut scene = Scene::new(&["--auto-group"]);
     let pipes = scene.pipes.clone();
     scene.expect(&[
@@ -245,11 +231,7 @@ fn by_program() {
     assert!(!shown.is_empty() && shown.iter().all(|name| pipes.contains(name)), "{shown:?}");
 }
 
-#[test]
-fn by_command_line() {
-    if !inside_and_tracked("by_command_line") {
-        return;
-    }
+pub fn by_command_line() {
     let mut scene = Scene::new(&[]);
     let pipes = scene.pipes.clone();
     scene.expect(&[

@@ -1,19 +1,17 @@
-//! Processes that make traffic: this test program once more, which is told by its environment what to do.
-//!
-//! Each file of tests that starts some has a function `role`, marked as a test, that does it.
-#![allow(dead_code, reason = "each test has need of some of it")]
+//! Processes that make traffic: this program once more, with what it is to do in its environment.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use super::machine::{NUMBER, number};
 use super::netns::Namespace;
-use super::program::Running;
+use crate::common::program::Running;
 
 /// In the environment of a process that makes traffic: what it does.
 const ROLE: &str = "BWMON_TEST_ROLE";
 
-/// What this process is to do, if it is not a test.
+/// What this process is to do, where it makes traffic.
 pub fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
@@ -23,35 +21,35 @@ pub fn tell(port: u16) {
     println!("{port}");
 }
 
-/// Keeps its sockets open until the test is over.
+/// Keeps the sockets of this process open until the test is over.
 pub fn stay() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-/// Makes of a command that runs this program one that acts, and whose command line begins with `name`.
+/// What the command lines of this test's processes have behind their name, so that a monitor does not add up those of two
+/// runs.
+pub fn tag() -> String {
+    format!("@{}", number())
+}
+
+/// Turns a command that runs this program into one that plays `role`, with a command line of `name` alone.
 pub fn as_role(mut command: Command, name: &str, role: &str) -> Command {
-    command.arg0(name).args(["role", "--exact", "--nocapture", "--test-threads=2"]).env(ROLE, role);
-    command.stdin(Stdio::piped());
+    command.arg0(format!("{name}{}", tag())).env(ROLE, role).env(NUMBER, number().to_string()).stdin(Stdio::piped());
     command
 }
 
-/// What acts, with a command line that begins with `name`.
+/// A command that plays `role`, with a command line of `name` alone.
 pub fn role_command(name: &str, role: &str) -> Command {
     as_role(Command::new(std::env::current_exe().unwrap()), name, role)
 }
 
-/// Starts a process in `namespace` that acts.
+/// Starts a process in `namespace` that plays `role`.
 pub fn start_role(namespace: &Namespace, name: &str, role: &str) -> Running {
     let mut command = role_command(name, role);
     namespace.run(|| Running::start(&mut command))
 }
 
-/// What a role tells.
+/// The port that a process tells.
 pub fn told(role: &Running) -> u16 {
-    loop {
-        // Between the lines of the test harness.
-        if let Ok(number) = role.stdout.line().parse() {
-            return number;
-        }
-    }
+    role.stdout.line().parse().unwrap()
 }

@@ -1,10 +1,5 @@
 //! The monitor on tables that the original could not make sense of.
 
-mod common {
-    pub mod fake_proc;
-    pub mod net_tables;
-}
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -13,8 +8,8 @@ use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{Monitor, Settings};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
-use common::fake_proc::{FakeProc, FakeProcess};
-use common::net_tables::{fib_trie, if_inet6, socket_table};
+use crate::common::fake_proc::{FakeProc, FakeProcess};
+use crate::common::net_tables::{fib_trie, if_inet6, socket_table};
 
 struct Host {
     proc: FakeProc,

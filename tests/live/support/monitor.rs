@@ -1,5 +1,4 @@
 //! The program while it monitors.
-#![allow(dead_code, reason = "each test has need of some of it")]
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -7,14 +6,16 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::program::{DEADLINE, Running};
+use super::role::tag;
+use crate::common::program::{DEADLINE, Running};
 
 pub const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
 
 /// How the program begins to tell a user that there are processes that are not shown.
 pub const ONLY_OWN: &str = "only your own processes are shown";
 
-/// Bytes in and out by the first word of a command line; by the whole reason for what nobody owns.
+/// Bytes in and out by the first word of a command line, without the tag of this test; by the whole reason for what nobody
+/// owns.
 pub type Figures = BTreeMap<String, (u64, u64)>;
 
 /// The program while it monitors.
@@ -61,7 +62,7 @@ impl Monitor {
         let (bytes_in, bytes_out) = figures.split_once('/').expect("bytes in and out");
         let figures = (bytes_in.trim().parse().unwrap(), bytes_out.trim().parse().unwrap());
         let name = if name.starts_with('(') { name } else { name.split(' ').next().unwrap() };
-        self.figures.insert(name.into(), figures);
+        self.figures.insert(name.strip_suffix(&tag()).unwrap_or(name).into(), figures);
     }
 
     /// Ends it: what it said on stderr, but for what it says of the host's processes, which are not the test's.

@@ -1,10 +1,5 @@
 //! The program as it is run: what it makes of its files, what it prints where, and how it ends.
 
-mod common {
-    pub mod program;
-    pub mod vectors;
-}
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -17,8 +12,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::program::{Running, wait_for, wait_until_it_runs};
-use common::vectors::{list, vectors};
+use crate::common::program::{Running, wait_for, wait_until_it_runs};
+use crate::common::vectors::{list, vectors};
 
 /// The program in `directory`.
 fn runaggregator(directory: &Path) -> Command {
@@ -154,7 +149,7 @@ fn every_recorded_command_line_means_what_it_meant() {
         Some(name) => 2 + names.iter().position(|known| *known == name).unwrap(),
     };
     let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    for case in vectors(include_str!("vectors/optparse.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
+    for case in vectors(include_str!("../vectors/optparse.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
         let arguments = list(&case["argv"]).into_iter().map(OsString::from_vec);
         let output = runaggregator(directory.path()).arg("--check").args(arguments).output().unwrap();
         let (code, stdout, stderr) = told(output);
@@ -182,7 +177,7 @@ fn every_recorded_command_line_means_what_it_meant() {
 #[test]
 fn every_recorded_run_ends_as_it_did() {
     let directory = directory(&[]);
-    for case in vectors(include_str!("vectors/cli.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
+    for case in vectors(include_str!("../vectors/cli.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
         // A missing file was no file, and a terminal that is not known was the end.
         let is_missing = case["argv"].to_string().contains("/nonexistent");
         let mut command = runaggregator(directory.path());

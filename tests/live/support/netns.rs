@@ -1,11 +1,13 @@
 //! Network namespaces, and cables between them.
-#![allow(dead_code, reason = "each test has need of some of it")]
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns, unshare};
+
+use super::machine::number;
 
 /// A network namespace.
 pub struct Namespace {
@@ -62,11 +64,14 @@ impl Namespace {
     }
 }
 
-/// An address of each family that no other test has at the same time, should namespaces see each other. Four numbers in a
-/// row are a network, of which the middle two are hosts.
-pub fn address(number: u8) -> [String; 2] {
-    let [.., high, low] = std::process::id().to_be_bytes();
-    [format!("10.{high}.{low}.{number}"), format!("fd00:{high:x}{low:02x}::{number}")]
+/// An address of each family that no other test has at the same time, since a monitor sees all namespaces. Of eight
+/// addresses, 1 and 2 are the hosts of one network, 5 and 6 those of another.
+///
+/// They are of the networks that are set aside for benchmarks, which no host has for anything else: 198.18.0.0/15
+/// (RFC 2544) and 2001:2::/48 (RFC 5180).
+pub fn address(host: u32) -> [String; 2] {
+    let v4 = Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 0).to_bits() + number() * 8 + host);
+    [v4.to_string(), format!("2001:2:0:{:x}::{host}", number())]
 }
 
 /// This namespace and another that are connected, with the addresses 1 and 2.

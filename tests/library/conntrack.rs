@@ -1,10 +1,6 @@
 //! The conntrack table, read from what real kernels and the real command gave out, and from twins of that which were
 //! broken on purpose.
 
-mod common {
-    pub mod user;
-}
-
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,7 +9,7 @@ use bwmon::kernel::conntrack::text::{self, Line};
 use bwmon::kernel::conntrack::{Mangled, Table, ctnetlink};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::netlink::messages;
-use common::user::User;
+use crate::common::user::User;
 use nix::unistd::geteuid;
 use proptest::prelude::*;
 

@@ -30,8 +30,7 @@ fn reader(stream: TcpStream) -> std::process::Child {
 }
 
 /// One test for all, since a process that another starts has this one's connections for a moment.
-#[test]
-fn what_is_noted() {
+pub fn what_is_noted() {
     match Connects::note() {
         Ok(connects) => {
             let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());

@@ -1,11 +1,5 @@
 //! The program as it is run: what it prints where, and how it ends.
 
-mod common {
-    pub mod inside;
-    pub mod program;
-    pub mod vectors;
-}
-
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use common::inside::inside;
-use common::program::{Running, wait_for, wait_until_it_runs};
-use common::vectors::{list, vectors};
+use crate::common::inside::inside;
+use crate::common::program::{Running, wait_for, wait_until_it_runs};
+use crate::common::vectors::{list, vectors};
 
 /// The program, counting what the sockets count: that needs neither root nor firewall rules.
 fn runmonitor(arguments: &[&str]) -> Command {
@@ -100,7 +94,7 @@ fn command_of(case: &Value) -> Command {
 
 #[test]
 fn every_recorded_command_line_ends_as_it_did() {
-    for case in vectors(include_str!("vectors/cli.json")).iter().filter(|case| case["tool"] == "runmonitor.py") {
+    for case in vectors(include_str!("../vectors/cli.json")).iter().filter(|case| case["tool"] == "runmonitor.py") {
         let mut command = command_of(case);
         if recorded(case) == Outcome::Runs {
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

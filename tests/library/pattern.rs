@@ -23,7 +23,7 @@ fn compile(pattern: &[u8]) -> Pattern {
 
 #[test]
 fn agrees_with_python_on_all_vectors() {
-    let file: Value = serde_json::from_str(include_str!("vectors/regex.json")).unwrap();
+    let file: Value = serde_json::from_str(include_str!("../vectors/regex.json")).unwrap();
     let vectors = file["vectors"].as_array().unwrap();
     assert_eq!(vectors.len(), 203);
     for vector in vectors {

@@ -1,15 +1,5 @@
 //! Sockets that change hands: whoever holds a connection when its bytes are counted is the one that is shown.
 
-mod common {
-    pub mod inside;
-    pub mod monitor;
-    pub mod netns;
-    pub mod program;
-    pub mod role;
-    pub mod scene;
-    pub mod truth;
-}
-
 use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -25,11 +15,11 @@ use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
 use nix::unistd::close;
 use tempfile::TempDir;
 
-use common::inside::{inside_each, inside_each_alone};
-use common::netns::host_and_remote;
-use common::program::Running;
-use common::role::{self, role_command, start_role, tell, told};
-use common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
+use crate::common::inside::{inside_each, inside_each_alone};
+use crate::common::netns::host_and_remote;
+use crate::common::program::Running;
+use crate::common::role::{self, role_command, start_role, tell, told};
+use crate::common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
 
 /// How many connections end soon after they began, and how many where a process is started for each: enough that one of
 /// them is less than one in a hundred, should the machine be stopped while it runs.
@@ -37,8 +27,7 @@ const SHORT: usize = 40;
 const STARTED: usize = 200;
 
 /// No test, but what the processes do that the tests start.
-#[test]
-fn role() {
+pub fn role() {
     let Some(role) = role::role() else { return };
     let listen = || {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -158,11 +147,7 @@ fn say(role: &mut Running, line: &str) {
     writeln!(role.child.stdin.as_mut().unwrap(), "{line}").unwrap();
 }
 
-#[test]
-fn a_prefork_servers_child_is_credited() {
-    if !inside_each("a_prefork_servers_child_is_credited") {
-        return;
-    }
+pub fn a_prefork_servers_child_is_credited() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (_server, port) = scene.server("long", "prefork_parent", "prefork 2");
@@ -179,11 +164,7 @@ fn a_prefork_servers_child_is_credited() {
     assert_eq!(scene.monitor.figures.get("prefork_parent"), None);
 }
 
-#[test]
-fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
-    if !inside_each_alone("a_child_that_is_started_with_an_accepted_connection_is_credited") {
-        return;
-    }
+pub fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (_server, port) = scene.server("long", "inetd_parent", "inetd");
@@ -203,11 +184,7 @@ fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
     scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
 }
 
-#[test]
-fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
-    if !inside_each("a_connection_that_is_passed_on_is_the_receivers_from_then_on") {
-        return;
-    }
+pub fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let sockets = TempDir::new().unwrap();
@@ -241,11 +218,7 @@ fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
     });
 }
 
-#[test]
-fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
-    if !inside_each("what_a_process_moves_after_an_exec_is_its_new_command_lines") {
-        return;
-    }
+pub fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (mut server, port) = scene.server("exec", "exec_old", "exec");
@@ -259,13 +232,9 @@ fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
     scene.wait_for_shares("exec", |all| vec![("exec_old", before), ("exec_new", less(all, before))]);
 }
 
-#[test]
-fn a_title_that_is_rewritten_counts_from_then_on() {
+pub fn a_title_that_is_rewritten_counts_from_then_on() {
     if Command::new("perl").arg("-e1").output().is_err() {
         let _ = writeln!(io::stderr(), "a_title_that_is_rewritten_counts_from_then_on is skipped: there is no perl");
-        return;
-    }
-    if !inside_each("a_title_that_is_rewritten_counts_from_then_on") {
         return;
     }
     let (host, remote) = &host_and_remote();

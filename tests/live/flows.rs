@@ -1,15 +1,5 @@
 //! Flows that are easily mistaken for each other, and bytes that are nobody's.
 
-mod common {
-    pub mod inside;
-    pub mod monitor;
-    pub mod netns;
-    pub mod program;
-    pub mod role;
-    pub mod scene;
-    pub mod truth;
-}
-
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,20 +13,19 @@ use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::TURN_ON;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
-use common::inside::{inside_each, inside_each_alone};
-use common::monitor::{Figures, Monitor};
-use common::netns::{Namespace, address, host_and_remote};
-use common::program::wait_for;
-use common::role::{self, start_role, stay, tell, told};
-use common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
-use common::truth::{Bytes, Truth};
+use crate::common::inside::{inside_each, inside_each_alone};
+use crate::common::monitor::{Figures, Monitor};
+use crate::common::netns::{Namespace, address, host_and_remote};
+use crate::common::program::wait_for;
+use crate::common::role::{self, start_role, stay, tell, told};
+use crate::common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
+use crate::common::truth::{Bytes, Truth};
 
 /// How often the same two ports are used again.
 const AGAIN: usize = 20;
 
 /// No test, but what the processes do that the tests start.
-#[test]
-fn role() {
+pub fn role() {
     let Some(role) = role::role() else { return };
     match role.split(' ').collect::<Vec<_>>()[..] {
         // Ends every second connection itself, so that the client's port is free at once, and waits for the others' end.
@@ -118,11 +107,7 @@ fn connect(client: OwnedFd, port: u16) -> nix::Result<TcpStream> {
     Ok(client.into())
 }
 
-#[test]
-fn the_same_two_ports_again_are_another_flow() {
-    if !inside_each("the_same_two_ports_again_are_another_flow") {
-        return;
-    }
+pub fn the_same_two_ports_again_are_another_flow() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (first, port) = scene.server("again", "first", "serve 0 1");
@@ -167,11 +152,7 @@ fn the_same_two_ports_again_are_another_flow() {
     assert_eq!(scene.monitor.figures["first"], firsts);
 }
 
-#[test]
-fn each_of_a_group_on_one_port_has_its_own() {
-    if !inside_each("each_of_a_group_on_one_port_has_its_own") {
-        return;
-    }
+pub fn each_of_a_group_on_one_port_has_its_own() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let one = start_role(host, "group_one", "join 0");
@@ -213,13 +194,9 @@ fn each_of_a_group_on_one_port_has_its_own() {
     }
 }
 
-#[test]
-fn counters_that_begin_again_cost_nothing_and_double_nothing() {
+pub fn counters_that_begin_again_cost_nothing_and_double_nothing() {
     if Command::new("conntrack").arg("--version").output().is_err() {
         let _ = writeln!(io::stderr(), "counters_that_begin_again… is skipped: there is no conntrack command");
-        return;
-    }
-    if !inside_each("counters_that_begin_again_cost_nothing_and_double_nothing") {
         return;
     }
     let (host, remote) = &host_and_remote();
@@ -238,11 +215,7 @@ fn counters_that_begin_again_cost_nothing_and_double_nothing() {
     scene.wait_for_all("zeroed", "server");
 }
 
-#[test]
-fn containers_come_and_go_while_it_runs() {
-    if !inside_each_alone("containers_come_and_go_while_it_runs") {
-        return;
-    }
+pub fn containers_come_and_go_while_it_runs() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     host.shell(
@@ -296,11 +269,7 @@ fn wait_for_client(scene: &mut Scene, flow: &str, command_line: &str) {
     });
 }
 
-#[test]
-fn what_is_nobodys_is_told_with_the_reason() {
-    if !inside_each("what_is_nobodys_is_told_with_the_reason") {
-        return;
-    }
+pub fn what_is_nobodys_is_told_with_the_reason() {
     let (host, remote) = &host_and_remote();
     host.shell(TURN_ON);
     let truth = Truth::new(host);
@@ -340,11 +309,7 @@ fn what_is_nobodys_is_told_with_the_reason() {
     thread.join().unwrap();
 }
 
-#[test]
-fn each_flow_of_the_table_can_be_asked_for() {
-    if !inside_each("each_flow_of_the_table_can_be_asked_for") {
-        return;
-    }
+pub fn each_flow_of_the_table_can_be_asked_for() {
     Namespace::here().shell(TURN_ON);
     let mut open = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {
@@ -367,11 +332,7 @@ fn each_flow_of_the_table_can_be_asked_for() {
     table.get(&[nowhere], &mut |flow| panic!("{flow:?}")).unwrap();
 }
 
-#[test]
-fn a_new_process_has_a_rate_from_its_first_tick() {
-    if !inside_each("a_new_process_has_a_rate_from_its_first_tick") {
-        return;
-    }
+pub fn a_new_process_has_a_rate_from_its_first_tick() {
     let (host, remote) = &host_and_remote();
     let scene = Scene::new(host, remote, &["--bandwidth"]);
     let (_server, port) = scene.server("new", "new_server", "serve 0 1");

@@ -1,5 +1,4 @@
 //! A monitor between two hosts, and what it is to show of the traffic.
-#![allow(dead_code, reason = "each test has need of some of it")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,9 +7,9 @@ use bwmon::monitor::TURN_ON;
 
 use super::monitor::{Figures, Monitor};
 use super::netns::{Namespace, address};
-use super::program::{Running, wait_for};
 use super::role::{start_role, told};
 use super::truth::{Bytes, Truth};
+use crate::common::program::{Running, wait_for};
 
 /// What a client sends and what it is answered.
 pub const REQUEST: usize = 20_000;

@@ -1,10 +1,5 @@
 //! Whose socket it is, on a /proc of our own making.
 
-mod common {
-    pub mod fake_proc;
-    pub mod net_tables;
-}
-
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -13,8 +8,8 @@ use bwmon::attribution::per_tick::Owners;
 use bwmon::attribution::{Answer, Question, Reason};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::Processes;
-use common::fake_proc::{FakeProc, FakeProcess};
-use common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
+use crate::common::fake_proc::{FakeProc, FakeProcess};
+use crate::common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 
 /// A process with nothing special about it that holds `sockets`.
 fn holder(pid: u32, sockets: &[u32]) -> FakeProcess<'_> {
