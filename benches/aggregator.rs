@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bwmon::attribution::{Answer, Processes, Sighting};
-use bwmon::config::{Findings, applications, notifications};
+use bwmon::attribution::{Answer, Attribution, Identity, ProcessLookup};
+use bwmon::config::{Diagnostics, applications, notifications};
 use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use bwmon::kernel::process::{Handle, Identity};
-use bwmon::ledger::{Ledger, Selection};
+use bwmon::kernel::process::{Handle, Process};
+use bwmon::ledger::{Ledger, OpenTick, Selection};
 use bwmon::notify::Notifier;
-use bwmon::traffic::rates::Usage;
+use bwmon::traffic::rates::Rates;
 use bwmon::traffic::source::{Reading, Source};
+use bwmon::traffic::subject::Subject;
 use nix::time::{ClockId, clock_gettime};
 
 const DAY_S: u32 = 86_400;
@@ -53,7 +54,7 @@ struct Host {
 /// Nobody is there any more.
 struct Gone;
 
-impl Processes for Gone {
+impl ProcessLookup for Gone {
     fn identify(&mut self, _pid: u32) -> Option<Identity> {
         None
     }
@@ -66,7 +67,7 @@ impl Processes for Gone {
         false
     }
 
-    fn closer(&mut self, _tuple: &Tuple) -> Option<Answer> {
+    fn closed_by(&mut self, _tuple: &Tuple) -> Option<Answer> {
         None
     }
 }
@@ -77,34 +78,35 @@ impl Host {
     }
 
     /// A process starts, connects, moves some bytes and ends.
-    fn run(&mut self, n: u32) {
+    fn run(tick: &mut OpenTick, n: u32) {
         let source = Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), (n % 60_000) as u16);
         let original = Tuple { protocol: Protocol::Tcp, source, destination: Endpoint::new(Ipv4Addr::from(n), 443) };
         let counters = Some(Counters { original: 1_000, reply: 100_000 });
         let id = u64::from(n);
         let flow = Flow { original, reply: original.reversed(), zone: 0, id, counters, open: true, socket: None };
         let name = format!("/usr/lib/tool-{n} --job={n} --output=/var/tmp/{n}.out --verbose https://example.com/{n} ");
-        let identity = Identity { pid: n, start_time: id, name: Arc::from(name.into_bytes()), nameless: false };
+        let command_line = name.into_bytes();
+        let process = Process { pid: n, start_time: id, command_line, nameless: false, uid: Some(0), cgroup: None };
         let handle = Some(Handle { inode: n, fd: 3 });
-        let found = Sighting { answer: Answer::Held { pid: n, handle, connected: true }, identity };
-        self.ledger.opened(&flow);
-        self.ledger.found(&flow, [Some(found), None]);
-        self.ledger.ended(&flow, &mut Gone);
+        let answer = Answer::Held { pid: n, handle, connected: true };
+        tick.opened(&flow);
+        tick.attributed(&flow, [Some(Attribution { answer, identity: Identity::from(process) }), None]);
+        tick.ended(&flow, &mut Gone);
     }
 }
 
 impl Source for Host {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
-        self.ledger.begin(now);
+        let mut tick = self.ledger.open(now);
         self.second += 1;
         let due = u64::from(COMMAND_LINES_PER_DAY) * u64::from(self.second) / u64::from(DAY_S);
         while u64::from(self.started) < due {
             self.started += 1;
-            self.run(self.started);
+            Self::run(&mut tick, self.started);
         }
-        self.ledger.questions(&mut Gone);
-        self.ledger.credit();
-        self.ledger.close(&mut Gone);
+        let mut tick = tick.attribute();
+        tick.due(&mut Gone);
+        tick.close(&mut Gone);
         Ok(self.ledger.readings())
     }
 }
@@ -117,25 +119,25 @@ fn status_kib(key: &str) -> u64 {
 }
 
 fn memory(case: &str) {
-    let mut findings = Findings::default();
+    let mut diagnostics = Diagnostics::default();
     let mut grouping = Grouping { applications: Vec::new(), auto_group: case == "by program" };
     if case == "by application" {
-        grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut findings);
+        grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut diagnostics);
     }
     // Over a day, and over the whole run.
     let rules =
         b"[A]\nprocess_filter=.\nin_threshold=1000\ninterval=86400\n[B]\nprocess_filter=.\nin_threshold=9\ninterval=0\n";
-    let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut findings));
-    assert!(!findings.has_errors());
+    let mut notifier = Notifier::new(notifications("n.cfg", rules, &mut diagnostics));
+    assert!(!diagnostics.has_errors());
     let start = Instant::now();
     let mut aggregator = Aggregator::new(grouping, vec![Host::new(start)]);
-    let mut usage = Usage::new();
+    let mut rates = Rates::new();
     let mut shown = 0;
     for second in 1..=DAY_S {
         let now = start + Duration::from_secs(second.into());
-        let rates = usage.rates(now, &aggregator.read(now).unwrap());
-        notifier.tick(now, &rates);
-        shown = shown.max(rates.len());
+        let (_, rows) = rates.rows(now, aggregator.read(now).unwrap());
+        notifier.tick(now, &rows);
+        shown = shown.max(rows.len());
     }
     let started: u32 = aggregator.sources().map(|host| host.started).sum();
     let mib = status_kib("VmHWM:") as f64 / 1024.0;
@@ -145,34 +147,36 @@ fn memory(case: &str) {
 /// Many processes, each of which moves something every second, and some of which are new.
 struct Busy {
     second: u64,
-    names: Vec<Arc<[u8]>>,
+    subjects: Vec<Arc<Subject>>,
 }
 
 impl Busy {
     fn new() -> Self {
-        Self { second: 0, names: (0..PROCESSES).map(command_line).collect() }
+        Self { second: 0, subjects: (0..PROCESSES).map(command_line).collect() }
     }
 }
 
 /// As long as they are on a desktop.
-fn command_line(n: u64) -> Arc<[u8]> {
+fn command_line(n: u64) -> Arc<Subject> {
     let name = format!(
         "/usr/lib/suite-{}/program-{} --type=renderer --lang=de --num-raster-threads=4 --profile=/home/user/.config/{n} ",
         n % 97,
         n % 1009
     );
-    Arc::from(name.into_bytes())
+    let command_line = name.into_bytes().into();
+    Arc::new(Subject::Processes { command_line, uid: Some(1000), cgroup: None })
 }
 
 impl Source for Busy {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         self.second += 1;
         for n in (0..NEW_PER_S).map(|k| PROCESSES + NEW_PER_S * self.second + k) {
-            self.names[(n % PROCESSES) as usize] = command_line(n);
+            self.subjects[(n % PROCESSES) as usize] = command_line(n);
         }
         let bytes = 10_000 * self.second;
-        let reading = |name: &Arc<[u8]>| Reading { name: Arc::clone(name), bytes_in: bytes, bytes_out: bytes };
-        Ok(self.names.iter().map(reading).collect())
+        let reading =
+            |subject: &Arc<Subject>| Reading { subject: Arc::clone(subject), bytes_in: bytes, bytes_out: bytes };
+        Ok(self.subjects.iter().map(reading).collect())
     }
 }
 
@@ -192,15 +196,15 @@ fn cpu() {
             text.push_str(&format!("p{i}={}\n", pattern.replace('X', &application.to_string())));
         }
     }
-    let mut findings = Findings::default();
-    let applications = applications("a.cfg", text.as_bytes(), &mut findings);
-    assert!(!findings.has_errors() && applications.iter().all(|application| application.patterns.len() == PATTERNS));
-    let (mut source, mut usage) = (Busy::new(), Usage::new());
-    measure("runmonitor", |now| usage.rates(now, &source.read(now).unwrap()).len());
+    let mut diagnostics = Diagnostics::default();
+    let applications = applications("a.cfg", text.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors() && applications.iter().all(|application| application.patterns.len() == PATTERNS));
+    let (mut source, mut rates) = (Busy::new(), Rates::new());
+    measure("runmonitor", |now| rates.rows(now, source.read(now).unwrap()).1.len());
 
-    let (mut aggregator, mut usage) =
-        (Aggregator::new(Grouping { applications, auto_group: true }, vec![Busy::new()]), Usage::new());
-    measure("runaggregator", |now| usage.rates(now, &aggregator.read(now).unwrap()).len());
+    let (mut aggregator, mut rates) =
+        (Aggregator::new(Grouping { applications, auto_group: true }, vec![Busy::new()]), Rates::new());
+    measure("runaggregator", |now| rates.rows(now, aggregator.read(now).unwrap()).1.len());
 }
 
 /// Prints what a tick takes, the first, in which all is new, by itself.

@@ -1,9 +1,10 @@
-//! runpipe beside other TCP forwarders: `cargo bench --bench pipe`, or with `-- NAME...` only those.
+//! runpipe beside other TCP forwarders: `cargo bench --bench pipe`, or only some of them with `-- NAME...`.
 //!
-//! In turn, three times, and the medians: throughput and CPU seconds per GB with 1 and 8 streams, connections per second
-//! and CPU per connection, the round trip of one byte, and the memory that 8,000 open connections take. Then how close
-//! runpipe comes to a limit. Source and target of the bytes are threads of this program; `direct` is no forwarder at all.
-//! socat, HAProxy and rinetd are measured where they are installed.
+//! Measures the forwarders one after the other, three times, and prints the medians: throughput and CPU seconds per GB
+//! with 1 and 8 streams, connections per second and CPU per connection, and the round trip of one byte. Then, once, the
+//! memory of 8,000 open connections, and how close runpipe comes to a limit. The bytes go from threads of this program
+//! to other threads of it; `direct` is without a forwarder. socat, HAProxy and rinetd are measured where they are
+//! installed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -26,7 +27,7 @@ const SECONDS: f64 = 2.0;
 const HELD: usize = 8000;
 const LIMIT_KB_PER_S: u64 = 10 * 1024;
 
-/// A forwarder from `port` to `target`, both of 127.0.0.1.
+/// A forwarder to measure, and its command line: from `port` to `target`, both of 127.0.0.1.
 struct Peer {
     name: &'static str,
     command: fn(port: u16, target: u16) -> Vec<String>,
@@ -74,7 +75,7 @@ fn config(name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-/// A forwarder that is running, with all its processes.
+/// A running forwarder, with all its processes.
 struct Forwarder(Child);
 
 impl Forwarder {
@@ -89,7 +90,7 @@ impl Forwarder {
         let forwarder = Self(child);
         for _ in 0..200 {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                // It may still be busy with that connection.
+                // The forwarder may still be busy with this connection.
                 thread::sleep(Duration::from_millis(100));
                 return Some(forwarder);
             }
@@ -98,13 +99,13 @@ impl Forwarder {
         None
     }
 
-    /// CPU seconds of all its processes so far, with those that have ended.
+    /// The CPU seconds that all its processes have taken so far, including their children that have ended.
     fn cpu_s(&self) -> f64 {
         let ticks: u64 = processes(self.0.id()).map(|stat| stat[11..15].iter().sum::<u64>()).sum();
         ticks as f64 / sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64
     }
 
-    /// Bytes of memory that all its processes hold.
+    /// The resident memory of all its processes, in bytes.
     fn memory_bytes(&self) -> u64 {
         processes(self.0.id()).map(|stat| stat[21] * 4096).sum()
     }
@@ -117,7 +118,7 @@ impl Drop for Forwarder {
     }
 }
 
-/// The numbers of /proc/PID/stat behind the name, of every process of a group (proc(5): index 2 is field 5, pgrp).
+/// The fields of /proc/PID/stat after the name, for each process of a group (proc(5): index 2 is field 5, pgrp).
 fn processes(group: u32) -> impl Iterator<Item = Vec<u64>> {
     let entries = fs::read_dir("/proc").expect("read /proc").flatten();
     let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
@@ -128,31 +129,31 @@ fn processes(group: u32) -> impl Iterator<Item = Vec<u64>> {
     })
 }
 
-/// A target that answers each byte of a connection with that byte, or swallows and counts what comes.
-struct Target {
+/// A server that sends each byte of a connection back, or discards and counts the bytes that come.
+struct TargetServer {
     port: u16,
-    swallowed: Arc<AtomicU64>,
+    discarded: Arc<AtomicU64>,
 }
 
-impl Target {
+impl TargetServer {
     fn start(echo: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = listener.local_addr().expect("own address").port();
-        let swallowed = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&swallowed);
+        let discarded = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&discarded);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let count = Arc::clone(&count);
-                let serve = move || if echo { answer(&stream) } else { swallow(&stream, &count) };
-                // A small stack: there will be thousands.
+                let serve = move || if echo { echo_bytes(&stream) } else { discard(&stream, &count) };
+                // A small stack, since there will be thousands of threads.
                 let _ = thread::Builder::new().stack_size(256 << 10).spawn(serve);
             }
         });
-        Self { port, swallowed }
+        Self { port, discarded }
     }
 }
 
-fn answer(mut stream: &TcpStream) {
+fn echo_bytes(mut stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut byte = [0];
     while let Ok(1) = stream.read(&mut byte) {
@@ -162,7 +163,7 @@ fn answer(mut stream: &TcpStream) {
     }
 }
 
-fn swallow(mut stream: &TcpStream, count: &AtomicU64) {
+fn discard(mut stream: &TcpStream, count: &AtomicU64) {
     let mut buffer = vec![0; 1 << 17];
     while let Ok(read) = stream.read(&mut buffer) {
         if read == 0 {
@@ -172,8 +173,8 @@ fn swallow(mut stream: &TcpStream, count: &AtomicU64) {
     }
 }
 
-/// Bytes per second that arrive while `streams` connections send as fast as they can.
-fn throughput(port: u16, target: &Target, streams: usize, seconds: f64) -> (f64, u64) {
+/// The bytes per second, and the bytes, that arrive while `streams` connections send as fast as they can.
+fn throughput(port: u16, target: &TargetServer, streams: usize, seconds: f64) -> (f64, u64) {
     let stop = Arc::new(AtomicBool::new(false));
     let senders: Vec<_> = (0..streams)
         .map(|_| {
@@ -186,23 +187,23 @@ fn throughput(port: u16, target: &Target, streams: usize, seconds: f64) -> (f64,
             })
         })
         .collect();
-    let (before, start) = (target.swallowed.load(Ordering::Relaxed), Instant::now());
+    let (before, start) = (target.discarded.load(Ordering::Relaxed), Instant::now());
     thread::sleep(Duration::from_secs_f64(seconds));
-    let bytes = target.swallowed.load(Ordering::Relaxed) - before;
+    let bytes = target.discarded.load(Ordering::Relaxed) - before;
     let rate = bytes as f64 / start.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     senders.into_iter().for_each(|sender| drop(sender.join()));
     (rate, bytes)
 }
 
-/// Connects, exchanges one byte and resets, from 16 threads; returns how many times.
+/// Connects, exchanges one byte and resets, again and again in 16 threads; returns the number of connections.
 fn connections(port: u16, seconds: f64) -> u64 {
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     let once = || -> std::io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.write_all(b"x")?;
         stream.read_exact(&mut [0])?;
-        // No TIME_WAIT, or the ports run out.
+        // A reset leaves no TIME_WAIT; otherwise the ports would run out.
         Ok(setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?)
     };
     let count = || (0..).take_while(|_| Instant::now() < end).filter(|_| once().is_ok()).count() as u64;
@@ -212,7 +213,7 @@ fn connections(port: u16, seconds: f64) -> u64 {
     })
 }
 
-/// The median time in microseconds that one byte takes there and back.
+/// The median time of one byte there and back, in microseconds.
 fn round_trip_us(port: u16) -> f64 {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
     stream.set_nodelay(true).expect("TCP_NODELAY");
@@ -224,7 +225,8 @@ fn round_trip_us(port: u16) -> f64 {
     median(times.collect())
 }
 
-/// Holds connections, each with a byte there and back; returns how many worked and what they took.
+/// Holds connections open, each after one byte there and back; returns how many worked, and the bytes of memory they
+/// take.
 fn hold(port: u16, forwarder: &Forwarder) -> (usize, u64) {
     let before = forwarder.memory_bytes();
     let streams: Vec<TcpStream> = (0..HELD).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
@@ -242,13 +244,13 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A port that is free now.
+/// A port that is free at the moment.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-/// One row of figures; `None` for no forwarder.
-fn measure(peer: Option<&Peer>, sink: &Target, echo: &Target) -> Option<[f64; 7]> {
+/// One row of figures, of a forwarder or, with `None`, of direct connections; `None` if the forwarder does not start.
+fn measure(peer: Option<&Peer>, sink: &TargetServer, echo: &TargetServer) -> Option<[f64; 7]> {
     let start = |target: u16| match peer {
         None => Some((None, target)),
         Some(peer) => {
@@ -271,7 +273,7 @@ fn measure(peer: Option<&Peer>, sink: &Target, echo: &Target) -> Option<[f64; 7]
     row.try_into().ok()
 }
 
-fn limited(sink: &Target, streams: usize) {
+fn limited(sink: &TargetServer, streams: usize) {
     let port = free_port();
     let mut command = (PEERS[0].command)(port, sink.port);
     command.push(format!("--limit={LIMIT_KB_PER_S}"));
@@ -287,7 +289,7 @@ fn main() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    let (sink, echo) = (Target::start(false), Target::start(true));
+    let (sink, echo) = (TargetServer::start(false), TargetServer::start(true));
     let peers: Vec<Option<&Peer>> =
         std::iter::once(None).chain(PEERS.iter().filter(|peer| is_wanted(peer.name)).map(Some)).collect();
     let mut rows = vec![Vec::new(); peers.len()];

@@ -5,12 +5,14 @@
 use std::time::{Duration, Instant};
 
 use bwmon::ledger::Selection;
-use bwmon::monitor::{Monitor, Settings};
+use bwmon::monitor::{Monitor, MonitorSettings};
 use bwmon::traffic::source::Source;
 
 fn main() -> anyhow::Result<()> {
-    let mut monitor =
-        Monitor::of_this_host(Settings { selections: vec![Selection::default()], ..Settings::default() })?;
+    let mut monitor = Monitor::of_this_host(MonitorSettings {
+        selections: vec![Selection::default()],
+        ..MonitorSettings::default()
+    })?;
     // The first reading is where counting begins; a reading a second sees most.
     let mut readings = monitor.read(Instant::now())?;
     for _ in 0..10 {
@@ -22,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     }
     readings.sort_by_key(|reading| std::cmp::Reverse(reading.bytes_in));
     for reading in readings.iter().take(5) {
-        println!("{:>12} {}", reading.bytes_in, bwmon::printable::printable(&reading.name, 80));
+        println!("{:>12} {}", reading.bytes_in, bwmon::printable::printable(&reading.subject.label(), 80));
     }
     Ok(())
 }

@@ -1,24 +1,44 @@
 //! Which application on a Linux host uses how much network traffic.
 //!
-//! The programs runmonitor, runpipe and runaggregator are thin: they take a command line apart and [`run`](program::run) one
-//! of the programs here. What counts is a [`Source`](traffic::source::Source): a [`Monitor`](monitor::Monitor), which joins the
-//! kernel's counters with the owners of the connections, or a [`Pipe`](pipe::Pipe), which counts what it carries. Its
-//! readings become [rates](traffic::rates), [applications](grouping), [notifications](notify) and [text](output::text).
+//! The programs runmonitor, runpipe and runaggregator are thin: they parse a command line and [`run`](program::run) one of
+//! the programs here. A [`Source`](traffic::source::Source) counts: a [`Monitor`](monitor::Monitor), which joins the kernel's
+//! counters with the owners of the connections, or a [`Pipe`](pipe::Pipe), which counts what it carries. Its readings become
+//! [rates](traffic::rates), [applications](grouping) and [notifications](notify); all of a tick is a
+//! [`Frame`](output::Frame), which an [`Output`](output::Output) shows.
 //!
 //! ```no_run
 //! use std::time::Instant;
 //! use bwmon::ledger::Selection;
-//! use bwmon::monitor::{Monitor, Settings};
+//! use bwmon::monitor::{Monitor, MonitorSettings};
 //! use bwmon::traffic::source::Source;
 //!
 //! # fn main() -> anyhow::Result<()> {
-//! let mut monitor = Monitor::of_this_host(Settings { selections: vec![Selection::default()], ..Settings::default() })?;
+//! let settings = MonitorSettings { selections: vec![Selection::default()], ..MonitorSettings::default() };
+//! let mut monitor = Monitor::of_this_host(settings)?;
 //! for reading in monitor.read(Instant::now())? {
-//!     println!("{} {} {}", reading.bytes_in, reading.bytes_out, String::from_utf8_lossy(&reading.name));
+//!     println!("{} {} {}", reading.bytes_in, reading.bytes_out, String::from_utf8_lossy(&reading.subject.label()));
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Layout
+//!
+//! In the order in which to read them. A module imports only modules below its own line; ARCHITECTURE.md has the picture.
+//!
+//! - [`program`]: the loop of a tick, and the three programs that it runs.
+//! - [`monitor`]: one tick of counting per process; the joint [`CounterSource`](monitor::counters) with a file per source.
+//! - [`config`]: from configuration files to settings, with a diagnostic for everything that is wrong.
+//! - [`ledger`]: the books: which flow carried how much, who owns its ends, what each subject has moved.
+//! - [`grouping`]: what counts as one application.
+//! - [`notify`]: which application exceeds a threshold, and the commands that then run.
+//! - [`attribution`]: whose end of a connection this is.
+//! - [`python2`]: the dialects of old configuration files and patterns, each held to recordings of the original.
+//! - [`pipe`]: the TCP forwarder.
+//! - [`output`]: one tick as data, and the ways to show it.
+//! - [`kernel`]: what the kernel says, one file per interface.
+//! - [`traffic`]: what the counting side hands to the showing side.
+//! - [`printable`]: foreign text made safe to show.
 
 pub mod attribution;
 pub mod config;

@@ -1,7 +1,4 @@
-//! Whose end of a connection this is: from a tuple to a socket, from the socket to the process that holds it.
-//!
-//! [`Owners`] answers many questions at once, with one walk over all processes; a [`Seeker`](super::per_event::Seeker) answers one at once,
-//! with as little work as it can.
+//! The look-up of a tick: answers many queries at once, with one walk over all processes.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -9,133 +6,95 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
-use super::process_cache::{Cached, ProcessCache};
+use super::process_cache::KnownProcess;
 use super::socket::{Found, find_all};
-use super::{Answer, Processes as _, Question, Reason};
-use crate::kernel::bpf::tcp_owners::Connects;
-use crate::kernel::flow::{Protocol, Tuple};
+use super::view::{HostView, Noted};
+use super::{Answer, Identity, ProcessLookup, Query};
+use crate::kernel::bpf::tcp_owners::TcpOwners;
+use crate::kernel::flow::Tuple;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::proc_net::{ListedSocket, SocketTable};
-use crate::kernel::process::{Handle, Identity, Processes};
+use crate::kernel::process::{Handle, Processes};
+use crate::traffic::subject::Reason;
 
-/// As many descriptors of new-born processes are looked at in a tick: 2 µs each.
-const NEWBORN_BUDGET: u32 = 20_000;
+/// Descriptors of new processes that are read per tick: 2 µs each.
+const NEW_PROCESS_BUDGET: u32 = 20_000;
 
-/// Finds owners.
+/// Finds the owners that no event has told.
 #[derive(Debug)]
-pub struct Owners {
-    sockets: Sockets,
-    processes: Processes,
-    /// Where the kernel allows it.
-    connects: Option<Arc<Connects>>,
-    /// What closed connections.
-    closers: ProcessCache,
-    /// When the network namespaces were last looked for.
+pub struct TickLookup {
+    view: HostView,
+    /// When the network namespaces were last scanned.
     scanned: Option<Instant>,
-    /// The pids at the last look for new-born ones, in ascending order.
-    known: Vec<u32>,
+    /// The pids at the last search for new processes, in ascending order.
+    known_pids: Vec<u32>,
 }
 
-/// The two ways to find a socket.
-#[derive(Debug)]
-enum Sockets {
-    /// sock_diag, in every network namespace.
-    Kernel(Namespaces),
-    /// The tables in /proc/net, in the own one.
-    Files,
-}
-
-impl Owners {
-    /// Owners on this host: through sock_diag, or where that is refused through the tables in /proc/net.
-    pub fn of_this_host() -> Self {
+impl TickLookup {
+    /// Looks sockets up through sock_diag, or where that is refused in the tables of /proc/net. `tcp_owners` are the
+    /// kernel's notes about TCP connections, where it makes any.
+    pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>) -> Self {
         let processes = Processes::new("/proc");
-        let sockets = Namespaces::new(processes.root()).map_or(Sockets::Files, Sockets::Kernel);
-        Self::new(sockets, processes)
+        let namespaces = Namespaces::new(processes.root()).ok();
+        Self::new(HostView::new(namespaces, processes, tcp_owners))
     }
 
-    /// Owners as the files below `proc_root` have them.
+    /// Looks sockets up in the files below `proc_root`.
     pub fn from_files(proc_root: impl AsRef<Path>) -> Self {
-        let processes = Processes::new(proc_root.as_ref());
-        Self::new(Sockets::Files, processes)
+        Self::new(HostView::new(None, Processes::new(proc_root.as_ref()), None))
     }
 
-    fn new(sockets: Sockets, processes: Processes) -> Self {
-        let closers = ProcessCache::default();
-        Self { sockets, processes, connects: None, closers, scanned: None, known: Vec::new() }
+    fn new(view: HostView) -> Self {
+        Self { view, scanned: None, known_pids: Vec::new() }
     }
 
-    /// Makes use of what the kernel notes of connections.
-    pub fn note(&mut self, connects: Option<Arc<Connects>>) {
-        self.connects = connects;
-    }
-
-    /// Begins a tick: what closes connections is looked at anew.
+    /// Begins a tick: processes are read again from now on.
     pub fn begin_tick(&mut self) {
-        self.closers.begin_tick();
+        self.view.cache.begin_tick();
     }
 
-    /// Takes in what a process has started, which may have ended before it is asked for.
-    pub fn started(&mut self, process: Cached) {
-        self.closers.insert(process);
+    /// Adds a process that has started a program, and may end before a query leads to it.
+    pub fn add_process(&mut self, process: KnownProcess) {
+        self.view.cache.insert(process);
     }
 
-    /// The processes, for questions about one.
-    pub fn processes(&mut self) -> &mut Processes {
-        &mut self.processes
+    /// Whether any process had descriptors that this user may not read.
+    pub fn some_unreadable(&self) -> bool {
+        self.view.processes.some_unreadable()
     }
 
-    /// The network namespaces, where sock_diag is there to ask them.
-    pub fn namespaces(&mut self) -> Option<&mut Namespaces> {
-        match &mut self.sockets {
-            Sockets::Kernel(namespaces) => Some(namespaces),
-            Sockets::Files => None,
-        }
-    }
-
-    /// Has every network namespace tell of the TCP sockets that end in it.
-    ///
-    /// # Errors
-    /// Where sock_diag is refused.
-    pub fn subscribe_to_endings(&mut self) -> Result<()> {
-        self.sockets = Sockets::Kernel(Namespaces::with_endings(self.processes.root())?);
-        Ok(())
-    }
-
-    /// Looks for network namespaces that came or went, unless it did so less than `interval` ago. Says whether it did.
+    /// Looks for network namespaces that came or went, unless that was done less than `interval` ago. Returns whether it
+    /// did.
     pub fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
-        let Sockets::Kernel(namespaces) = &mut self.sockets else { return false };
+        let Some(namespaces) = &self.view.namespaces else { return false };
         let recently = self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval);
-        // An empty one is let go of at once: until then it is there only for this program.
-        if recently && !namespaces.may_have_ended(&self.processes) {
+        // Our sockets keep a namespace alive that has lost its last process, so close them at once.
+        if recently && !namespaces.may_have_ended(&self.view.processes) {
             return false;
         }
         self.scanned = Some(now);
-        namespaces.scan(&self.processes);
+        self.view.scan_namespaces();
         true
     }
 
-    /// Whether the source of a tuple is on this host, as far as its namespaces are known.
-    pub fn is_home(&mut self, tuple: &Tuple) -> bool {
-        match &mut self.sockets {
-            Sockets::Kernel(namespaces) => namespaces.of_address(tuple.source.address()).is_some(),
-            Sockets::Files => false,
-        }
+    /// Whether any known network namespace has the address of a tuple's source.
+    pub fn is_local_address(&mut self, tuple: &Tuple) -> bool {
+        let namespaces = self.view.namespaces.as_mut();
+        namespaces.is_some_and(|namespaces| namespaces.with_address(tuple.source.address()).is_some())
     }
 
-    /// The answers to questions, in their order.
+    /// The answers to queries, in their order.
     ///
     /// A socket that several processes hold belongs to the youngest of them: the child that was forked to serve it, not
-    /// the parent that keeps a copy. The `suspects` are looked at before all others.
-    pub fn answer(&mut self, questions: impl Iterator<Item = Question>, suspects: Vec<u32>) -> Vec<Answer> {
+    /// the parent that keeps a copy. The `likely_owners` are searched before all other processes.
+    pub fn resolve(&mut self, queries: impl Iterator<Item = Query>, likely_owners: Vec<u32>) -> Vec<Answer> {
         let mut tuples = Vec::new();
-        let mut found: Vec<Found> = questions
-            .map(|question| match question {
-                Question::Inode(inode) => Found::Socket { inode, connected: true },
-                Question::Closer(tuple) => Found::Closed(self.closer(&tuple).unwrap_or(Answer::Nobody(Reason::Gone))),
-                Question::Tuple(tuple) => match self.closer(&tuple) {
-                    Some(closer) => Found::Closed(closer),
+        let mut found: Vec<Found> = queries
+            .map(|query| match query {
+                Query::Inode(inode) => Found::Socket { inode, connected: true },
+                Query::Closed(tuple) => Found::Closed(self.closed_by(&tuple).unwrap_or(Answer::Nobody(Reason::Gone))),
+                Query::Tuple(tuple) => match self.closed_by(&tuple) {
+                    Some(closed_by) => Found::Closed(closed_by),
                     None => {
                         tuples.push(tuple);
                         Found::NoSocket
@@ -144,23 +103,24 @@ impl Owners {
             })
             .collect();
         if !tuples.is_empty() {
-            let of_tuples = match &mut self.sockets {
-                Sockets::Kernel(namespaces) => find_all(namespaces, &tuples),
-                Sockets::Files => {
-                    let table = SocketTable::read(self.processes.root());
+            let of_tuples = match &mut self.view.namespaces {
+                Some(namespaces) => find_all(namespaces, &tuples),
+                None => {
+                    let table = SocketTable::read(self.view.processes.root());
                     tuples.iter().map(|tuple| find_listed(&table, tuple)).collect()
                 }
             };
             let unfound = found.iter_mut().filter(|found| **found == Found::NoSocket);
             unfound.zip(of_tuples).for_each(|(found, of_tuple)| *found = of_tuple);
         }
-        let holders = self.holders(&found, suspects);
-        let some_unreadable = self.processes.some_unreadable();
+        let holders = self.holders(&found, likely_owners);
+        let some_unreadable = self.some_unreadable();
         found.into_iter().map(|found| found.answer(|inode| holders.of(inode), some_unreadable)).collect()
     }
 
-    /// One walk over the processes, the suspects and then the youngest first, for the holders of all sockets in `found`.
-    fn holders(&mut self, found: &[Found], suspects: Vec<u32>) -> Holders {
+    /// One walk over the processes, the likely owners and then the youngest first, for the holders of all sockets in
+    /// `found`.
+    fn holders(&mut self, found: &[Found], likely_owners: Vec<u32>) -> Holders {
         let mut inodes: Vec<u32> = found
             .iter()
             .filter_map(|found| match found {
@@ -170,10 +130,12 @@ impl Owners {
             .collect();
         inodes.sort_unstable();
         inodes.dedup();
-        let wanted = inodes.len();
-        let mut left = wanted;
+        let mut left = inodes.len();
+        if left == 0 {
+            return Holders::default();
+        }
         let mut holders = Holders { holders: vec![None; inodes.len()], inodes };
-        let mut look = |processes: &mut Processes, pid| {
+        let mut search = |processes: &mut Processes, pid| {
             processes.each_socket(pid, &mut u32::MAX.clone(), |handle| {
                 if let Some(holder @ None) = holders.slot(handle.inode) {
                     *holder = Some((pid, handle));
@@ -183,51 +145,53 @@ impl Owners {
             });
             left == 0
         };
-        if wanted > 0 && !suspects.into_iter().any(|pid| look(&mut self.processes, pid)) {
-            self.processes.youngest_first().into_iter().any(|pid| look(&mut self.processes, pid));
+        let processes = &mut self.view.processes;
+        if !likely_owners.into_iter().any(|pid| search(processes, pid)) {
+            processes.youngest_first().into_iter().any(|pid| search(processes, pid));
         }
         holders
     }
 
-    /// The sockets of the processes that were born since the call before, by inode: who may have inherited them.
+    /// The sockets of the processes that have appeared since the call before, by inode: they may have inherited them.
     ///
-    /// The first call only looks who is there. A network namespace that is new with one of them is entered at the next
-    /// [scan](Owners::scan_namespaces).
-    pub fn newborn(&mut self) -> HashMap<u32, (u32, Handle)> {
-        let youngest_first = self.processes.youngest_first();
+    /// The first call only remembers which processes there are. If a new process is in a network namespace that is new,
+    /// the next [scan](TickLookup::scan_namespaces) is due at once.
+    pub fn sockets_of_new_processes(&mut self) -> HashMap<u32, (u32, Handle)> {
+        let youngest_first = self.view.processes.youngest_first();
         let mut sorted = youngest_first.clone();
         sorted.sort_unstable();
-        let known = std::mem::replace(&mut self.known, sorted);
-        let mut heirs = HashMap::new();
+        let known = std::mem::replace(&mut self.known_pids, sorted);
+        let mut sockets = HashMap::new();
         if known.is_empty() {
-            return heirs;
+            return sockets;
         }
-        let mut budget = NEWBORN_BUDGET;
+        let mut budget = NEW_PROCESS_BUDGET;
         for pid in youngest_first.into_iter().filter(|pid| known.binary_search(pid).is_err()) {
-            self.processes.each_socket(pid, &mut budget, |handle| {
-                heirs.entry(handle.inode).or_insert((pid, handle));
+            self.view.processes.each_socket(pid, &mut budget, |handle| {
+                sockets.entry(handle.inode).or_insert((pid, handle));
                 ControlFlow::Continue(())
             });
-            if let Sockets::Kernel(namespaces) = &self.sockets
-                && namespaces.is_new(&self.processes, pid)
+            if let Some(namespaces) = &self.view.namespaces
+                && namespaces.is_new(&self.view.processes, pid)
             {
                 self.scanned = None;
             }
         }
-        heirs
+        sockets
     }
 }
 
-/// The socket at the source of a tuple, as the tables in /proc/net list it.
+/// The socket at the source of a tuple, as the tables of /proc/net list it.
 fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
     match table.find(tuple) {
         Some(ListedSocket { inode, connected }) => Found::Socket { inode, connected },
-        None if table.may_have(tuple.source.address()) => Found::NoSocket,
+        None if table.may_have_address(tuple.source.address()) => Found::NoSocket,
         None => Found::Elsewhere,
     }
 }
 
-/// Who holds which socket.
+/// Which process holds which socket.
+#[derive(Default)]
 struct Holders {
     /// In ascending order.
     inodes: Vec<u32>,
@@ -247,35 +211,29 @@ impl Holders {
     }
 }
 
-impl super::Processes for Owners {
+impl ProcessLookup for TickLookup {
     fn identify(&mut self, pid: u32) -> Option<Identity> {
-        match (self.processes.identify(pid), self.closers.known(pid)) {
-            (None, known) => known.cloned(),
-            // One that is ending has lost its command line already.
-            (Some(now), Some(known)) if now.nameless && now.start_time == known.start_time => Some(known.clone()),
-            (now, _) => now,
-        }
+        self.view.identify(pid)
     }
 
     fn holds(&mut self, pid: u32, handle: Handle) -> bool {
-        self.processes.holds(pid, handle)
+        self.view.processes.holds(pid, handle)
     }
 
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
-        self.processes.has_sockets(pid, start_time)
+        self.view.processes.has_sockets(pid, start_time)
     }
 
-    fn closer(&mut self, tuple: &Tuple) -> Option<Answer> {
-        let pid = self.connects.as_ref().filter(|_| tuple.protocol == Protocol::Tcp)?.closer(tuple)?;
-        let Sockets::Kernel(namespaces) = &mut self.sockets else { return None };
-        let home = namespaces.of_address(tuple.source.address())?.id;
-        let process = self.closers.get_with_namespace(pid, &self.processes, namespaces);
-        // Equal tuples in two namespaces share one note.
-        if process.as_ref().is_some_and(|process| process.namespace != Some(home)) {
-            return None;
+    fn closed_by(&mut self, tuple: &Tuple) -> Option<Answer> {
+        let pid = self.view.notes(tuple)?.closed_by(tuple)?;
+        match self.view.noted(tuple, pid)? {
+            Noted::OtherNamespace => None,
+            Noted::Ended => Some(Answer::Closed { pid, inherited: false }),
+            // A socket with FD_CLOEXEC is closed as a program starts. An exiting process has no command line any more.
+            Noted::Process(process) => {
+                let inherited = process.may_inherit && !process.identity.nameless;
+                Some(Answer::Closed { pid, inherited })
+            }
         }
-        // What a program is not to have of its parent's is closed as it starts. What is ending has no name any more.
-        let inherited = process.is_some_and(|process| process.may_inherit && !process.identity.nameless);
-        Some(Answer::Closed { pid, inherited })
     }
 }

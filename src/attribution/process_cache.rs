@@ -1,59 +1,65 @@
-//! Processes as they were when they were last looked at, which is once a tick: what has ended meanwhile is still known.
+//! Processes as they were when they were last read, which is once a tick: one that has ended since is still known.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::Identity;
 use crate::kernel::namespace::Namespaces;
-use crate::kernel::process::{Identity, Processes};
+use crate::kernel::process::Processes;
 
 /// A process as it was at a tick.
 #[derive(Debug, Clone)]
-pub struct Cached {
+pub struct KnownProcess {
     /// What ran there.
     pub identity: Identity,
-    /// Its network namespace, as [`Namespaces::id_of`] has it, where that was asked for.
+    /// Its network namespace, as [`Namespaces::id_of`] has it, where that was read.
     pub namespace: Option<u32>,
     /// Whether it may have begun with sockets of the process that started it; false if it is known to have had none.
     pub may_inherit: bool,
 }
 
-/// The processes that were met since the tick began, and in the tick before.
+/// The processes that were read in this tick and in the one before.
 #[derive(Debug, Default)]
-pub struct ProcessCache {
-    now: HashMap<u32, Cached>,
-    before: HashMap<u32, Cached>,
+pub(super) struct ProcessCache {
+    now: HashMap<u32, KnownProcess>,
+    before: HashMap<u32, KnownProcess>,
 }
 
 impl ProcessCache {
-    /// Begins a tick: each process is looked at again from now on.
+    /// Begins a tick: from now on each process is read again.
     pub fn begin_tick(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }
 
-    /// Takes in what is known of a process already.
-    pub fn insert(&mut self, process: Cached) {
+    /// Adds a process that was read elsewhere.
+    pub fn insert(&mut self, process: KnownProcess) {
         self.now.insert(process.identity.pid, process);
     }
 
-    /// Forgets what ran under `pid`: another program does now.
+    /// Forgets the process under `pid`, which has started another program.
     pub fn remove(&mut self, pid: u32) {
         self.now.remove(&pid);
         self.before.remove(&pid);
     }
 
-    /// What runs under `pid`, or did when it was last looked at.
-    pub fn get(&mut self, pid: u32, processes: &Processes) -> Option<&mut Cached> {
+    /// The process that runs under `pid`, or did when it was last read.
+    pub fn get(&mut self, pid: u32, processes: &Processes) -> Option<&mut KnownProcess> {
         match self.now.entry(pid) {
             Entry::Occupied(known) => Some(known.into_mut()),
             Entry::Vacant(place) => {
                 let before = self.before.remove(&pid);
-                let process = match (processes.identify(pid), before) {
+                let process = match (processes.read(pid).map(Identity::from), before) {
                     (None, before) => before?,
-                    // One that is ending has lost its command line already.
-                    (Some(now), Some(before)) if now.nameless && now.start_time == before.identity.start_time => before,
-                    (Some(identity), before) => {
-                        let same = before.filter(|before| before.identity.start_time == identity.start_time);
-                        Cached { identity, namespace: None, may_inherit: same.is_none_or(|same| same.may_inherit) }
+                    (Some(now), None) => KnownProcess { identity: now, namespace: None, may_inherit: true },
+                    (Some(now), Some(before)) => {
+                        let same = now.start_time == before.identity.start_time;
+                        let exiting = same && now.nameless;
+                        KnownProcess {
+                            identity: now.or_earlier(Some(&before.identity)),
+                            // A process may have moved to another namespace, unless it is exiting.
+                            namespace: before.namespace.filter(|_| exiting),
+                            may_inherit: !same || before.may_inherit,
+                        }
                     }
                 };
                 Some(place.insert(process))
@@ -61,18 +67,18 @@ impl ProcessCache {
         }
     }
 
-    /// What is known of `pid` without a look at it now.
+    /// The process under `pid` as it was last read, without reading it now.
     pub fn known(&self, pid: u32) -> Option<&Identity> {
         self.now.get(&pid).or_else(|| self.before.get(&pid)).map(|process| &process.identity)
     }
 
-    /// What runs under it, with its network namespace.
+    /// As [`get`](Self::get), with the network namespace of the process.
     pub fn get_with_namespace(
         &mut self,
         pid: u32,
         processes: &Processes,
         namespaces: &Namespaces,
-    ) -> Option<&mut Cached> {
+    ) -> Option<&mut KnownProcess> {
         let process = self.get(pid, processes)?;
         if process.namespace.is_none() {
             process.namespace = namespaces.id_of(processes, pid);

@@ -1,29 +1,32 @@
-//! The socket at the source of a tuple.
+//! The socket at the source of a tuple, through sock_diag in the network namespace that has its address.
 
-use super::{Answer, Reason};
+use super::Answer;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 use crate::kernel::namespace::{Namespace, Namespaces};
 use crate::kernel::process::Handle;
+use crate::traffic::subject::Reason;
 
-/// From this many questions about TCP on, one reading of all sockets is cheaper than asking for each: 5 µs, beside 1 µs
-/// for each socket there is.
+/// From this number of TCP queries on, one dump of all sockets is cheaper than one request per query: 5 µs each, beside
+/// 1 µs for each socket there is.
 const BULK: usize = 4000;
 
-/// What was found for a question.
+/// What a query has led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
+    /// A socket; its inode is 0 if no process holds it.
     Socket {
         inode: u32,
         connected: bool,
     },
     NoSocket,
     Elsewhere,
-    /// By whom it was closed.
+    /// The process that closed it.
     Closed(Answer),
 }
 
 impl Found {
-    pub(super) fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, some_unreadable: bool) -> Answer {
+    /// The answer, where `holder` gives the process and the descriptor that hold the socket with an inode.
+    pub fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, some_unreadable: bool) -> Answer {
         match self {
             Self::Closed(answer) => answer,
             Self::Elsewhere => Answer::Elsewhere,
@@ -46,7 +49,7 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Fou
     if order.len() >= BULK {
         order.sort_unstable_by_key(|&at| tuples[at as usize]);
         for namespace in namespaces.iter_mut() {
-            // What this reading misses is asked for below, one by one.
+            // The sockets that this dump misses are requested one by one below.
             let _ = namespace.diag.dump(Protocol::Tcp, |socket| {
                 let tuple = Tuple { protocol: Protocol::Tcp, source: socket.local, destination: socket.remote };
                 let from = order.partition_point(|&at| tuples[at as usize] < tuple);
@@ -66,9 +69,9 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple]) -> Vec<Fou
 
 /// The socket at the source of a tuple.
 pub(super) fn find(namespaces: &mut Namespaces, tuple: &Tuple) -> Found {
-    let Some(namespace) = namespaces.of_address(tuple.source.address()) else { return Found::Elsewhere };
+    let Some(namespace) = namespaces.with_address(tuple.source.address()) else { return Found::Elsewhere };
     match find_in(namespace, tuple, tuple.destination) {
-        // Closed already, and in TIME_WAIT or orphaned: it was accepted from whoever listens there, if anybody does.
+        // It is closed already, and in TIME_WAIT or orphaned: it was accepted from the socket that listens there, if any.
         found @ (Found::NoSocket | Found::Socket { inode: 0, .. }) => match find_listener(namespaces, tuple) {
             Some(inode) => Found::Socket { inode, connected: false },
             None => found,
@@ -82,8 +85,8 @@ pub(super) fn find_listener(namespaces: &mut Namespaces, tuple: &Tuple) -> Optio
     if tuple.protocol != Protocol::Tcp {
         return None;
     }
-    let namespace = namespaces.of_address(tuple.source.address())?;
-    // No connection has port 0, so that the listener is what is left to find.
+    let namespace = namespaces.with_address(tuple.source.address())?;
+    // No connection has port 0, so the listener is the only socket that the kernel can find.
     match find_in(namespace, tuple, Endpoint::new(tuple.destination.address(), 0)) {
         Found::Socket { inode, connected: false } => Some(inode),
         _ => None,

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bwmon::config::Files;
 use bwmon::monitor::CountersFrom;
-use bwmon::program::aggregate::{AggregatorProgram, Settings};
+use bwmon::output::text::{Figures, Text};
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings};
 use bwmon::program::{Signals, run};
 use clap::Parser;
 
@@ -64,6 +65,6 @@ fn start(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
     let signals = Signals::take()?;
-    let settings = Settings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
-    run(&mut AggregatorProgram::start(settings)?, signals)
+    let settings = AggregatorSettings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
+    run(&mut AggregatorProgram::start(settings)?, &mut Text::new(Figures::ApplicationRates), signals)
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
-use bwmon::monitor::{CountersFrom, Monitor, Settings};
-use bwmon::program::one_source::Figures;
+use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
+use bwmon::output::text::{Figures, Text};
+use bwmon::program::one_source::OneSource;
 use bwmon::program::{Signals, run};
 use bwmon::python2::pattern::Pattern;
 use clap::Parser;
@@ -48,19 +49,19 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<()> {
     let filter = Filter::new(patterns("--include", &arguments.include)?, patterns("--exclude", &arguments.exclude)?);
-    let settings = Settings {
+    let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // A rate needs only what comes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth,
         counters_from: arguments.source,
     };
     let signals = Signals::take()?;
-    let monitor = Monitor::of_this_host(settings)?;
-    let mut figures = if arguments.bandwidth { Figures::rates(monitor) } else { Figures::totals(monitor) };
+    let mut program = OneSource::new(Monitor::of_this_host(settings)?);
     if arguments.unowned {
-        figures = figures.with_unowned();
+        program = program.with_unowned();
     }
-    run(&mut figures, signals)
+    let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
+    run(&mut program, &mut Text::new(figures), signals)
 }
 
 fn patterns(option: &str, regexes: &[std::ffi::OsString]) -> Result<Vec<Pattern>> {

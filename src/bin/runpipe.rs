@@ -1,13 +1,14 @@
-//! Forwards a TCP port and shows how much goes through it.
+//! runpipe: forwards a TCP port and shows how many bytes pass through it.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bwmon::pipe::Settings;
-use bwmon::program::{self as run, pipe as pipe_program};
-use bwmon::python2::int as number;
+use bwmon::pipe::PipeSettings;
+use bwmon::program;
+use bwmon::python2::int;
+use bwmon::traffic::rates::BYTES_PER_KB;
 use clap::Parser;
 
 /// Forward a TCP port to another host, and show how many bytes went there and back
@@ -15,43 +16,43 @@ use clap::Parser;
 #[command(name = "runpipe", version, infer_long_args = true, args_override_self = true)]
 struct Args {
     /// Port to listen on
-    #[arg(value_name = "PORT", value_parser = number::port, allow_negative_numbers = true)]
+    #[arg(value_name = "PORT", value_parser = int::port, allow_negative_numbers = true)]
     port: u16,
     /// Name or address of the host to forward to
     #[arg(value_name = "REMOTE-HOST")]
     host: String,
     /// Port to forward to [default: PORT]
-    #[arg(value_name = "REMOTE-PORT", value_parser = number::port, allow_negative_numbers = true)]
+    #[arg(value_name = "REMOTE-PORT", value_parser = int::port, allow_negative_numbers = true)]
     remote_port: Option<u16>,
     /// Listen on this address only [default: all, IPv4 and IPv6]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
-    /// Move at most so many kB (of 1024 bytes) per second in each direction; 0 is no limit
+    /// Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit
     #[arg(long, value_name = "KB_PER_S")]
     limit: Option<u64>,
-    /// With so many connections open, let others wait
+    /// Keep at most this many connections open; others wait
     #[arg(long, value_name = "N")]
     max_connections: Option<NonZeroUsize>,
-    /// Give each address of REMOTE-HOST so many seconds to answer
+    /// Wait at most this many seconds for each address of REMOTE-HOST to accept a connection
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     connect_timeout: u32,
-    /// Close connections in which nothing moved for so many seconds
+    /// Close connections in which nothing has moved for this many seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     idle_timeout: Option<u32>,
 }
 
 fn main() -> ExitCode {
-    let args: Args = match bwmon::program::cli::parse(std::env::args_os()) {
+    let args: Args = match program::cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let settings = Settings {
+    let settings = PipeSettings {
         bind: args.bind,
-        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(1024))),
+        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(BYTES_PER_KB))),
         max_connections: args.max_connections,
         connect_timeout: Duration::from_secs(args.connect_timeout.into()),
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
-        ..Settings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))
+        ..PipeSettings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))
     };
-    run::exit_code("runpipe", pipe_program::run(settings))
+    program::exit_code("runpipe", program::pipe::run(settings))
 }

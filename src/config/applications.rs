@@ -1,4 +1,4 @@
-//! The application file: which command lines are which application.
+//! The application file: which command lines belong to which application.
 //!
 //! ```text
 //! [Web Browsers]
@@ -6,19 +6,21 @@
 //! chrome=chrom(e|ium)
 //! ```
 
-use super::{Findings, Keys, sections};
+use super::Diagnostics;
+use super::keys::Keys;
 use crate::grouping::Application;
+use crate::python2::ini;
 
-/// Reads an application file; `file` is how messages call it.
-pub fn applications(file: &str, text: &[u8], findings: &mut Findings) -> Vec<Application> {
-    let mut read = Vec::new();
-    for section in &sections(file, text, findings) {
-        let mut keys = Keys { file, section, findings };
+/// Reads an application file; `file` is its name in messages.
+pub fn applications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Application> {
+    let mut applications = Vec::new();
+    for section in &ini::parse(file, text, diagnostics) {
+        let mut keys = Keys { file, section, diagnostics };
         if section.options.is_empty() {
-            keys.warn("name", "no pattern, so that nothing belongs to it; add a line such as name=pattern".to_owned());
+            keys.warn("name", "no pattern, so nothing belongs to it; add a line such as name=pattern".to_owned());
         }
-        let patterns = section.options.iter().filter_map(|entry| keys.pattern(&entry.key)).collect();
-        read.push(Application { name: section.name.clone(), patterns });
+        let patterns = section.options.iter().filter_map(|option| keys.pattern(&option.key)).collect();
+        applications.push(Application { name: section.name.clone(), patterns });
     }
-    read
+    applications
 }

@@ -1,75 +1,74 @@
-//! The files of a command line, read as a whole.
+//! Reads all configuration files that a command line names.
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Finding, Findings, Mistakes, Monitors, applications, monitors, notifications};
+use super::{Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications};
 use crate::grouping::Application;
 use crate::ledger::Selection;
-use crate::notify::rule::NotificationSettings;
+use crate::notify::Rule;
 
 /// Which files to read.
 #[derive(Debug, Clone, Default)]
 pub struct Files {
-    /// The monitors file; without one everything is monitored.
+    /// The monitors file; without it, the program counts all traffic and opens no pipe.
     pub monitors: Option<PathBuf>,
-    /// The application file; without one there are no applications.
+    /// The application file; without it, there are no applications.
     pub applications: Option<PathBuf>,
-    /// The notification file; without one nobody is notified.
+    /// The notification file; without it, there are no notifications.
     pub notifications: Option<PathBuf>,
 }
 
-/// What the files say.
+/// The contents of all files.
 #[derive(Debug)]
 pub struct Configuration {
-    /// What is watched.
-    pub monitors: Monitors,
-    /// How it is grouped.
-    pub applications: Vec<Application>,
-    /// When somebody is told.
-    pub notifications: Vec<NotificationSettings>,
-    /// What is probably not meant so.
-    pub warnings: Vec<Finding>,
+    /// Which traffic to count, and which pipes to open.
+    pub(crate) monitors: Monitors,
+    /// How to group it.
+    pub(crate) applications: Vec<Application>,
+    /// When to notify.
+    pub(crate) notifications: Vec<Rule>,
+    /// What the user probably did not mean, sorted by file and line.
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl Files {
-    /// Reads them all.
+    /// Reads all files.
     ///
     /// # Errors
-    /// All the mistakes of all the files. One that cannot be read is a mistake, too.
-    pub fn read(&self) -> Result<Configuration, Mistakes> {
-        let mut findings = Findings::default();
-        let monitors = match read(self.monitors.as_deref(), &mut findings, monitors) {
+    /// All mistakes in all files. A file that cannot be read is a mistake, too.
+    pub fn read(&self) -> Result<Configuration, InvalidConfiguration> {
+        let mut diagnostics = Diagnostics::default();
+        let monitors = match read(self.monitors.as_deref(), &mut diagnostics, monitors) {
             Some(monitors) => monitors,
             None => Monitors { selections: vec![Selection::default()], pipes: Vec::new() },
         };
-        let applications = read(self.applications.as_deref(), &mut findings, applications).unwrap_or_default();
-        let notifications = read(self.notifications.as_deref(), &mut findings, notifications).unwrap_or_default();
-        let warnings = findings.warnings()?;
+        let applications = read(self.applications.as_deref(), &mut diagnostics, applications).unwrap_or_default();
+        let notifications = read(self.notifications.as_deref(), &mut diagnostics, notifications).unwrap_or_default();
+        let warnings = check(diagnostics)?;
         Ok(Configuration { monitors, applications, notifications, warnings })
     }
 }
 
-/// What `parse` makes of the file, if there is to be one.
+/// What `parse` returns for the file; `None` if there is no path or the file cannot be read.
 fn read<T>(
     path: Option<&Path>,
-    findings: &mut Findings,
-    parse: impl FnOnce(&str, &[u8], &mut Findings) -> T,
+    diagnostics: &mut Diagnostics,
+    parse: impl FnOnce(&str, &[u8], &mut Diagnostics) -> T,
 ) -> Option<T> {
     let path = path?;
     let file = path.display().to_string();
     match fs::read(path) {
-        Ok(text) => Some(parse(&file, &text, findings)),
+        Ok(text) => Some(parse(&file, &text, diagnostics)),
         Err(error) => {
-            let what = format!("cannot be read: {error}");
-            findings.add(Finding { file, line: None, is_warning: false, section: None, key: None, what });
+            diagnostics.add(Diagnostic::error(&file, None, format!("cannot be read: {error}")));
             None
         }
     }
 }
 
-/// How much there is of each: `2 monitors, 1 pipe, 12 applications, 1 notification`.
+/// The number of each: `2 monitors, 1 pipe, 12 applications, 1 notification`.
 impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [

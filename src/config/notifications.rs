@@ -1,4 +1,4 @@
-//! The notification file: when somebody is to be told, and how.
+//! The notification file: when the program notifies, and how.
 //!
 //! ```text
 //! [SSH limit]
@@ -10,8 +10,10 @@
 
 use std::time::Duration;
 
-use super::{Findings, Keys, sections};
-use crate::notify::rule::{Interval, NotificationSettings};
+use super::Diagnostics;
+use super::keys::Keys;
+use crate::notify::{Interval, Rule};
+use crate::python2::ini;
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
 const KEYS: [&str; 8] = [
@@ -25,32 +27,32 @@ const KEYS: [&str; 8] = [
     "recovery_command",
 ];
 
-/// Reads a notification file; `file` is how messages call it.
-pub fn notifications(file: &str, text: &[u8], findings: &mut Findings) -> Vec<NotificationSettings> {
-    let mut read = Vec::new();
-    for section in &sections(file, text, findings) {
-        let mut keys = Keys { file, section, findings };
-        keys.warn_of_unknown(&KEYS, &[]);
+/// Reads a notification file; `file` is its name in messages.
+pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for section in &ini::parse(file, text, diagnostics) {
+        let mut keys = Keys { file, section, diagnostics };
+        keys.warn_about_unknown(&KEYS, &[]);
         keys.required("process_filter", "firefox");
         let process_filter = keys.pattern("process_filter");
         let both = threshold(&mut keys, "notification_threshold");
         let in_threshold = threshold(&mut keys, "in_threshold").or(both);
         let out_threshold = threshold(&mut keys, "out_threshold").or(both);
-        if THRESHOLDS.iter().all(|key| keys.entry(key).is_none()) {
+        if THRESHOLDS.iter().all(|key| keys.find(key).is_none()) {
             keys.warn(
                 "notification_threshold",
-                "missing, so that it never notifies; add a threshold in kB/s".to_owned(),
+                "missing, so this section never notifies; add a threshold in kB/s".to_owned(),
             );
         }
-        let interval = keys.number("interval", i64::MIN..=i64::MAX, "5").unwrap_or(1);
-        let repeat = keys.number("repeat", 0..=i64::from(u32::MAX), "60").unwrap_or(0);
+        let interval = keys.integer("interval", i64::MIN..=i64::MAX, "5").unwrap_or(1);
+        let repeat = keys.integer("repeat", 0..=i64::from(u32::MAX), "60").unwrap_or(0);
         let notification_command = keys.command("notification_command");
         let recovery_command = keys.command("recovery_command");
         let Some(process_filter) = process_filter else { continue };
-        read.push(NotificationSettings {
+        rules.push(Rule {
             section: section.name.clone(),
             process_filter,
-            // Zero turns a direction off, also where both have a common threshold.
+            // Zero switches a direction off, even if notification_threshold is set for both.
             in_threshold_kb_per_s: in_threshold.filter(|&kb| kb != 0),
             out_threshold_kb_per_s: out_threshold.filter(|&kb| kb != 0),
             interval: match u32::try_from(interval.max(0)) {
@@ -63,10 +65,10 @@ pub fn notifications(file: &str, text: &[u8], findings: &mut Findings) -> Vec<No
             recovery_command,
         });
     }
-    read
+    rules
 }
 
-/// A threshold in kB/s, if the section has it.
+/// A threshold in kB/s (1024 bytes per second), if the section has it.
 fn threshold(keys: &mut Keys, key: &str) -> Option<i64> {
-    keys.number(key, i64::MIN..=i64::MAX, "50")
+    keys.integer(key, i64::MIN..=i64::MAX, "50")
 }

@@ -2,8 +2,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::key::program;
 use super::*;
-use crate::config::{Findings, applications};
+use crate::config::{Diagnostics, applications};
+
+fn named(name: &str) -> Arc<Subject> {
+    Arc::new(Subject::Named(name.as_bytes().into()))
+}
 
 /// What a test says that a source has counted.
 #[derive(Clone, Default)]
@@ -11,19 +16,16 @@ struct Counted(Rc<RefCell<Vec<(&'static str, u64)>>>);
 
 impl Source for Counted {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
-        let reading = |&(name, bytes): &(&str, u64)| Reading {
-            name: Arc::from(name.as_bytes()),
-            bytes_in: bytes,
-            bytes_out: 2 * bytes,
-        };
+        let reading =
+            |&(name, bytes): &(&str, u64)| Reading { subject: named(name), bytes_in: bytes, bytes_out: 2 * bytes };
         Ok(self.0.borrow().iter().map(reading).collect())
     }
 }
 
 fn grouping(file: &str, auto_group: bool) -> Grouping {
-    let mut findings = Findings::default();
-    let applications = applications("apps.cfg", file.as_bytes(), &mut findings);
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut diagnostics = Diagnostics::default();
+    let applications = applications("apps.cfg", file.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
     Grouping { applications, auto_group }
 }
 
@@ -37,7 +39,7 @@ fn totals(aggregator: &mut Aggregator<Counted>) -> BTreeMap<String, u64> {
     let readings = aggregator.read(Instant::now()).unwrap();
     let total = |reading: &Reading| {
         assert_eq!(reading.bytes_out, 2 * reading.bytes_in);
-        (String::from_utf8_lossy(&reading.name).into_owned(), reading.bytes_in)
+        (String::from_utf8_lossy(&reading.subject.label()).into_owned(), reading.bytes_in)
     };
     readings.iter().map(total).collect()
 }
@@ -155,7 +157,7 @@ struct Busy(u64);
 impl Source for Busy {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         self.0 += 12;
-        let reading = |n| Reading { name: Arc::from(format!("/bin/p{n} --{n}").as_bytes()), bytes_in: 1, bytes_out: 1 };
+        let reading = |n| Reading { subject: named(&format!("/bin/p{n} --{n}")), bytes_in: 1, bytes_out: 1 };
         Ok((self.0.saturating_sub(12 * 60)..self.0).map(reading).collect())
     }
 }
@@ -173,7 +175,7 @@ fn ever_new_command_lines_do_not_fill_the_memory() {
         let mut readings = Vec::new();
         for _ in 0..ticks {
             readings = aggregator.read(Instant::now()).unwrap();
-            assert!(readings.len() <= most && aggregator.members[0].names.len() <= 12 * 60);
+            assert!(readings.len() <= most && aggregator.members[0].before.len() <= 12 * 60);
         }
         assert!(total.is_none_or(|total| readings[0].bytes_in == total));
     }

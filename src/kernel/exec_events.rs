@@ -1,10 +1,10 @@
-//! Programs as they start: the kernel's process events connector.
+//! Programs as they start: the kernel's process events, for execve(2) alone.
 //!
 //! A server that starts a program for each connection (inetd, socket activation) hands the connection to a process that
-//! may be gone a few milliseconds later, and nobody connects anything meanwhile that would be an event. The kernel tells
-//! of each execve(2) to whoever listens in the initial network namespace, so that the program is looked at while it runs.
-//! It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN) in the initial namespaces and CONFIG_PROC_EVENTS; without it the
-//! connections of such programs that end within a tick are the server's.
+//! may exit a few milliseconds later, and no connect(2) marks that moment. The process events connector reports each
+//! execve(2) to the sockets that subscribe in the initial network namespace, so that we can look at the program while
+//! it runs. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN) in the initial namespaces and CONFIG_PROC_EVENTS. Without it,
+//! the connections of such programs that end within a tick are credited to the server.
 //!
 //! ```text
 //! cn_msg { idx: u32, val: u32, seq: u32, ack: u32, len: u16, flags: u16 }                       20 bytes
@@ -12,13 +12,13 @@
 //! ```
 //! See include/uapi/linux/cn_proc.h and drivers/connector/cn_proc.c.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result};
 
-use crate::kernel::netlink::{Message, Netlink, protocol, u32_at};
+use crate::kernel::inside;
+use crate::kernel::netlink::{self, Message, Netlink, protocol, u32_at};
 
 /// CN_IDX_PROC and CN_VAL_PROC; the first is the multicast group too.
 const PROCESSES: u32 = 1;
@@ -26,57 +26,55 @@ const PROCESSES: u32 = 1;
 const LISTEN: u32 = 1;
 /// PROC_EVENT_EXEC.
 const EXEC: u32 = 2;
-/// The size of struct cn_msg, and where an event has the process id: behind `what`, `cpu`, the time and the thread's id.
+/// The size of struct cn_msg.
 const HEADER: usize = 20;
+/// The offset of the process id, which follows `what`, `cpu`, the time and the thread's id.
 const TO_PROCESS: usize = HEADER + 20;
 
 /// Room for some 10,000 events.
-const BUFFER: usize = 4 << 20;
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// A subscription to the programs that start on the host.
 #[derive(Debug)]
-pub struct Execs {
+pub struct ExecEvents {
     socket: Netlink,
 }
 
-impl Execs {
+impl ExecEvents {
     /// Subscribes.
     ///
     /// # Errors
-    /// Where this user may not enter the initial network namespace or listen there.
+    /// Where this user may not enter the initial network namespace or subscribe there.
     pub fn subscribe() -> Result<Self> {
-        // Of kthreadd, which is in it for good; init may be shielded from root, or in one of its own.
-        let initial = File::open("/proc/2/ns/net").context("cannot open the initial network namespace")?;
-        // setns(2) moves one thread; this one comes back by ending.
-        let entered = std::thread::Builder::new().spawn(move || {
-            setns(initial.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the initial network namespace")?;
-            Self::here().context("cannot subscribe to process events")
-        });
-        let thread = entered.context("cannot start a thread")?;
-        thread.join().map_err(|_| anyhow!("a thread in a network namespace failed"))?
+        // kthreadd (pid 2) never leaves the initial namespace; init (pid 1) may run in another, or be hidden from root.
+        inside::run_in(Path::new("/proc/2/ns/net"), || {
+            Self::subscribe_here().context("cannot subscribe to process events")
+        })
     }
 
-    fn here() -> nix::Result<Self> {
+    /// Subscribes in the network namespace of the calling thread.
+    fn subscribe_here() -> nix::Result<Self> {
         let socket = Netlink::open(protocol::CONNECTOR, PROCESSES)?;
-        socket.set_receive_buffer(BUFFER);
-        // Linux before 6.6 knows all events or none, and passes over a second word.
+        socket.set_receive_buffer(RECEIVE_BUFFER);
+        // The second word asks for one kind of event. Linux before 6.6 sends all kinds and ignores a message of two
+        // words.
         for words in [&[LISTEN][..], &[LISTEN, EXEC]] {
             let mut message = Vec::new();
             for number in [PROCESSES, PROCESSES, 0, 0, 4 * words.len() as u32] {
                 message.extend(number.to_ne_bytes());
             }
             words.iter().for_each(|word| message.extend(word.to_ne_bytes()));
-            socket.send(crate::kernel::netlink::DONE, 0, &message)?;
+            socket.send(netlink::DONE, 0, &message)?;
         }
         Ok(Self { socket })
     }
 
-    /// Calls `visit` with the pid of each process that has started a program since the call before, as the initial pid
-    /// namespace has it.
+    /// Calls `visit` with the pid of each process that called execve(2) since the last call, in the initial pid
+    /// namespace.
     ///
     /// # Errors
-    /// ENOBUFS: some were lost.
-    pub fn read(&mut self, mut visit: impl FnMut(u32)) -> nix::Result<()> {
+    /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
+    pub(crate) fn read(&mut self, mut visit: impl FnMut(u32)) -> nix::Result<()> {
         self.socket.events(usize::MAX, |message| {
             if let Some(pid) = parse(&message) {
                 visit(pid);
@@ -86,13 +84,13 @@ impl Execs {
     }
 }
 
-impl AsFd for Execs {
+impl AsFd for ExecEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// The process of an exec event.
+/// The process id of an exec event; `None` for any other message.
 fn parse(message: &Message<'_>) -> Option<u32> {
     let is_exec = u32_at(message.payload, 0)? == PROCESSES && u32_at(message.payload, HEADER)? == EXEC;
     if is_exec { u32_at(message.payload, TO_PROCESS) } else { None }
@@ -109,19 +107,19 @@ mod tests {
     }
 
     fn pid(payload: &[u8]) -> Option<u32> {
-        parse(&Message { kind: crate::kernel::netlink::DONE, flags: 0, sequence: 0, payload })
+        parse(&Message { kind: netlink::DONE, flags: 0, sequence: 0, payload })
     }
 
     #[test]
-    fn an_exec_event_tells_the_process_and_others_nothing() {
+    fn an_exec_event_has_a_process_and_other_messages_have_none() {
         assert_eq!(pid(&event(EXEC)), Some(4711));
-        // A fork, and the answer to a subscription.
+        // A fork, and the kernel's reply to a subscription.
         assert_eq!(pid(&event(1)), None);
         assert_eq!(pid(&event(0)), None);
     }
 
     #[test]
-    fn an_event_that_is_cut_short_is_none() {
+    fn a_truncated_event_has_no_process() {
         let event = event(EXEC);
         for length in 0..event.len() {
             assert_eq!(pid(&event[..length]), None);

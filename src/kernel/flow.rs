@@ -1,12 +1,12 @@
-//! A flow: the two tuples that conntrack knows a connection by, and the bytes that went each way.
+//! A flow: the two tuples by which conntrack knows a connection, and the bytes that went each way.
 //!
-//! The original tuple is the connection as its first packet had it, the reply tuple is what answers look like. Without
-//! address translation one is the other turned round; with it they differ, and a socket may know the flow by either.
+//! The original tuple is that of the connection's first packet, the reply tuple that of the packets that come back.
+//! Without address translation one is the reverse of the other. With it they differ, and a socket may have either.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The transport protocols that have ports and sockets; conntrack's others are not counted.
+/// The transport protocols that we count. conntrack knows others, most of them without ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// IPPROTO_TCP, 6.
@@ -16,8 +16,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The protocol of an IP protocol number (RFC 790 and after); `None` for one without sockets of ours.
-    pub fn from_number(number: u8) -> Option<Self> {
+    /// The protocol with an IP protocol number (RFC 790 and its successors); `None` if it is neither of the two.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
@@ -26,7 +26,7 @@ impl Protocol {
     }
 
     /// The number in the IP header.
-    pub fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
@@ -36,8 +36,8 @@ impl Protocol {
 
 /// An address and a port.
 ///
-/// IPv4 addresses are kept in their IPv6-mapped form (RFC 4291, 2.5.5.2), so that 10.0.0.1 of a conntrack entry and
-/// ::ffff:10.0.0.1 of a dual-stack socket are one and the same from here on.
+/// IPv4 addresses are stored in their IPv6-mapped form (RFC 4291, 2.5.5.2), so that 10.0.0.1 of a conntrack entry
+/// equals ::ffff:10.0.0.1 of a dual-stack socket.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     address: Ipv6Addr,
@@ -46,7 +46,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint of an address as it was found, mapped or not.
+    /// The endpoint of an address, mapped or not.
     pub fn new(address: impl Into<IpAddr>, port: u16) -> Self {
         let address = match address.into() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -55,24 +55,24 @@ impl Endpoint {
         Self { address, port }
     }
 
-    /// The address as one would write it: IPv4 without its IPv6 prefix.
+    /// The address as it is usually written: IPv4 without the IPv6 prefix.
     pub fn address(self) -> IpAddr {
         self.address.to_canonical()
     }
 
-    /// The IPv4 address, if it is one.
+    /// The address, if it is IPv4.
     pub fn ipv4(self) -> Option<Ipv4Addr> {
         self.address.to_ipv4_mapped()
     }
 
-    /// The IPv6 address, mapped for IPv4.
+    /// The address as IPv6; IPv4 is mapped.
     pub fn ipv6(self) -> Ipv6Addr {
         self.address
     }
 
-    /// Whether it is what `--ignore-local` means by local: 127.0.0.*, 0.0.0.0 and, for IPv6, ::1 and ::.
+    /// Whether `--ignore-local` counts the address as local: 127.0.0.*, 0.0.0.0 and, for IPv6, ::1 and ::.
     ///
-    /// The rest of 127.0.0.0/8 was not local to the original either.
+    /// The original did not count the rest of 127.0.0.0/8 as local either.
     pub fn is_local(self) -> bool {
         match self.address() {
             IpAddr::V4(v4) => v4.is_unspecified() || v4.octets()[..3] == [127, 0, 0],
@@ -87,7 +87,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// One direction of a connection, as its packets' headers have it.
+/// One direction of a connection, as in the headers of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// The transport protocol.
@@ -99,13 +99,14 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The tuple of the answers, where no address is translated.
+    /// The tuple of the other direction, where no address is translated.
     pub fn reversed(self) -> Self {
         Self { protocol: self.protocol, source: self.destination, destination: self.source }
     }
 }
 
-/// Bytes counted along a flow. In conntrack's case IP packets with their headers, in a socket's case TCP payload.
+/// Bytes counted along a flow: of IP packets with their headers where conntrack counts, of TCP payload where a socket
+/// does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Bytes along the original tuple.
@@ -115,7 +116,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// What was added since `earlier`; `None` where a counter went down, so that these count another flow.
+    /// The bytes added since `earlier`; `None` where a counter went down, which means that it counts another flow.
     pub fn since(self, earlier: Self) -> Option<Self> {
         Some(Self {
             original: self.original.checked_sub(earlier.original)?,
@@ -124,25 +125,25 @@ impl Counters {
     }
 }
 
-/// One row of a table that counts: a conntrack entry, or a socket with counters of its own.
+/// One row of a table with counters: a conntrack entry, or a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// The tuple of its first packet.
+    /// The tuple of the first packet.
     pub original: Tuple,
-    /// The tuple of the answers.
+    /// The tuple of the packets that come back.
     pub reply: Tuple,
-    /// The conntrack zone: equal tuples in two zones are two flows. For a socket
-    /// its network namespace. 0 where there are none.
+    /// The conntrack zone: equal tuples in two zones are two flows. For a socket, its network namespace. 0 where there
+    /// is neither.
     pub zone: u32,
-    /// What tells this flow from another that has the same tuple later: conntrack's id, a socket's cookie; 0 where the
-    /// source gives none.
+    /// Distinguishes this flow from a later one with the same tuple: conntrack's id, or the socket's cookie; 0 where
+    /// the table has none.
     pub id: u64,
-    /// The bytes so far; `None` where the kernel did not count (nf_conntrack_acct was 0 when the flow began).
+    /// The bytes so far; `None` where the kernel does not count them (nf_conntrack_acct was 0 when the flow began).
     pub counters: Option<Counters>,
-    /// Whether the connection is still open; false once it is being closed (TIME_WAIT and its like).
+    /// Whether the connection is still open; false once it is being closed (TIME_WAIT and the like).
     pub open: bool,
-    /// The socket's inode, where the row is a socket. Only the original tuple's source is then an end of this flow: the
-    /// other end, if it is on this host, is a row of its own.
+    /// The socket's inode, where the row is a socket. Then only the original tuple's source is an end of this flow: the
+    /// other end, if it is on this host, is another row.
     pub socket: Option<u32>,
 }
 
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn local_is_what_the_original_called_local() {
+    fn an_endpoint_is_local_where_the_original_called_it_local() {
         let local = |text: &str| Endpoint::new(text.parse::<IpAddr>().unwrap(), 1).is_local();
         assert!(local("127.0.0.1") && local("127.0.0.55") && local("0.0.0.0") && local("::1"));
         assert!(!local("127.0.1.1") && !local("10.0.0.1") && !local("fe80::1"));

@@ -1,11 +1,45 @@
-//! What the kernel says: connection tracking, sockets, processes, namespaces, BPF. Knows nothing of the rest.
+//! Reading the kernel: connections, sockets, processes, namespaces. Each file reads one of the kernel's interfaces; of the
+//! rest of the crate they use `printable` alone.
+//!
+//! In the order in which to read them:
+//!
+//! | file | its subject | the interface it reads |
+//! |---|---|---|
+//! | `flow.rs` | the types: protocol, endpoint, tuple, byte counters | |
+//! | `netlink.rs` | messages and attributes, and the socket that carries them | netlink(7) |
+//! | `conntrack/` | connections with byte counters, as a table and as events | ctnetlink, /proc/net/nf_conntrack |
+//! | `sock_diag.rs` | which socket has a tuple; the payload that TCP sockets carry | sock_diag(7) |
+//! | `proc_net.rs` | which socket has a tuple, without sock_diag | /proc/net/tcp, udp, ...: proc_pid_net(5) |
+//! | `process.rs` | which process holds a socket, and its command line | /proc/\[pid\]/fd, cmdline, stat |
+//! | `namespace.rs` | the network namespaces of processes, and their addresses | /proc/\[pid\]/ns/net, getifaddrs(3) |
+//! | `exec_events.rs` | each program as it starts | the process events connector |
+//! | `bpf/` | the process that connected or closed a TCP connection | bpf(2): a program of ours |
+//!
+//! Two more set where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on certain CPUs
+//! (sched_setaffinity(2)).
+//!
+//! ```text
+//!   conntrack ────────> tuple + bytes
+//!                         │ whose?
+//!           ┌─────────────┴─────────────┐
+//!   bpf: the process            namespace: which one has the address?
+//!                                       │
+//!                               sock_diag, proc_net: the socket's inode
+//!                                       │
+//!                               process: the descriptor, and so the process
+//! ```
+//! Reading is kept apart from parsing: parsers take bytes or text, so that recorded and generated input can test them.
+//!
+//! Where to read on: [`attribution`](crate::attribution) joins these answers to the owner of a connection.
 
+pub(crate) mod affinity;
 pub mod bpf;
 pub mod conntrack;
 pub mod exec_events;
 pub mod flow;
-pub mod namespace;
+pub(crate) mod inside;
+pub(crate) mod namespace;
 pub mod netlink;
-pub mod proc_net;
+pub(crate) mod proc_net;
 pub mod process;
-pub mod sock_diag;
+pub(crate) mod sock_diag;

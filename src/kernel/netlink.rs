@@ -1,8 +1,8 @@
-//! Netlink messages: a header, a payload, attributes; and the socket that carries them (netlink(7)).
+//! Netlink messages, which have a header, a payload and attributes; and the socket that carries them (netlink(7)).
 //!
 //! ```text
 //! nlmsghdr { len: u32, type: u16, flags: u16, seq: u32, pid: u32 }   in host byte order, 16 bytes
-//! nlattr   { len: u16, type: u16 }                                   value behind it, padded to 4 bytes
+//! nlattr   { len: u16, type: u16 }                                   followed by the value, padded to 4 bytes
 //! ```
 //! The kernel's side is net/netlink/af_netlink.c and include/uapi/linux/netlink.h.
 
@@ -11,38 +11,40 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recv, sendto, setsockopt, sockopt};
 pub use rustix::net::netlink as protocol;
-use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-/// NLM_F_REQUEST: what every request carries.
-pub const REQUEST: u16 = 0x01;
-/// NLM_F_ROOT | NLM_F_MATCH: answer with the whole table.
+/// NLM_F_REQUEST: the flag of every request.
+const REQUEST: u16 = 0x01;
+/// NLM_F_ROOT | NLM_F_MATCH: the flags of a request for a whole table.
 pub const DUMP: u16 = 0x300;
 
+/// The size of struct nlmsghdr.
 const HEADER: usize = 16;
+/// NLMSG_ERROR: an error number, negative, or 0 for success.
 const ERROR: u16 = 2;
-/// NLMSG_DONE: the end mark of a dump, and the type of all that the connector carries.
-pub const DONE: u16 = 3;
-/// NLA_F_NESTED: the value is attributes.
-pub const NESTED: u16 = 0x8000;
+/// NLMSG_DONE: the end of a dump; also the type of every message of the connector.
+pub(crate) const DONE: u16 = 3;
+/// NLA_F_NESTED: the value consists of attributes.
+pub(crate) const NESTED: u16 = 0x8000;
 /// The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const TYPE_FLAGS: u16 = 0xc000;
-/// The kernel fills a dump's datagrams up to 32 KiB, whatever more there is room for.
+/// In bytes. The kernel fills the datagrams of a dump up to 32 KiB, even if there is room for more.
 const BUFFER: usize = 32 * 1024;
 
-/// One message, its header taken apart.
+/// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// The message's type.
+    /// Its type.
     pub kind: u16,
     /// Its flags.
     pub flags: u16,
-    /// The request it answers; 0 for an event.
+    /// The sequence number of the request to which it replies; 0 for an event.
     pub sequence: u32,
-    /// What stands behind the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
-/// The messages of a datagram. Stops at the first that does not fit.
+/// The messages of a datagram. Stops at the first whose length is invalid.
 pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32_at(datagram, 0)? as usize;
@@ -58,8 +60,9 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes of a payload: type without its flags, value. Stops at the first that does not fit.
-pub fn attributes(mut payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+/// The attributes of a payload, each as its type, without flags, and its value. Stops at the first whose length is
+/// invalid.
+pub(crate) fn attributes(mut payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(payload, 0)?);
         let value = payload.get(4..length)?;
@@ -70,22 +73,22 @@ pub fn attributes(mut payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The number in host byte order at `offset`.
-pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     bytes.get(offset..offset + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 /// The number in host byte order at `offset`.
-pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// The number in host byte order at `offset`.
-pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes.get(offset..offset + 8)?.try_into().ok().map(u64::from_ne_bytes)
 }
 
 /// Appends an attribute and its padding to `message`.
-pub fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
@@ -102,31 +105,32 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket of the calling thread's network namespace for a `protocol` of [`protocol`], subscribed to the
-    /// multicast groups of the mask `groups`: bit 0 is group 1.
+    /// Opens a socket in the calling thread's network namespace, for one of the protocols in [`protocol`], and
+    /// subscribes it to the multicast groups of the mask `groups`: bit 0 is group 1.
     ///
     /// # Errors
-    /// socket(2)'s and bind(2)'s: EPROTONOSUPPORT where the kernel lacks the protocol, EPERM where a group is not for
-    /// this user.
-    pub fn open(protocol: Protocol, groups: u32) -> nix::Result<Self> {
+    /// Those of socket(2) and bind(2): EPROTONOSUPPORT where the kernel lacks the protocol, EPERM where this user may
+    /// not subscribe to a group.
+    pub fn open(protocol: rustix::net::Protocol, groups: u32) -> nix::Result<Self> {
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self { fd, sequence: 0, buffer: Vec::new() })
     }
 
-    /// Makes room for `bytes` of messages that wait to be read: beyond the host's limit for root, up to it for others.
-    pub fn set_receive_buffer(&self, bytes: usize) {
-        // Less room than asked for is no error: what does not fit is noticed when it is lost.
+    /// Sets the size of the receive buffer, in bytes. For users other than root the kernel limits it to
+    /// net.core.rmem_max.
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) {
+        // A smaller buffer than requested is no error: if it is too small, reading fails with ENOBUFS.
         let _ = setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, sockopt::RcvBuf, &bytes));
     }
 
-    /// Sends a message, and waits for no answer.
+    /// Sends a message, and does not wait for a reply.
     ///
     /// # Errors
-    /// EMSGSIZE for one that is too long, or what send(2) gives.
-    pub fn send(&self, kind: u16, flags: u16, payload: &[u8]) -> nix::Result<()> {
+    /// EMSGSIZE where it is too long, or the error of send(2).
+    pub(crate) fn send(&self, kind: u16, flags: u16, payload: &[u8]) -> nix::Result<()> {
         let length = u32::try_from(HEADER + payload.len()).map_err(|_| Errno::EMSGSIZE)?;
         let mut message = Vec::with_capacity(HEADER + payload.len());
         message.extend(length.to_ne_bytes());
@@ -139,11 +143,11 @@ impl Netlink {
         Ok(())
     }
 
-    /// Sends a request and calls `visit` with each message of its answer, until the answer is complete: after the one
-    /// message of a get, at the end mark of a dump.
+    /// Sends a request and calls `visit` with each message of the reply, until the reply is complete: after the first
+    /// message or, if `flags` has [`DUMP`], after NLMSG_DONE.
     ///
     /// # Errors
-    /// The kernel's answer to the request (ENOENT: no such thing; EPERM), or what send(2) and recv(2) give.
+    /// The kernel's error for the request (ENOENT: there is no such object; EPERM), or that of send(2) or recv(2).
     pub fn request(
         &mut self,
         kind: u16,
@@ -158,7 +162,7 @@ impl Netlink {
             let length = self.receive(MsgFlags::empty())?;
             let datagram = self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
             for message in messages(datagram) {
-                // The rest of an answer that an error cut short, or an event.
+                // An event, or the rest of an earlier reply that an error has interrupted.
                 if message.sequence != self.sequence {
                     continue;
                 }
@@ -180,12 +184,12 @@ impl Netlink {
         }
     }
 
-    /// Calls `visit` with the messages of up to `most` datagrams that wait, without waiting for more. Says how many
-    /// there were.
+    /// Reads at most `most` datagrams that wait, without waiting for more, and calls `visit` with their messages.
+    /// Returns the number of datagrams.
     ///
     /// # Errors
-    /// ENOBUFS: the socket's buffer was full and messages were lost; reading goes on with the next call.
-    pub fn events(&mut self, most: usize, mut visit: impl FnMut(Message<'_>)) -> nix::Result<usize> {
+    /// ENOBUFS: the receive buffer was full and the kernel dropped messages. The next call goes on reading.
+    pub(crate) fn events(&mut self, most: usize, mut visit: impl FnMut(Message<'_>)) -> nix::Result<usize> {
         self.buffer.resize(BUFFER, 0);
         for read in 0..most {
             let length = match self.receive(MsgFlags::MSG_DONTWAIT) {
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_and_attributes_are_taken_apart() {
+    fn messages_and_attributes_are_parsed() {
         let mut payload = Vec::new();
         push_attribute(&mut payload, 7, b"abc");
         push_attribute(&mut payload, 0x8003, b"");
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_datagram_or_below_the_header_ends_it() {
+    fn parsing_stops_at_a_length_beyond_the_datagram_or_below_the_header() {
         let mut long = message(20, 5, b"1234");
         long[0] = 200;
         assert_eq!(messages(&long).count(), 0);

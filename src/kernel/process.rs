@@ -1,19 +1,20 @@
-//! Processes: which one holds a socket, and what it is called.
+//! Processes: which sockets each one holds, what it is called, and whose it is.
 //!
 //! ```text
 //! /proc/4711/fd/5 -> socket:[81234]
 //! /proc/4711/cmdline: "curl\0-s\0http://example.com/\0"
+//! /proc/4711/cgroup:  0::/system.slice/backup.service
 //! ```
-//! The kernel's side is fs/proc/fd.c and fs/proc/base.c, the manual proc_pid_fd(5) and proc_pid_cmdline(5). The walk over
-//! descriptors is our own: procfs opens and stats each one, where a single readlinkat(2) tells all.
+//! The kernel's side is fs/proc/fd.c and fs/proc/base.c, the manual proc_pid_fd(5), proc_pid_cmdline(5) and cgroups(7). The
+//! walk over descriptors is our own: procfs opens and stats each one, where a single readlinkat(2) is enough.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -22,20 +23,24 @@ use nix::sys::stat::Mode;
 use procfs::FromRead;
 use procfs::process::Stat;
 
-/// As much of a command line as is kept, in bytes: what Linux showed of one until 4.2.
+/// The longest command line that is kept, in bytes: what Linux showed of one until 4.2.
 const LONGEST_NAME: u64 = 4096;
 
-/// A process as it is at the moment. A pid alone is none: the kernel gives it out again.
+/// A process as it is at the moment. A pid alone does not identify a process: the kernel reuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct Process {
     /// The process id, in the namespace of the /proc that was read.
     pub pid: u32,
-    /// When it started, in clock ticks since boot.
+    /// When the process started, in clock ticks since boot (proc_pid_stat(5)).
     pub start_time: u64,
-    /// Its command line with a blank for each NUL, so that it normally ends in one; `[comm]` where it is empty.
-    pub name: Arc<[u8]>,
-    /// Whether it has no command line: a kernel thread, or a process that is ending.
+    /// Its arguments with a blank for each NUL, so that the command line normally ends in one; `[comm]` where it is empty.
+    pub command_line: Vec<u8>,
+    /// Whether it has no command line: a kernel thread, or a process that is exiting.
     pub nameless: bool,
+    /// The effective user id; `None` where it cannot be read.
+    pub uid: Option<u32>,
+    /// The path of its cgroup from the root of the hierarchy; `None` where it cannot be read.
+    pub cgroup: Option<Vec<u8>>,
 }
 
 /// A socket, and the descriptor by which a process holds it.
@@ -65,19 +70,19 @@ impl Processes {
         &self.root
     }
 
-    /// Whether any process was met whose descriptors this user may not see.
+    /// Whether any process had descriptors that this user may not read.
     pub fn some_unreadable(&self) -> bool {
         self.some_unreadable
     }
 
-    /// The last process id that was given out, to a process or a thread.
+    /// The last process id that the kernel gave out, to a process or a thread (proc_loadavg(5)).
     pub fn newest_pid(&self) -> Option<u32> {
         let loadavg = std::fs::read_to_string(self.root.join("loadavg")).ok()?;
         loadavg.split_ascii_whitespace().last()?.parse().ok()
     }
 
-    /// All process ids, the youngest first: ids are given out in ascending order, and again from the bottom when they
-    /// run out.
+    /// All process ids, the youngest process first: the kernel gives out ids in ascending order, and begins again from the
+    /// bottom when they run out.
     pub fn youngest_first(&self) -> Vec<u32> {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
         let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
@@ -87,8 +92,8 @@ impl Processes {
         pids
     }
 
-    /// Calls `visit` with each socket that `pid` holds, until it breaks off or `budget`, counted in descriptors, is used
-    /// up. A process that is gone holds none.
+    /// Calls `visit` with each socket that `pid` holds, until it breaks off or `budget` descriptors have been read. A process
+    /// that is gone holds none.
     pub fn each_socket(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(Handle) -> ControlFlow<()>) {
         *budget = budget.saturating_sub(1);
         let path = self.descriptors(pid);
@@ -124,7 +129,7 @@ impl Processes {
 
     /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
     pub fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
-        if self.identify(pid).is_none_or(|identity| identity.start_time != start_time) {
+        if self.start_time(pid) != Some(start_time) {
             return false;
         }
         let mut found = false;
@@ -135,24 +140,39 @@ impl Processes {
         found
     }
 
-    /// What is running under `pid`; `None` where nothing is, or where it cannot be read.
-    pub fn identify(&self, pid: u32) -> Option<Identity> {
-        let process = self.root.join(pid.to_string());
-        // First what a process loses first when it ends.
-        let mut name = Vec::with_capacity(256);
-        if let Ok(file) = File::open(process.join("cmdline")) {
-            let _ = file.take(LONGEST_NAME).read_to_end(&mut name);
-        }
-        let stat = Stat::from_read(File::open(process.join("stat")).ok()?).ok()?;
-        let nameless = name.is_empty();
-        if nameless {
-            name = format!("[{}]", stat.comm).into_bytes();
-        }
-        name.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
-        Some(Identity { pid, start_time: stat.starttime, name: name.into(), nameless })
+    /// When the process that runs under `pid` started, in clock ticks since boot; `None` where there is none.
+    fn start_time(&self, pid: u32) -> Option<u64> {
+        Some(self.stat(pid)?.starttime)
     }
 
-    /// The process of a thread; of a process itself. /proc has threads too, though it does not list them.
+    fn stat(&self, pid: u32) -> Option<Stat> {
+        Stat::from_read(File::open(self.root.join(pid.to_string()).join("stat")).ok()?).ok()
+    }
+
+    /// The process that runs under `pid`; `None` where there is none, or where it cannot be read.
+    pub fn read(&self, pid: u32) -> Option<Process> {
+        let directory = self.root.join(pid.to_string());
+        // First what an exiting process loses first.
+        let mut command_line = Vec::with_capacity(256);
+        if let Ok(file) = File::open(directory.join("cmdline")) {
+            let _ = file.take(LONGEST_NAME).read_to_end(&mut command_line);
+        }
+        let cgroup = std::fs::read(directory.join("cgroup")).ok();
+        let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
+        // The directory belongs to the effective user whether the process is dumpable or not (fs/proc/base.c,
+        // task_dump_owner), unlike the files in it.
+        let uid = std::fs::metadata(&directory).ok().map(|metadata| metadata.uid());
+        let stat = self.stat(pid)?;
+        let nameless = command_line.is_empty();
+        if nameless {
+            command_line = format!("[{}]", stat.comm).into_bytes();
+        }
+        command_line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+        Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
+    }
+
+    /// The process that a thread belongs to; a process belongs to itself. /proc has entries for threads too, though it does
+    /// not list them.
     pub fn leader(&self, pid: u32) -> Option<u32> {
         let status = std::fs::read_to_string(self.root.join(pid.to_string()).join("status")).ok()?;
         status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
@@ -161,6 +181,18 @@ impl Processes {
     fn descriptors(&self, pid: u32) -> PathBuf {
         self.root.join(pid.to_string()).join("fd")
     }
+}
+
+/// The cgroup in the text of /proc/PID/cgroup: of the hierarchy that systemd keeps, where a hybrid host has one beside
+/// cgroup2, else of cgroup2. A path may hold colons, so only the first two of a line separate its fields.
+fn cgroup_path(text: &[u8]) -> Option<&[u8]> {
+    let path_of = |hierarchy: &[u8]| {
+        text.split(|&byte| byte == b'\n').find_map(|line| {
+            let mut fields = line.splitn(3, |&byte| byte == b':').skip(1);
+            (fields.next()? == hierarchy).then(|| fields.next()).flatten()
+        })
+    };
+    path_of(b"name=systemd").filter(|path| *path != b"/").or_else(|| path_of(b""))
 }
 
 fn number(name: &CStr) -> Option<u32> {
@@ -176,4 +208,19 @@ fn socket_inode(directory: impl AsFd, name: &CStr) -> Option<u32> {
 fn parse_socket_link(target: &[u8]) -> Option<u32> {
     let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_is_systemds_or_that_of_cgroup2() {
+        assert_eq!(cgroup_path(b"0::/user.slice/a:b::c\n"), Some(&b"/user.slice/a:b::c"[..]));
+        let hybrid = b"12:cpu,cpuacct:/x\n1:name=systemd:/system.slice/a.service\n0::/system.slice\n";
+        assert_eq!(cgroup_path(hybrid), Some(&b"/system.slice/a.service"[..]));
+        assert_eq!(cgroup_path(b"1:name=systemd:/\n0::/y\n"), Some(&b"/y"[..]));
+        assert_eq!(cgroup_path(b"4:memory:/z\n"), None);
+        assert_eq!(cgroup_path(b"0:\n"), None);
+    }
 }

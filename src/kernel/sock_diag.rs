@@ -1,7 +1,7 @@
-//! Sockets as the kernel lists them: which one has this tuple, and how much TCP payload each has carried.
+//! Sockets as the kernel lists them: which one has a given tuple, and how much TCP payload each has carried.
 //!
-//! A request is a struct inet_diag_req_v2, an answer a struct inet_diag_msg and attributes (sock_diag(7),
-//! include/uapi/linux/inet_diag.h; the kernel's side is net/ipv4/inet_diag.c). What `ss` prints comes from here.
+//! A request is a struct inet_diag_req_v2, a reply a struct inet_diag_msg and attributes (sock_diag(7),
+//! include/uapi/linux/inet_diag.h; the kernel's side is net/ipv4/inet_diag.c). `ss` prints the same data.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,47 +11,47 @@ use nix::libc::{AF_INET, AF_INET6};
 use crate::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use crate::kernel::netlink::{self, Netlink, attributes, u32_at, u64_at};
 
-/// SOCK_DIAG_BY_FAMILY: the request, and the type of every answer.
+/// SOCK_DIAG_BY_FAMILY: the type of requests and of replies.
 const BY_FAMILY: u16 = 20;
-/// INET_DIAG_INFO: the attribute that holds struct tcp_info; asked for by the bit of its number less one.
+/// INET_DIAG_INFO: the attribute that holds struct tcp_info; a request asks for it with the bit `1 << (INFO - 1)`.
 const INFO: u16 = 2;
-/// Offsets in struct tcp_info (include/uapi/linux/tcp.h), which only ever grew at its end.
+/// Offsets in struct tcp_info (include/uapi/linux/tcp.h), which has only ever grown at its end.
 const BYTES_ACKED: usize = 120;
 const BYTES_RECEIVED: usize = 128;
-/// The states whose sockets carry data, as bits: all but TIME_WAIT (6), LISTEN (10) and NEW_SYN_RECV (12) of
+/// A mask of the states in which a socket carries data: all but TIME_WAIT (6), LISTEN (10) and NEW_SYN_RECV (12) of
 /// include/net/tcp_states.h.
 const CARRYING: u32 = !(1 << 6 | 1 << 10 | 1 << 12);
-/// TCP_CLOSE and TCP_LAST_ACK: no more data.
+/// TCP_CLOSE and TCP_LAST_ACK: no more data comes or goes.
 const CLOSED: [u8; 2] = [7, 9];
 /// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY, groups 1 and 3, as a mask.
 const TCP_DESTROY_GROUPS: u32 = 0b101;
 
-/// A socket that the kernel found for a tuple.
+/// A socket of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Socket {
-    /// The transport protocol, its own end and the other: unspecified (port 0, address ::) where it is not connected.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// Its own end; the address is unspecified where it takes every one of the host's.
+    /// The local end; the address is unspecified (::) where the socket is bound to all addresses of the host.
     pub local: Endpoint,
-    /// The other end.
+    /// The remote end; unspecified (port 0, address ::) where the socket is not connected.
     pub remote: Endpoint,
-    /// The inode of its file in sockfs, unique on the host; 0 for a socket without process.
+    /// The inode of its file in sockfs, unique on the host; 0 where no process holds the socket.
     pub inode: u32,
 }
 
 impl Socket {
-    /// Whether it takes part in one connection only: no listener, and no UDP socket that talks to anybody.
+    /// Whether the socket has one peer: it is no listener, and no UDP socket that takes datagrams from any source.
     pub fn is_connected(&self) -> bool {
         self.remote.port != 0
     }
 }
 
-/// A socket for questions about sockets, of the network namespace it was opened in.
+/// A netlink socket that queries the sockets of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct SockDiag {
-    questions: Netlink,
-    /// Apart from the questions, whose answers would mix with what comes unasked.
-    endings: Option<Netlink>,
+    queries: Netlink,
+    /// A socket of its own, so that events do not come between the replies to a query.
+    destroy_events: Option<Netlink>,
 }
 
 impl SockDiag {
@@ -60,35 +60,37 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { questions: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, endings: None })
+        Ok(Self { queries: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, destroy_events: None })
     }
 
-    /// Opens one that also hears of every TCP socket's end, with its last figures; see [`SockDiag::ended`].
+    /// Opens one that also receives every TCP socket that the kernel destroys, with its final counters; see
+    /// [`SockDiag::destroyed`].
     ///
     /// # Errors
     /// As [`SockDiag::open`].
-    pub fn with_endings() -> nix::Result<Self> {
-        let endings = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
-        // A message has some 400 bytes: room for tens of thousands that close within one tick.
-        endings.set_receive_buffer(16 << 20);
-        Ok(Self { endings: Some(endings), ..Self::open()? })
+    pub fn with_destroy_events() -> nix::Result<Self> {
+        let destroy_events = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
+        // A message has some 400 bytes: room for tens of thousands of sockets that close within one tick.
+        destroy_events.set_receive_buffer(16 << 20);
+        Ok(Self { destroy_events: Some(destroy_events), ..Self::open()? })
     }
 
-    /// The socket that a packet from `remote` to `local` would be given to: the connected one, else a listener or an
-    /// unconnected one. The kernel does the matching, wildcard addresses and dual-stack sockets included.
+    /// The socket to which the kernel would deliver a packet from `remote` to `local`: the connected one, else a
+    /// listener or an unconnected one. The kernel does the matching, including wildcard addresses and dual-stack
+    /// sockets.
     ///
     /// # Errors
-    /// What the kernel answers, other than that there is none.
+    /// The kernel's error for the request, except ENOENT, which is `None`.
     pub fn find(&mut self, protocol: Protocol, local: Endpoint, remote: Endpoint) -> nix::Result<Option<Socket>> {
-        // The kernel looks a TCP socket up from its own side, and a UDP one from the packet's, which comes from `remote`
-        // (inet_diag_find_one_icsk and udp_dump_one).
+        // The kernel looks up a TCP socket by the socket's view of source and destination, a UDP socket by the view of
+        // a packet that comes from `remote` (inet_diag_find_one_icsk and udp_dump_one).
         let (source, destination) = match protocol {
             Protocol::Tcp => (local, remote),
             Protocol::Udp => (remote, local),
         };
         let mut found = None;
         let request = request(protocol, Some((source, destination)), u32::MAX, 0);
-        match self.questions.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
+        match self.queries.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
             Ok(()) => Ok(found.map(|row| row.socket)),
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -98,26 +100,27 @@ impl SockDiag {
     /// Calls `visit` with every socket of `protocol`, IPv4 and IPv6, that carries data.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error for the request.
     pub fn dump(&mut self, protocol: Protocol, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
         self.dump_rows(protocol, 0, |row| visit(row.socket))
     }
 
-    /// Calls `visit` with every TCP socket that carries data, as a flow that counts its payload.
+    /// Calls `visit` with every TCP socket that carries data, as a flow whose counters are its payload.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error for the request.
     pub fn dump_flows(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
         self.dump_rows(Protocol::Tcp, 1 << (INFO - 1), |row| visit(&row.flow()))
     }
 
-    /// Calls `visit` with every TCP socket that ended since the call before.
+    /// Calls `visit` with every TCP socket that the kernel destroyed since the last call. Does nothing unless opened
+    /// [with destroy events](SockDiag::with_destroy_events).
     ///
     /// # Errors
-    /// ENOBUFS: some were lost.
-    pub fn ended(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        let Some(endings) = &mut self.endings else { return Ok(()) };
-        endings.events(usize::MAX, |message| {
+    /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
+    pub fn destroyed(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        let Some(destroy_events) = &mut self.destroy_events else { return Ok(()) };
+        destroy_events.events(usize::MAX, |message| {
             if message.kind == BY_FAMILY
                 && let Some(row) = parse(Protocol::Tcp, message.payload)
             {
@@ -131,7 +134,7 @@ impl SockDiag {
         for family in [AF_INET, AF_INET6] {
             let mut request = request(protocol, None, CARRYING, extensions);
             request[0] = family as u8;
-            self.questions.request(BY_FAMILY, netlink::DUMP, &request, |message| {
+            self.queries.request(BY_FAMILY, netlink::DUMP, &request, |message| {
                 if message.kind == BY_FAMILY
                     && let Some(row) = parse(protocol, message.payload)
                 {
@@ -143,7 +146,7 @@ impl SockDiag {
     }
 }
 
-/// One answer.
+/// One reply.
 struct Row {
     socket: Socket,
     cookie: u64,
@@ -176,7 +179,7 @@ fn request(protocol: Protocol, ends: Option<(Endpoint, Endpoint)>, states: u32, 
     if let Some((source, destination)) = ends {
         request[8..10].copy_from_slice(&source.port.to_be_bytes());
         request[10..12].copy_from_slice(&destination.port.to_be_bytes());
-        // An IPv4 question finds dual-stack sockets too.
+        // An IPv4 query finds dual-stack sockets too.
         if let (Some(source), Some(destination)) = (source.ipv4(), destination.ipv4()) {
             request[0] = AF_INET as u8;
             request[12..16].copy_from_slice(&source.octets());

@@ -2,22 +2,23 @@
 
 use std::hash::{Hash, Hasher};
 
-use crate::attribution::{Answer, Question, Reason};
+use crate::attribution::{Answer, Query};
 use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::process::Handle;
+use crate::traffic::subject::Reason;
 
-/// What tells a flow from all others.
+/// What identifies a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key {
+pub(super) struct FlowKey {
     original: Tuple,
     zone: u32,
-    /// 0, but for a flow that another with the same key has succeeded.
+    /// 0, except for a flow that another with the same key has replaced.
     predecessor: u32,
     id: u64,
 }
 
-impl Hash for Key {
-    /// Mostly of the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
+impl Hash for FlowKey {
+    /// Hashes mostly the id alone, which the kernel makes unpredictable from all the rest (`nf_ct_get_id`).
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.id ^ u64::from(self.predecessor) << 32).hash(state);
         if self.id == 0 {
@@ -26,12 +27,12 @@ impl Hash for Key {
     }
 }
 
-impl Key {
+impl FlowKey {
     pub fn of(flow: &Flow) -> Self {
         Self::of_predecessor(flow, 0)
     }
 
-    /// Whether its tuple tells a flow from all others of its time: there are no zones and no predecessors.
+    /// Whether the tuple alone identifies the flow: there is no zone, and no other flow has replaced it.
     pub fn is_tuple(&self) -> bool {
         self.zone == 0 && self.predecessor == 0
     }
@@ -40,18 +41,18 @@ impl Key {
         self.original
     }
 
-    /// That of the `n`th flow of all that were succeeded by one with the same key: a `flow` like this.
+    /// The key of the `n`th flow that was replaced by one with the same key: a flow like `flow`.
     pub fn of_predecessor(flow: &Flow, n: u32) -> Self {
         Self { original: flow.original, zone: flow.zone, predecessor: n, id: flow.id }
     }
 }
 
-/// Which of the two ends of a flow.
+/// One of the two ends of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// The source of the original tuple: it sends along the original and receives along the reply.
     Original,
-    /// The source of the reply tuple: the other way round.
+    /// The source of the reply tuple: it sends along the reply and receives along the original.
     Reply,
 }
 
@@ -67,64 +68,64 @@ impl Side {
     }
 }
 
-/// Who is at an end.
+/// What is known of the owner of an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Not asked yet.
+    /// Nothing yet.
     Unknown,
     /// The process at this index of the registry.
     Owned {
         process: u32,
-        hold: Hold,
+        socket: SocketState,
     },
     Nobody(Reason),
-    /// No address of this host, or a socket that is a row of its own.
+    /// The address is not on this host, or the end is a row of its own.
     Elsewhere,
 }
 
-/// What is known of the socket by which a process owns an end.
+/// What is known of the socket through which a process owns an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// Not looked at: the process made the connection.
-    Unseen,
-    /// It is a listener's, which may hand the connection on.
+pub(super) enum SocketState {
+    /// No descriptor was read: the kernel noted that the process made the connection.
+    NotLooked,
+    /// The socket is a listener, whose process may hand the connection over to another.
     Listening(Handle),
-    /// It was found here, and is the connection's own.
-    Here(Handle),
-    /// It was found no more: the last bytes belong to its last owner.
+    /// The connection's own socket, at this descriptor.
+    Own(Handle),
+    /// The socket is closed: the last bytes belong to its last owner.
     Closed,
 }
 
-/// What the reply tuple is, without the 40 bytes that it mostly does not need.
+/// The reply tuple, in less than the 40 bytes that it mostly does not need.
 #[derive(Debug)]
 enum Reply {
     Reversed,
     Translated(Box<Tuple>),
-    /// The row is a socket with this inode, and has one end only.
+    /// The row is a socket with this inode, which has one end only.
     Socket(u32),
 }
 
 /// A flow, its counters and its owners.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct FlowEntry {
     reply: Reply,
     /// The counters from which on bytes count.
     base: Counters,
-    /// The counters up to which they were credited to the owners.
+    /// The counters up to which bytes were credited to the owners.
     counted: Counters,
     ends: [End; 2],
     /// The last tick at which the table had the row.
     pub seen: u32,
-    /// Whether more may come; false in TIME_WAIT and its like.
+    /// Whether more bytes may come; false in TIME_WAIT and similar states.
     pub open: bool,
     /// Whether the kernel has said that it is over.
     pub over: bool,
-    /// Whether both ends are local in the sense of `--ignore-local`.
+    /// Whether `--ignore-local` leaves it out: both ends are local.
     pub local: bool,
 }
 
-impl Entry {
-    /// A flow that was met at `tick`, of which nothing below `base` counts.
+impl FlowEntry {
+    /// A flow that was met at `tick`. Its bytes count from `base` on.
     pub fn new(flow: &Flow, base: Counters, tick: u32) -> Self {
         Self {
             reply: match flow.socket {
@@ -142,13 +143,13 @@ impl Entry {
         }
     }
 
-    /// Whether `counters` say more than was credited so far; `None` if one went down.
+    /// Whether `counters` are beyond what was credited so far; `None` if one went down.
     pub fn has_moved(&self, counters: Counters) -> Option<bool> {
         counters.since(self.counted).map(|moved| moved != Counters::default())
     }
 
-    /// Takes over what else a later row says. Whether the flow is to be asked about anew: a connection in a listener's
-    /// queue has no inode of its own yet.
+    /// Updates the entry from a later row. Returns whether the flow's owner has to be looked up again: a connection in a
+    /// listener's queue has no inode of its own yet.
     pub fn renew(&mut self, flow: &Flow, tick: u32) -> bool {
         self.seen = tick;
         self.open = flow.open;
@@ -161,20 +162,20 @@ impl Entry {
         }
     }
 
-    /// Takes in that the flow is over.
+    /// Marks the flow as over.
     pub fn end_now(&mut self) {
         self.over = true;
         self.open = false;
     }
 
-    /// Advances to `counters`; what was added since, `None` if they are behind.
+    /// Advances to `counters`, and returns what was added since; `None` if they are behind.
     pub fn count(&mut self, counters: Counters) -> Option<Counters> {
         let moved = counters.since(self.counted)?;
         self.counted = counters;
         Some(moved)
     }
 
-    /// What the flow carried that counts.
+    /// The bytes that the flow carried and that count.
     pub fn carried(&self) -> Counters {
         self.counted.since(self.base).unwrap_or_default()
     }
@@ -191,70 +192,70 @@ impl Entry {
         self.ends.iter().any(|end| matches!(end, End::Owned { .. }))
     }
 
-    /// Why nobody owns the flow.
+    /// Why the flow has no owner.
     pub fn reason(&self) -> Reason {
         let reasons = self.ends.iter().filter_map(|end| match end {
             End::Nobody(reason) => Some(*reason),
-            // Over before it was asked about.
+            // The flow ended before it was looked up.
             End::Unknown => Some(Reason::Gone),
             End::Elsewhere | End::Owned { .. } => None,
         });
         reasons.max().unwrap_or(Reason::Forwarded)
     }
 
-    /// Whether it is still to be found out who is at an end. Of another host's it is not, unless nobody owns the flow at
+    /// Whether the owner of an end still has to be found. An end on another host has none, unless the flow has no owner at
     /// all: the address may be a container's that was not known yet.
     pub fn is_unclear(&self, side: Side) -> bool {
         match self.end(side) {
             End::Unknown | End::Nobody(_) => true,
-            End::Owned { hold, .. } => matches!(hold, Hold::Unseen | Hold::Listening(_)),
+            End::Owned { socket, .. } => matches!(socket, SocketState::NotLooked | SocketState::Listening(_)),
             End::Elsewhere => !self.is_owned() && self.is_elsewhere(side),
         }
     }
 
-    /// Whether an end is not on this host as far as is known, if there is an end at all: a socket's row has one.
+    /// Whether an end is not on this host as far as is known. The row of a socket has no second end.
     pub fn is_elsewhere(&self, side: Side) -> bool {
         self.end(side) == End::Elsewhere && !matches!(self.reply, Reply::Socket(_))
     }
 
-    /// Whether another process than the one that is known, if any, may have an end, or have had it last.
-    pub fn may_change_hands(&self, side: Side) -> bool {
-        !matches!(self.end(side), End::Owned { hold: Hold::Closed, .. } | End::Elsewhere)
+    /// Whether a process other than the known owner may have the end now, or may have had it last.
+    pub fn may_be_handed_over(&self, side: Side) -> bool {
+        !matches!(self.end(side), End::Owned { socket: SocketState::Closed, .. } | End::Elsewhere)
     }
 
-    /// How to find out who is at an end.
-    pub fn question(&self, key: &Key, side: Side) -> Question {
+    /// How to find the owner of an end.
+    pub fn query(&self, key: &FlowKey, side: Side) -> Query {
         let tuple = match (side, &self.reply) {
-            (_, &Reply::Socket(inode)) if inode != 0 => return Question::Inode(inode),
-            // A socket that was closed before it was first seen may have been accepted from one that still listens.
+            (_, &Reply::Socket(inode)) if inode != 0 => return Query::Inode(inode),
+            // A socket that was closed before the first dump may have been accepted from a listener that is still there.
             (_, Reply::Socket(_)) | (Side::Original, _) => key.original,
             (Side::Reply, Reply::Reversed) => key.original.reversed(),
             (Side::Reply, Reply::Translated(reply)) => **reply,
         };
         match self.end(side) {
-            // What conntrack has closed has no socket any more.
-            End::Owned { .. } if !self.open && !matches!(self.reply, Reply::Socket(_)) => Question::Closer(tuple),
-            _ => Question::Tuple(tuple),
+            // A connection that conntrack has closed has no socket any more.
+            End::Owned { .. } if !self.open && !matches!(self.reply, Reply::Socket(_)) => Query::Closed(tuple),
+            _ => Query::Tuple(tuple),
         }
     }
 
-    /// Whether there is nothing left to find out about a flow that is ending or over. What conntrack has closed is worth one
-    /// look: for who closed it, or for the listener that it may have been accepted from.
-    pub fn is_past(&self, looks: u8) -> bool {
+    /// Whether no further look-up of a flow that is ending or over can find anything. A connection that conntrack has closed
+    /// is worth one: for the process that closed it, or for the listener that it may have been accepted from.
+    pub fn is_final(&self, looks: u8) -> bool {
         !self.open && looks > 0 && !matches!(self.reply, Reply::Socket(_))
     }
 }
 
-impl Hold {
-    /// How a process holds the socket that was found for a flow. A UDP socket that talks to anybody has no other that it
-    /// could hand a flow on to.
-    pub fn of(key: &Key, answer: Answer) -> Self {
+impl SocketState {
+    /// The state of the socket that was found for a flow. An unconnected UDP socket has no other to which it could hand a
+    /// flow over.
+    pub fn of(key: &FlowKey, answer: Answer) -> Self {
         match answer {
-            Answer::Held { handle: None, .. } => Self::Unseen,
+            Answer::Held { handle: None, .. } => Self::NotLooked,
             Answer::Held { handle: Some(handle), connected, .. }
                 if connected || key.original.protocol == Protocol::Udp =>
             {
-                Self::Here(handle)
+                Self::Own(handle)
             }
             Answer::Held { handle: Some(handle), .. } => Self::Listening(handle),
             Answer::Closed { .. } | Answer::Elsewhere | Answer::Nobody(_) => Self::Closed,
@@ -263,8 +264,8 @@ impl Hold {
 
     pub fn handle(self) -> Option<Handle> {
         match self {
-            Self::Listening(handle) | Self::Here(handle) => Some(handle),
-            Self::Unseen | Self::Closed => None,
+            Self::Listening(handle) | Self::Own(handle) => Some(handle),
+            Self::NotLooked | Self::Closed => None,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Which processes are shown: `--include` and `--exclude`, or `include` and `exclude` of a monitor's section.
+//! What is counted: `--include`, `--exclude` and `--ignore-local`, or the same keys of a monitor's section.
 
 use crate::python2::pattern::Pattern;
 
-/// What is included and not excluded.
+/// Which command lines are included and not excluded.
 #[derive(Debug, Default)]
 pub struct Filter {
     include: Vec<Pattern>,
@@ -10,39 +10,39 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter; without a pattern to include, everything is included.
+    /// Without a pattern to include, every command line is included.
     pub fn new(include: Vec<Pattern>, exclude: Vec<Pattern>) -> Self {
         Filter { include, exclude }
     }
 
-    /// Whether a process with this command line is shown: any of the patterns to include matches, and none of those
-    /// to exclude.
+    /// Whether any of the patterns to include matches the command line, and none of those to exclude.
     ///
     /// As for [`Pattern::matches_command_line`], a blank ends the command line.
-    pub fn admits(&self, command_line: &[u8]) -> bool {
-        let matches = |pattern: &Pattern| pattern.matches_command_line(command_line);
-        (self.include.is_empty() || self.include.iter().any(matches)) && !self.exclude.iter().any(matches)
+    pub fn matches(&self, command_line: &[u8]) -> bool {
+        let match_any =
+            |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches_command_line(command_line));
+        (self.include.is_empty() || match_any(&self.include)) && !match_any(&self.exclude)
     }
 
-    /// The patterns that found some command line too much work, see [`Pattern::gave_up`].
-    pub fn gave_up(&self) -> impl Iterator<Item = &Pattern> {
+    /// The patterns that exceeded their limit on some command line, see [`Pattern::exceeded_limit`].
+    pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         let all = self.include.iter().chain(&self.exclude);
-        all.filter(|pattern| pattern.gave_up())
+        all.filter(|pattern| pattern.exceeded_limit())
     }
 }
 
-/// What is counted.
+/// One choice of what is counted.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// The command lines.
+    /// Which command lines.
     pub filter: Filter,
     /// Whether connections with two [local](crate::kernel::flow::Endpoint::is_local) ends are left out.
     pub ignore_local: bool,
 }
 
-/// Whether any of `selections` takes this command line, and whether its connections with two local ends, too.
-pub(super) fn taken(selections: &[Selection], name: &[u8]) -> (bool, bool) {
-    let selected = || selections.iter().filter(|selection| selection.filter.admits(name));
+/// Whether any of `selections` selects this command line, and whether also its connections with two local ends.
+pub(super) fn selects(selections: &[Selection], name: &[u8]) -> (bool, bool) {
+    let selected = || selections.iter().filter(|selection| selection.filter.matches(name));
     (selected().next().is_some(), selected().any(|selection| !selection.ignore_local))
 }
 
@@ -59,46 +59,46 @@ mod tests {
     }
 
     #[test]
-    fn without_patterns_everything_is_admitted() {
-        assert!(filter(&[], &[]).admits(b"curl "));
-        assert!(filter(&[], &[]).admits(b""));
+    fn without_patterns_every_command_line_matches() {
+        assert!(filter(&[], &[]).matches(b"curl "));
+        assert!(filter(&[], &[]).matches(b""));
     }
 
     #[test]
     fn any_include_is_enough() {
         let filter = filter(&["^ssh", "curl"], &[]);
-        assert!(filter.admits(b"ssh host "));
-        assert!(filter.admits(b"/usr/bin/curl "));
-        assert!(!filter.admits(b"wget "));
+        assert!(filter.matches(b"ssh host "));
+        assert!(filter.matches(b"/usr/bin/curl "));
+        assert!(!filter.matches(b"wget "));
     }
 
     #[test]
     fn exclude_wins() {
         let filter = filter(&["ssh"], &["root@", "-N"]);
-        assert!(filter.admits(b"ssh host "));
-        assert!(!filter.admits(b"ssh root@host "));
-        assert!(!filter.admits(b"ssh -N host "));
+        assert!(filter.matches(b"ssh host "));
+        assert!(!filter.matches(b"ssh root@host "));
+        assert!(!filter.matches(b"ssh -N host "));
     }
 
     #[test]
     fn an_empty_pattern_matches_everything() {
-        assert!(filter(&[""], &[]).admits(b"curl "));
-        assert!(!filter(&[], &[""]).admits(b"curl "));
+        assert!(filter(&[""], &[]).matches(b"curl "));
+        assert!(!filter(&[], &[""]).matches(b"curl "));
     }
 
     #[test]
-    fn the_last_blank_counts_and_does_not() {
+    fn a_pattern_is_tried_with_the_last_blank_and_without() {
         for include in ["curl$", "curl $"] {
-            assert!(filter(&[include], &[]).admits(b"curl "), "{include}");
+            assert!(filter(&[include], &[]).matches(b"curl "), "{include}");
         }
-        assert!(!filter(&[], &["curl$"]).admits(b"curl "));
+        assert!(!filter(&[], &["curl$"]).matches(b"curl "));
     }
 
     #[test]
-    fn names_the_pattern_that_gave_up() {
+    fn the_pattern_that_exceeded_its_limit_is_named() {
         let filter = filter(&[], &["ssh", "(?!x)y"]);
-        assert!(filter.admits(&[b'y'; 1 << 20]));
-        let patterns: Vec<String> = filter.gave_up().map(Pattern::to_string).collect();
+        assert!(filter.matches(&[b'y'; 1 << 20]));
+        let patterns: Vec<String> = filter.patterns_over_limit().map(Pattern::to_string).collect();
         assert_eq!(patterns, ["(?!x)y"]);
     }
 }

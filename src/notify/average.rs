@@ -3,17 +3,17 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::Interval;
 use super::TICK_TOLERANCE;
-use crate::notify::rule::Interval;
 
-/// Pieces that an interval is kept in: below ten minutes one for each second, above it longer ones, which changes an
-/// average by 0.2 % at most.
+/// The number of pieces that an interval is divided into: one per second up to ten minutes, longer ones above, which
+/// changes an average by at most 0.2 %.
 const PIECES: u32 = 600;
 
-/// What moved within an interval, in and out. Time without traffic takes no memory.
+/// The bytes that moved within an interval, in and out. Time without traffic takes no memory.
 #[derive(Debug)]
 pub(super) struct Average {
-    /// `None` is everything since the start.
+    /// `None`: everything since the start.
     interval: Option<Duration>,
     pieces: VecDeque<Piece>,
     bytes: [u64; 2],
@@ -43,7 +43,7 @@ impl Average {
         self.interval.is_none()
     }
 
-    /// Adds what moved between two instants, and drops what is too long ago.
+    /// Adds the bytes that moved between two instants, and drops those that are older than the interval.
     pub(super) fn add(&mut self, from: Instant, now: Instant, bytes: [u64; 2]) {
         self.bytes = [self.bytes[0] + bytes[0], self.bytes[1] + bytes[1]];
         let Some(interval) = self.interval else { return };
@@ -55,7 +55,7 @@ impl Average {
                 _ => self.pieces.push_back(Piece { from, bytes }),
             }
         }
-        // The latest piece stays however long it is: after a long tick there is no younger one.
+        // The latest piece stays however old it is: after a long tick there is no younger one.
         while let Some(first) = self.pieces.front() {
             if first.from >= from || now.duration_since(first.from) <= interval + TICK_TOLERANCE {
                 break;

@@ -1,36 +1,36 @@
-//! A rule: whom it watches, and what happens above which rate.
+//! A rule: which applications it watches, and what it does when their rate exceeds a threshold.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::python2::pattern::Pattern;
 
-/// A section: whom it watches, and what happens above which rate.
+/// One section of a notification file.
 #[derive(Debug)]
-pub struct NotificationSettings {
-    /// The section's name, for what goes wrong with a command.
+pub struct Rule {
+    /// The section's name, for the message when a command fails.
     pub section: String,
-    /// The applications it watches, by their names.
+    /// Matches the names of the applications that it watches.
     pub process_filter: Pattern,
-    /// Incoming kB (1024 bytes) per second that may not be exceeded. A negative one always is.
+    /// The limit for received kB (1024 bytes) per second. Every rate exceeds a negative limit.
     pub in_threshold_kb_per_s: Option<i64>,
-    /// The same of what goes out.
+    /// The limit for sent kB (1024 bytes) per second.
     pub out_threshold_kb_per_s: Option<i64>,
-    /// The time that the rate is averaged over.
+    /// The time over which it averages the rate.
     pub interval: Interval,
-    /// What is run when a threshold is exceeded: a program and its arguments.
+    /// The program, with its arguments, that it runs when the average exceeds a threshold.
     pub notification_command: Option<Vec<OsString>>,
-    /// The least time between two notifications of one application and direction; zero is each tick.
+    /// The least time between two notifications for one application and direction; zero means every tick.
     pub repeat: Duration,
-    /// What is run once when the average is back.
+    /// The program, with its arguments, that it runs once when the average no longer exceeds the threshold.
     pub recovery_command: Option<Vec<OsString>>,
 }
 
-/// The time that a rate is averaged over.
+/// The time over which a rule averages a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interval {
-    /// The last so many seconds, at least one.
+    /// The last seconds, this number of them, at least one.
     Seconds(u32),
-    /// Everything since the program's start.
+    /// The time since the program started.
     WholeRun,
 }

@@ -1,124 +1,264 @@
-//! The text that the programs print, in the formats of the original. Nothing else in the library formats figures.
+//! The lines of the original: figures on stdout, messages on stderr.
 //!
 //! ```text
 //!      15500 /       2500 -- wget http://x/
 //!     100.00 KiB /      50.00 KiB -- Web
+//! 2012-11-22 10:37:01: Web exceeding 'out' bandwidth limit      49.00:      50.00 kB/s (102.04 %)
 //! ```
+//! Scripts read these lines, so their format is fixed. Subjects with equal labels share a line.
 
-use std::cmp::Ordering;
-use std::io::Write;
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
 
+use super::terminal::Terminal;
+use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
-use crate::traffic::rates::Rate;
-use crate::traffic::source::Reading;
+use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
-/// Bytes per second from which on an application has a line of its own: exactly this many is not enough.
-const APPLICATION_FLOOR: f64 = 1024.0;
+/// Bytes per second that an application must exceed in either direction to have a line.
+const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
+/// Characters of a name in a line of figures, and in a message.
+const NAME_WIDTH: usize = 60;
+const NAME_WIDTH_IN_MESSAGE: usize = 50;
 
-/// One line per name that moved anything: bytes in, bytes out, name. The biggest is last.
-pub fn totals(readings: &[Reading]) -> Vec<u8> {
-    let mut shown: Vec<&Reading> = readings.iter().filter(|r| r.bytes_in != 0 || r.bytes_out != 0).collect();
-    shown.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
+/// Which figures the lines show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Figures {
+    /// Bytes since each subject appeared.
+    Totals,
+    /// Whole bytes per second.
+    Rates,
+    /// KiB per second of each application that moves more than 1 KiB per second.
+    ApplicationRates,
+}
+
+/// Shows frames as lines.
+#[derive(Debug)]
+pub struct Text {
+    figures: Figures,
+    terminal: Terminal,
+}
+
+impl Text {
+    /// Writes to stdout and stderr of this process.
+    pub fn new(figures: Figures) -> Self {
+        Self { figures, terminal: Terminal::of_this_process() }
+    }
+}
+
+impl Output for Text {
+    fn show(&mut self, frame: &Frame) -> io::Result<()> {
+        self.terminal.replace(&table(self.figures, frame), messages(frame))
+    }
+
+    fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
+        let (mut lines, mut notes) = (Vec::new(), Vec::new());
+        for announcement in announcements {
+            match announcement {
+                Announcement::Ending => lines.extend_from_slice(b"Please wait...\n"),
+                Announcement::WaitingForConnections => lines.extend_from_slice(b"Waiting for threads to finish...\n"),
+                Announcement::Note(note) => notes.push(note.clone()),
+            }
+        }
+        self.terminal.append(&lines, notes)
+    }
+}
+
+/// The lines for stdout: the subjects, and below them what has no owner.
+pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
+    let mut text = lines(figures, frame.interval, &frame.rows);
+    text.extend(lines(figures, frame.interval, &frame.unowned));
+    text
+}
+
+/// The lines for stderr, without their ends.
+pub fn messages(frame: &Frame) -> Vec<String> {
+    let mut lines = frame.notes.clone();
+    if !frame.notifications.is_empty() {
+        let local_time = local_time(frame.at.wall_clock);
+        for notification in &frame.notifications {
+            lines.extend(notification_line(notification, &local_time));
+            lines.extend(notification.command_failure.clone());
+        }
+    }
+    lines
+}
+
+/// One line per label, ordered by bytes in, bytes out and label: the biggest is last.
+fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> {
     let mut text = Vec::new();
-    for reading in shown {
-        line(&mut text, &reading.bytes_in, &reading.bytes_out, &reading.name);
+    match (figures, interval) {
+        (Figures::Totals, _) => {
+            let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
+            sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
+            sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.label).cmp(&(b.bytes_in, b.bytes_out, &b.label)));
+            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.label));
+        }
+        // Rates need two readings.
+        (Figures::Rates | Figures::ApplicationRates, None) => {}
+        // A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
+        (Figures::Rates, Some(interval)) => {
+            for (label, rate_in, rate_out) in rates(rows, interval, 0.0) {
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &label);
+            }
+        }
+        (Figures::ApplicationRates, Some(interval)) => {
+            let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
+            for (label, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
+                line(&mut text, &kib(rate_in), &kib(rate_out), &label);
+            }
+        }
     }
     text
 }
 
-/// One line per name that moves anything: whole bytes per second in and out, name. The biggest is last.
-///
-/// A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
-pub fn rates(rates: &[Rate]) -> Vec<u8> {
-    let mut text = Vec::new();
-    for rate in sorted(rates, 0.0) {
-        line(&mut text, &(rate.in_bytes_per_s as u64), &(rate.out_bytes_per_s as u64), &rate.name);
-    }
-    text
+/// What all subjects with one label have moved.
+struct Sum<'a> {
+    label: Cow<'a, [u8]>,
+    bytes_in: u64,
+    bytes_out: u64,
 }
 
-/// One line per application that moves more than 1024 bytes per second either way, in KiB per second. The biggest is
-/// last.
-pub fn applications(rates: &[Rate]) -> Vec<u8> {
-    let mut text = Vec::new();
-    for rate in sorted(rates, APPLICATION_FLOOR) {
-        let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / 1024.0);
-        line(&mut text, &kib(rate.in_bytes_per_s), &kib(rate.out_bytes_per_s), &rate.name);
-    }
-    text
+fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
+    let sum = |row| {
+        let (bytes_in, bytes_out) = bytes(row);
+        Sum { label: row.subject.label(), bytes_in, bytes_out }
+    };
+    let mut sums: Vec<Sum<'_>> = rows.iter().map(sum).collect();
+    sums.sort_by(|a, b| a.label.cmp(&b.label));
+    sums.dedup_by(|next, sum| {
+        let equal = next.label == sum.label;
+        if equal {
+            sum.bytes_in += next.bytes_in;
+            sum.bytes_out += next.bytes_out;
+        }
+        equal
+    });
+    sums
 }
 
-/// The rates above `floor` in either direction, ascending by in, out and name.
-fn sorted(rates: &[Rate], floor: f64) -> Vec<&Rate> {
-    let mut shown: Vec<&Rate> =
-        rates.iter().filter(|r| r.in_bytes_per_s > floor || r.out_bytes_per_s > floor).collect();
-    shown.sort_by(|a, b| by_rate(a, b).then_with(|| a.name.cmp(&b.name)));
+/// A label and its bytes per second in and out.
+type LabelRate<'a> = (Cow<'a, [u8]>, f64, f64);
+
+/// The rates of the labels that exceed `floor` either way, ascending.
+fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<LabelRate<'_>> {
+    let mut shown: Vec<LabelRate<'_>> = Vec::new();
+    for sum in sums(rows, |row| (row.moved_in, row.moved_out)) {
+        let (rate_in, rate_out) = (per_second(sum.bytes_in, interval), per_second(sum.bytes_out, interval));
+        if rate_in > floor || rate_out > floor {
+            shown.push((sum.label, rate_in, rate_out));
+        }
+    }
+    shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.cmp(&b.0)));
     shown
 }
 
-fn by_rate(a: &Rate, b: &Rate) -> Ordering {
-    a.in_bytes_per_s.total_cmp(&b.in_bytes_per_s).then(a.out_bytes_per_s.total_cmp(&b.out_bytes_per_s))
+fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, label: &[u8]) {
+    // Writing to a Vec cannot fail.
+    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(label, NAME_WIDTH));
 }
 
-fn line(text: &mut Vec<u8>, bytes_in: &dyn std::fmt::Display, bytes_out: &dyn std::fmt::Display, name: &[u8]) {
-    // Writing to a Vec cannot fail.
-    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, 60));
+/// The message of a notification; `None` for an application that has recovered.
+pub fn notification_line(notification: &Notification, local_time: &str) -> Option<String> {
+    if notification.recovered {
+        return None;
+    }
+    let Notification { direction, value_kb_per_s: value, .. } = notification;
+    let name = printable(&notification.application.label(), NAME_WIDTH_IN_MESSAGE);
+    let limit = notification.threshold_kb_per_s as f64;
+    let percent = value / limit * 100.0;
+    Some(format!(
+        "{local_time}: {name} exceeding '{direction}' bandwidth limit {limit:10.2}: {value:10.2} kB/s ({percent:3.2} %)"
+    ))
+}
+
+/// The local time as in `2012-11-22 10:37:01`; a clock beyond the year 9999 shows the beginning of 1970.
+fn local_time(at: SystemTime) -> String {
+    let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
+    timestamp.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::Arc;
 
-    fn reading(name: &[u8], bytes_in: u64, bytes_out: u64) -> Reading {
-        Reading { name: Arc::from(name), bytes_in, bytes_out }
+    use super::*;
+    use crate::output::Direction;
+    use crate::traffic::subject::Subject;
+
+    fn row(name: &str, bytes_in: u64, bytes_out: u64) -> Row {
+        let subject = Arc::new(Subject::Named(name.as_bytes().into()));
+        Row { subject, bytes_in, bytes_out, moved_in: bytes_in, moved_out: bytes_out }
     }
 
-    fn rate(name: &str, in_bytes_per_s: f64, out_bytes_per_s: f64) -> Rate {
-        Rate { name: Arc::from(name.as_bytes()), in_bytes_per_s, out_bytes_per_s }
-    }
-
-    fn text(bytes: Vec<u8>) -> String {
-        String::from_utf8(bytes).unwrap()
+    fn text(figures: Figures, seconds: u64, rows: &[Row]) -> String {
+        String::from_utf8(lines(figures, Some(Duration::from_secs(seconds)), rows)).unwrap()
     }
 
     #[test]
-    fn totals_are_sorted_and_silent_names_have_no_line() {
-        let readings = [reading(b"b ", 5, 5), reading(b"B ", 5, 5), reading(b"quiet ", 0, 0), reading(b"z ", 1, 9)];
+    fn totals_are_sorted_and_silent_subjects_have_no_line() {
+        let rows = [row("b ", 5, 5), row("B ", 5, 5), row("quiet ", 0, 0), row("z ", 1, 9)];
         assert_eq!(
-            text(totals(&readings)),
+            text(Figures::Totals, 1, &rows),
             "         1 /          9 -- z \n         5 /          5 -- B \n         5 /          5 -- b \n"
         );
     }
 
     #[test]
+    fn subjects_with_one_label_share_a_line() {
+        let container = |cgroup: &str, bytes_in| {
+            let subject = Subject::Processes {
+                command_line: Box::from(&b"nginx "[..]),
+                uid: Some(33),
+                cgroup: Some(cgroup.as_bytes().into()),
+            };
+            Row { subject: Arc::new(subject), ..row("", bytes_in, 1) }
+        };
+        let rows = [container("/a", 10), row("curl ", 15, 0), container("/b", 6)];
+        assert_eq!(
+            text(Figures::Totals, 1, &rows),
+            "        15 /          0 -- curl \n        16 /          2 -- nginx \n"
+        );
+    }
+
+    #[test]
     fn rates_are_cut_to_whole_bytes_after_the_choice() {
-        assert_eq!(text(rates(&[rate("a", 0.4, 0.0), rate("b", 0.0, 0.0)])), "         0 /          0 -- a\n");
+        let rows = [row("a", 1, 0), row("b", 0, 0)];
+        assert_eq!(text(Figures::Rates, 2, &rows), "         0 /          0 -- a\n");
     }
 
     #[test]
     fn an_application_needs_more_than_1024_bytes_per_second() {
-        let shown = applications(&[rate("at", 1024.0, 1024.0), rate("over", 1025.0, 0.0)]);
-        assert_eq!(text(shown), "      1.00 KiB /       0.00 KiB -- over\n");
+        let rows = [row("at", 1024, 1024), row("over", 1025, 0)];
+        assert_eq!(text(Figures::ApplicationRates, 1, &rows), "      1.00 KiB /       0.00 KiB -- over\n");
     }
 
     #[test]
-    fn sixty_characters_stay_and_more_become_57_and_dots() {
-        assert_eq!(printable(&[b'x'; 60], 60), "x".repeat(60));
-        assert_eq!(printable(&[b'x'; 61], 60), "x".repeat(57) + "...");
-        assert_eq!(printable("ö".repeat(61).as_bytes(), 60), "ö".repeat(57) + "...");
+    fn without_an_interval_there_are_no_rates() {
+        assert_eq!(lines(Figures::Rates, None, &[row("a", 1, 1)]), b"");
     }
 
     #[test]
-    fn a_name_cannot_forge_a_line_or_move_the_cursor() {
-        assert_eq!(printable(b"a\nb\x1b[2J\x9b\xc2\x9b", 60), r"a\nb\u{1b}[2J\x9b\u{9b}");
-        assert_eq!(printable("a\u{202e}b".as_bytes(), 60), r"a\u{202e}b");
-    }
-
-    #[test]
-    fn an_escape_is_never_cut_in_two() {
-        let mut name = vec![b'x'; 55];
-        name.extend(b"\x1b\x1b");
-        assert_eq!(printable(&name, 60), "x".repeat(55) + "...");
+    fn the_message_is_that_of_the_original() {
+        let notification = |application: &str, recovered| Notification {
+            rule: 0,
+            application: Arc::new(Subject::Named(application.as_bytes().into())),
+            direction: Direction::Out,
+            threshold_kb_per_s: 49,
+            value_kb_per_s: 50.0,
+            recovered,
+            command_failure: None,
+        };
+        let name = "x".repeat(51);
+        assert_eq!(
+            notification_line(&notification(&name, false), "2012-11-22 10:37:01").unwrap(),
+            format!(
+                "2012-11-22 10:37:01: {}... exceeding 'out' bandwidth limit      49.00:      50.00 kB/s (102.04 %)",
+                "x".repeat(47)
+            )
+        );
+        assert_eq!(notification_line(&notification(&name, true), "2012-11-22 10:37:01"), None);
     }
 }

@@ -1,14 +1,14 @@
-//! One connection's life: from the client that was accepted, over the target that is looked for, to the two flows
-//! between them and their end.
+//! The life of one connection: from accepting the client, through resolving and connecting to the target, to the two
+//! transfers between them and their end.
 //!
 //! ```text
-//! Resolving ──▶ Connecting ──▶ Relaying ──▶ ended: both flows have, or one socket failed and the other was reset
+//! Resolving ──▶ Connecting ──▶ Relaying ──▶ ended: both transfers have, or one socket failed and we reset the other
 //!     │              ▲
 //!     └──▶ Starved ──┘   while there is no descriptor for the target's socket
 //! ```
 //!
-//! A failure never ends in a plain close: the sockets are reset (SO_LINGER of 0, socket(7)), so that nobody takes half a
-//! stream for a whole one.
+//! After a failure we never close a socket in the ordinary way, we reset it (SO_LINGER of 0, socket(7)): the peer must
+//! not mistake half a stream for a whole one.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
@@ -20,72 +20,72 @@ use nix::libc::linger;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use super::flow::{Broken, Ends, Flow, Mover};
-use super::notes::{Notes, Trouble};
-use super::resolve::{Answer, Target};
+use super::log::{Failure, PipeLog};
+use super::resolve::{Resolution, Target};
 use super::shaping::Turns;
-use super::slab::{Id, Side};
-use super::socket::{Canonical, READABLE, Watched, connecting, is_shortage, local_incoming_processor};
-use super::{Counters, Settings};
+use super::slab::{ConnectionId, Leg};
+use super::socket::{Canonical, EpollSocket, READABLE, is_shortage, local_incoming_cpu, start_connecting};
+use super::transfer::{Mover, SocketPair, Transfer, TransferError};
+use super::{PipeSettings, PipeStats};
 
-/// What the connections of a pipe share.
-pub struct Shared {
+/// The parts of a pipe that its connections share.
+pub struct PipeContext {
     pub epoll: Epoll,
-    pub settings: Settings,
-    /// Where our own listener is.
+    pub settings: PipeSettings,
+    /// The address of our own listener.
     pub listening: SocketAddr,
     pub target: Target,
     pub mover: Mover,
     pub turns: [Turns; 2],
-    /// The flows whose sources collect.
-    pub collecting: Vec<(Id, Direction)>,
-    pub counters: Arc<Counters>,
-    pub notes: Arc<Notes>,
-    /// When the events at hand were got.
+    /// The transfers whose sources have an SO_RCVLOWAT above 1.
+    pub coalescing: Vec<(ConnectionId, Way)>,
+    pub stats: Arc<PipeStats>,
+    pub log: Arc<PipeLog>,
+    /// When epoll_wait(2) last returned.
     pub now: Instant,
 }
 
-/// What becomes of a connection that was dealt with.
+/// The result that an event, a turn or a timeout has for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub enum Fate {
+pub enum Outcome {
     /// It goes on.
-    Lives,
-    /// It goes on when there is a descriptor: [`Connection::retry`].
+    Continues,
+    /// It waits for a descriptor; then [`Connection::retry`] continues it.
     Starved(Errno),
-    /// It is over, and closed by dropping it.
+    /// It is over; dropping it closes its sockets.
     Ended,
 }
 
-/// Which way bytes go, and the index of what exists once for each way.
+/// Which way bytes go through the pipe; also the index of whatever exists once for each way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
+pub enum Way {
     /// From the client to the target.
     In,
     /// From the target to the client.
     Out,
 }
 
-impl Direction {
-    /// Both.
+impl Way {
+    /// Both ways.
     pub const ALL: [Self; 2] = [Self::In, Self::Out];
 
-    fn source(self) -> Side {
+    fn source(self) -> Leg {
         match self {
-            Self::In => Side::Client,
-            Self::Out => Side::Target,
+            Self::In => Leg::Client,
+            Self::Out => Leg::Target,
         }
     }
 
-    fn destination(self) -> Side {
+    fn destination(self) -> Leg {
         match self {
-            Self::In => Side::Target,
-            Self::Out => Side::Client,
+            Self::In => Leg::Target,
+            Self::Out => Leg::Client,
         }
     }
 }
 
-impl Side {
+impl Leg {
     fn other(self) -> Self {
         match self {
             Self::Client => Self::Target,
@@ -93,35 +93,35 @@ impl Side {
         }
     }
 
-    /// The direction whose source it is.
-    fn sends(self) -> Direction {
+    /// The way whose source it is.
+    fn sends(self) -> Way {
         match self {
-            Self::Client => Direction::In,
-            Self::Target => Direction::Out,
+            Self::Client => Way::In,
+            Self::Target => Way::Out,
         }
     }
 
-    /// The direction whose destination it is.
-    fn receives(self) -> Direction {
+    /// The way whose destination it is.
+    fn receives(self) -> Way {
         match self {
-            Self::Client => Direction::Out,
-            Self::Target => Direction::In,
+            Self::Client => Way::Out,
+            Self::Target => Way::In,
         }
     }
 }
 
-enum State {
+enum ConnectionState {
     /// Waits for the target's addresses.
     Resolving,
     /// Waits for a descriptor.
     Starved(Candidates),
-    /// Waits for an address to answer.
-    Connecting { target: Watched, candidates: Candidates },
-    /// Both sides are there.
+    /// Waits for an address to accept the connection.
+    Connecting { target: EpollSocket, candidates: Candidates },
+    /// Both sockets are connected.
     Relaying(Relay),
 }
 
-/// The target's addresses, and the number of the one whose turn it is.
+/// The target's addresses, and the index of the one that we are trying.
 struct Candidates {
     addresses: Arc<[SocketAddr]>,
     index: usize,
@@ -133,327 +133,352 @@ impl Candidates {
     }
 }
 
-/// The target, and what flows between it and the client.
+/// The target's socket, and the transfers between it and the client's.
 struct Relay {
-    target: Watched,
-    flows: [Flow; 2],
+    target: EpollSocket,
+    transfers: [Transfer; 2],
 }
 
 impl Relay {
-    fn flow(&mut self, direction: Direction) -> &mut Flow {
-        &mut self.flows[direction as usize]
+    fn transfer(&mut self, way: Way) -> &mut Transfer {
+        &mut self.transfers[way as usize]
     }
 }
 
-/// A client and what it is connected to.
+/// A client, and the target that it is or will be connected to.
 pub struct Connection {
-    id: Id,
-    client: Watched,
+    id: ConnectionId,
+    client: EpollSocket,
     client_address: SocketAddr,
-    state: State,
-    /// When the state began or, while relaying, when something last happened.
+    state: ConnectionState,
+    /// When the state began; while relaying, when something last happened.
     since: Instant,
 }
 
 impl Connection {
-    /// A client that was just accepted. Until the target is there, nothing is read from it and it has no events.
-    pub fn new(id: Id, client: TcpStream, client_address: SocketAddr, now: Instant) -> Self {
-        let client = Watched::new(client, id.token(Side::Client));
-        Self { id, client, client_address, state: State::Resolving, since: now }
+    /// The connection of a client that we have just accepted. Until the target is connected we read nothing from the
+    /// client, and epoll does not watch it.
+    pub fn new(id: ConnectionId, client: TcpStream, client_address: SocketAddr, now: Instant) -> Self {
+        let client = EpollSocket::new(client, id.token(Leg::Client));
+        Self { id, client, client_address, state: ConnectionState::Resolving, since: now }
     }
 
-    /// The target's addresses are known, or known not to be.
-    pub fn resolved(&mut self, answer: &Answer, shared: &mut Shared) -> Fate {
-        match answer {
-            Ok(addresses) => self.connect(Candidates { addresses: Arc::clone(addresses), index: 0 }, None, shared),
+    /// Connects to the addresses that the lookup of the target found, or resets the client if it failed.
+    pub fn resolved(&mut self, resolution: &Resolution, context: &mut PipeContext) -> Outcome {
+        match resolution {
+            Ok(addresses) => self.connect(Candidates { addresses: Arc::clone(addresses), index: 0 }, None, context),
             Err(error) => {
-                shared.notes.add(Trouble::Connect, shared.now, || format!("cannot resolve the target: {error}"));
+                context.log.failure(Failure::Connect, context.now, || format!("cannot resolve the target: {error}"));
                 self.reset()
             }
         }
     }
 
-    /// There may be a descriptor now.
-    pub fn retry(&mut self, shared: &mut Shared) -> Fate {
+    /// Connects again if the connection waits for a descriptor: one may be free now.
+    pub fn retry(&mut self, context: &mut PipeContext) -> Outcome {
         match self.take_state() {
-            State::Starved(candidates) => self.connect(candidates, None, shared),
+            ConnectionState::Starved(candidates) => self.connect(candidates, None, context),
             state => {
                 self.state = state;
-                Fate::Lives
+                Outcome::Continues
             }
         }
     }
 
-    /// Connects to the first candidate that does not fail at once; `failure` is why the one before did.
-    fn connect(&mut self, mut candidates: Candidates, mut failure: Option<io::Error>, shared: &mut Shared) -> Fate {
+    /// Connects to the first candidate that does not fail at once; `last_error` is why the one before failed.
+    fn connect(
+        &mut self,
+        mut candidates: Candidates,
+        mut last_error: Option<io::Error>,
+        context: &mut PipeContext,
+    ) -> Outcome {
         while let Some(address) = candidates.current() {
-            match connecting(address, shared.listening) {
+            match start_connecting(address, context.listening) {
                 Ok(target) => {
-                    return self.begin(Watched::new(target, self.id.token(Side::Target)), candidates, shared);
+                    return self.await_connect(
+                        EpollSocket::new(target, self.id.token(Leg::Target)),
+                        candidates,
+                        context,
+                    );
                 }
                 Err(errno) if is_shortage(errno) => {
-                    self.state = State::Starved(candidates);
-                    return Fate::Starved(errno);
+                    self.state = ConnectionState::Starved(candidates);
+                    return Outcome::Starved(errno);
                 }
-                Err(errno) => failure = Some(errno.into()),
+                Err(errno) => last_error = Some(errno.into()),
             }
             candidates.index += 1;
         }
-        shared.target.failed();
-        shared.notes.add(Trouble::Connect, shared.now, || {
+        context.target.all_failed();
+        context.log.failure(Failure::Connect, context.now, || {
             let tried: Vec<String> = candidates.addresses.iter().map(SocketAddr::to_string).collect();
-            let failure = failure.map_or_else(String::new, |error| format!(": {error}"));
-            format!("cannot connect to {}{failure}", tried.join(", "))
+            let reason = last_error.map_or_else(String::new, |error| format!(": {error}"));
+            format!("cannot connect to {}{reason}", tried.join(", "))
         });
         self.reset()
     }
 
-    fn begin(&mut self, mut target: Watched, candidates: Candidates, shared: &mut Shared) -> Fate {
-        // Within one machine the handshake is over although connect(2) said EINPROGRESS: no need to wait for an event.
+    fn await_connect(&mut self, mut target: EpollSocket, candidates: Candidates, context: &mut PipeContext) -> Outcome {
+        // Within one machine the handshake is complete although connect(2) returned EINPROGRESS: we need not wait for
+        // an event.
         if target.stream.peer_addr().is_ok() {
-            return self.relay(target, &candidates, shared);
+            return self.start_relay(target, &candidates, context);
         }
-        self.since = shared.now;
-        let watched = target.watch(&shared.epoll, READABLE | EpollFlags::EPOLLOUT);
-        self.state = State::Connecting { target, candidates };
+        self.since = context.now;
+        let watched = target.watch(&context.epoll, READABLE | EpollFlags::EPOLLOUT);
+        self.state = ConnectionState::Connecting { target, candidates };
         match watched {
-            Ok(()) => Fate::Lives,
-            Err(errno) => self.lost(Side::Target, &errno.into(), shared),
+            Ok(()) => Outcome::Continues,
+            Err(errno) => self.lost(Leg::Target, &errno.into(), context),
         }
     }
 
-    /// Both sides are there: what the client has sent meanwhile goes at once, for the rest there are events.
-    fn relay(&mut self, target: Watched, candidates: &Candidates, shared: &mut Shared) -> Fate {
+    /// Both sockets are connected: forwards at once what the client has sent meanwhile, and lets epoll report the rest.
+    fn start_relay(&mut self, target: EpollSocket, candidates: &Candidates, context: &mut PipeContext) -> Outcome {
         if let Some(address) = candidates.current() {
-            shared.target.worked(address);
+            context.target.prefer(address);
         }
-        self.since = shared.now;
-        self.state = State::Relaying(Relay { target, flows: [Flow::ready(), Flow::waiting()] });
-        match self.turn_at_once(Direction::In, shared) {
-            Fate::Lives => self.watch_both(shared),
-            fate => fate,
+        self.since = context.now;
+        self.state = ConnectionState::Relaying(Relay { target, transfers: [Transfer::ready(), Transfer::waiting()] });
+        match self.turn_now(Way::In, context) {
+            Outcome::Continues => self.watch_both(context),
+            outcome => outcome,
         }
     }
 
-    fn watch_both(&mut self, shared: &mut Shared) -> Fate {
-        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
+    fn watch_both(&mut self, context: &mut PipeContext) -> Outcome {
+        let ConnectionState::Relaying(relay) = &mut self.state else { return Outcome::Continues };
         let watched =
-            self.client.watch(&shared.epoll, READABLE).and_then(|()| relay.target.watch(&shared.epoll, READABLE));
+            self.client.watch(&context.epoll, READABLE).and_then(|()| relay.target.watch(&context.epoll, READABLE));
         match watched {
-            Ok(()) => Fate::Lives,
-            Err(errno) => self.lost(Side::Client, &errno.into(), shared),
+            Ok(()) => Outcome::Continues,
+            Err(errno) => self.lost(Leg::Client, &errno.into(), context),
         }
     }
 
-    /// Something happened to one of the sockets.
-    pub fn on_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
+    /// Handles an event of one of the sockets.
+    pub fn on_event(&mut self, leg: Leg, events: EpollFlags, context: &mut PipeContext) -> Outcome {
         match self.take_state() {
-            State::Connecting { target, candidates } => match self.decided(target, candidates, shared) {
-                // The target's first bytes may have come with its answer.
-                Fate::Lives => self.relay_event(side, events, shared),
-                fate => fate,
-            },
+            ConnectionState::Connecting { target, candidates } => {
+                match self.connect_finished(target, candidates, context) {
+                    // The event may also report the target's first bytes.
+                    Outcome::Continues => self.on_relay_event(leg, events, context),
+                    outcome => outcome,
+                }
+            }
             state => {
                 self.state = state;
-                self.relay_event(side, events, shared)
+                self.on_relay_event(leg, events, context)
             }
         }
     }
 
-    /// The candidate has answered or failed.
-    fn decided(&mut self, target: Watched, mut candidates: Candidates, shared: &mut Shared) -> Fate {
+    /// The candidate has accepted the connection, or failed.
+    fn connect_finished(
+        &mut self,
+        target: EpollSocket,
+        mut candidates: Candidates,
+        context: &mut PipeContext,
+    ) -> Outcome {
         match target.stream.take_error() {
-            Ok(None) => self.relay(target, &candidates, shared),
-            // A refusal is ECONNREFUSED; this one had answered, and may have said something before it reset.
+            Ok(None) => self.start_relay(target, &candidates, context),
+            // A refusal would be ECONNREFUSED: this target accepted, and may have sent bytes before it reset.
             Ok(Some(error)) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
-                self.state = State::Relaying(Relay { target, flows: [Flow::waiting(), Flow::waiting()] });
-                self.lost(Side::Target, &error, shared)
+                self.state =
+                    ConnectionState::Relaying(Relay { target, transfers: [Transfer::waiting(), Transfer::waiting()] });
+                self.lost(Leg::Target, &error, context)
             }
             Ok(Some(error)) | Err(error) => {
                 candidates.index += 1;
-                self.connect(candidates, Some(error), shared)
+                self.connect(candidates, Some(error), context)
             }
         }
     }
 
-    /// Something happened while both sides are there: first room is used, then what came is moved.
-    fn relay_event(&mut self, side: Side, events: EpollFlags, shared: &mut Shared) -> Fate {
-        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
-        self.since = shared.now;
-        let blocked = relay.flow(side.receives()).is_blocked();
-        let woken = relay.flow(side.sends()).source_event(events);
-        if events.contains(EpollFlags::EPOLLIN) && relay.flow(side.sends()).is_blocked() {
-            // More of what cannot be passed on: not to be woken by each packet of it.
-            let socket = if side == Side::Client { &mut self.client } else { &mut relay.target };
-            // If that fails the events keep coming, and do no harm.
-            let _ = socket.ignore(&shared.epoll, READABLE);
+    /// Handles an event of a connected socket: first sends what the socket now has room for, then forwards what came.
+    fn on_relay_event(&mut self, leg: Leg, events: EpollFlags, context: &mut PipeContext) -> Outcome {
+        let ConnectionState::Relaying(relay) = &mut self.state else { return Outcome::Continues };
+        self.since = context.now;
+        let blocked = relay.transfer(leg.receives()).is_blocked();
+        let woken = relay.transfer(leg.sends()).source_event(events);
+        if events.contains(EpollFlags::EPOLLIN) && relay.transfer(leg.sends()).is_blocked() {
+            // We cannot forward what comes here now, so the packets need not wake us.
+            let socket = if leg == Leg::Client { &mut self.client } else { &mut relay.target };
+            // If this fails the events continue, and do no harm.
+            let _ = socket.ignore(&context.epoll, READABLE);
         }
-        let mut fate = Fate::Lives;
+        let mut outcome = Outcome::Continues;
         if blocked && events != EpollFlags::EPOLLIN {
-            fate = self.turn_at_once(side.receives(), shared);
+            outcome = self.turn_now(leg.receives(), context);
         }
-        if woken && fate == Fate::Lives {
-            fate = self.turn_at_once(side.sends(), shared);
+        if woken && outcome == Outcome::Continues {
+            outcome = self.turn_now(leg.sends(), context);
         }
-        if fate == Fate::Lives && self.is_broken(side, events) {
-            fate = self.lost(side, &Errno::ECONNRESET.into(), shared);
+        if outcome == Outcome::Continues && self.has_failed(leg, events) {
+            outcome = self.lost(leg, &Errno::ECONNRESET.into(), context);
         }
-        fate
+        outcome
     }
 
-    /// Whether an event tells that a socket failed. EPOLLHUP also comes when both its ways were ended in order, and then
-    /// the bytes before the end are still to be read.
-    fn is_broken(&mut self, side: Side, events: EpollFlags) -> bool {
-        let State::Relaying(relay) = &mut self.state else { return false };
+    /// Whether an event means that the socket has failed. EPOLLHUP also comes when both its directions were shut down
+    /// in order; then we still have to read the bytes before the end.
+    fn has_failed(&mut self, leg: Leg, events: EpollFlags) -> bool {
+        let ConnectionState::Relaying(relay) = &mut self.state else { return false };
         events.contains(EpollFlags::EPOLLERR)
-            || events.contains(EpollFlags::EPOLLHUP) && relay.flow(side.sends()).has_ended()
+            || events.contains(EpollFlags::EPOLLHUP) && relay.transfer(leg.sends()).has_ended()
     }
 
-    /// Gives a flow what it may have without queueing.
-    fn turn_at_once(&mut self, direction: Direction, shared: &mut Shared) -> Fate {
-        let allowance = shared.turns[direction as usize].at_once();
-        self.turn(direction, allowance, shared)
+    /// Lets a transfer move what it may without queueing.
+    fn turn_now(&mut self, way: Way, context: &mut PipeContext) -> Outcome {
+        let allowance = context.turns[way as usize].immediate_allowance();
+        self.turn(way, allowance, context)
     }
 
-    /// Gives a flow its turn, and puts it into the queue if it has more.
-    pub fn turn(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Fate {
-        self.since = shared.now;
-        match self.pass(direction, allowance, shared) {
+    /// Gives a transfer its turn, and queues it again if it has more to move.
+    pub fn turn(&mut self, way: Way, allowance: usize, context: &mut PipeContext) -> Outcome {
+        self.since = context.now;
+        match self.transfer_bytes(way, allowance, context) {
             Ok(()) => {}
-            // Told behind all that came before it: there is nothing left to read.
-            Err(Broken::Source(error)) if error.kind() == ErrorKind::ConnectionReset => {
-                return self.gone(direction.source(), &error, shared);
+            // The kernel reports a reset after all bytes that came before it: there is nothing left to read.
+            Err(TransferError::Source(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                return self.reset_after_loss(way.source(), &error, context);
             }
-            Err(Broken::Source(error)) => return self.lost(direction.source(), &error, shared),
-            Err(Broken::Destination(error)) => return self.lost(direction.destination(), &error, shared),
+            Err(TransferError::Source(error)) => return self.lost(way.source(), &error, context),
+            Err(TransferError::Destination(error)) => return self.lost(way.destination(), &error, context),
         }
-        let State::Relaying(relay) = &mut self.state else { return Fate::Lives };
-        if relay.flow(direction).is_ready() {
-            shared.turns[direction as usize].push(self.id);
+        let ConnectionState::Relaying(relay) = &mut self.state else { return Outcome::Continues };
+        if relay.transfer(way).is_ready() {
+            context.turns[way as usize].push(self.id);
         }
-        if relay.flows.iter().all(Flow::has_ended) { Fate::Ended } else { Fate::Lives }
+        if relay.transfers.iter().all(Transfer::has_ended) { Outcome::Ended } else { Outcome::Continues }
     }
 
-    /// Moves bytes one way, and has epoll tell when there is more to do.
-    fn pass(&mut self, direction: Direction, allowance: usize, shared: &mut Shared) -> Result<(), Broken> {
-        let State::Relaying(Relay { target, flows }) = &mut self.state else { return Ok(()) };
-        let (source, destination) = match direction {
-            Direction::In => (&mut self.client, target),
-            Direction::Out => (target, &mut self.client),
+    /// Moves bytes one way, and makes epoll report when there is more to do.
+    fn transfer_bytes(&mut self, way: Way, allowance: usize, context: &mut PipeContext) -> Result<(), TransferError> {
+        let ConnectionState::Relaying(Relay { target, transfers }) = &mut self.state else { return Ok(()) };
+        let (source, destination) = match way {
+            Way::In => (&mut self.client, target),
+            Way::Out => (target, &mut self.client),
         };
-        let flow = &mut flows[direction as usize];
-        let collected = flow.collects();
-        let ends = Ends {
+        let transfer = &mut transfers[way as usize];
+        let was_coalescing = transfer.is_coalescing();
+        let sockets = SocketPair {
             source: &source.stream,
             destination: &destination.stream,
-            delivered: shared.counters.delivered(direction),
+            delivered: context.stats.delivered(way),
         };
-        let taken = flow.turn(ends, allowance, shared.now, &mut shared.mover)?;
-        if flow.collects() && !collected {
-            shared.collecting.push((self.id, direction));
+        let taken = transfer.turn(sockets, allowance, context.now, &mut context.mover)?;
+        if transfer.is_coalescing() && !was_coalescing {
+            context.coalescing.push((self.id, way));
         }
-        shared.turns[direction as usize].charge(taken);
-        let watched = if flow.is_blocked() {
-            destination.watch(&shared.epoll, EpollFlags::EPOLLOUT)
+        context.turns[way as usize].charge(taken);
+        let watched = if transfer.is_blocked() {
+            destination.watch(&context.epoll, EpollFlags::EPOLLOUT)
         } else {
-            source.watch(&shared.epoll, READABLE)
+            source.watch(&context.epoll, READABLE)
         };
-        watched.map_err(|errno| Broken::Source(errno.into()))
+        watched.map_err(|errno| TransferError::Source(errno.into()))
     }
 
-    /// The processor on which the bytes of a source come in, if they come from this machine.
-    pub fn incoming_processor(&self, direction: Direction) -> Option<usize> {
-        let State::Relaying(Relay { target, .. }) = &self.state else { return None };
-        let source = if direction == Direction::In { &self.client } else { target };
-        local_incoming_processor(&source.stream)
+    /// The CPU on which the kernel receives the bytes of the source, if they come from this machine.
+    pub fn incoming_cpu(&self, way: Way) -> Option<usize> {
+        let ConnectionState::Relaying(Relay { target, .. }) = &self.state else { return None };
+        let source = if way == Way::In { &self.client } else { target };
+        local_incoming_cpu(&source.stream)
     }
 
-    /// Looks whether a source pauses that collects. Returns whether it still collects.
-    pub fn ends_pause(&mut self, direction: Direction, now: Instant) -> bool {
-        let State::Relaying(Relay { target, flows }) = &mut self.state else { return false };
-        let source = if direction == Direction::In { &self.client } else { target };
-        flows[direction as usize].ends_pause(&source.stream, now)
+    /// Ends the coalescing of wake-ups if the source has paused. Returns whether it goes on.
+    pub fn check_pause(&mut self, way: Way, now: Instant) -> bool {
+        let ConnectionState::Relaying(Relay { target, transfers }) = &mut self.state else { return false };
+        let source = if way == Way::In { &self.client } else { target };
+        transfers[way as usize].check_pause(&source.stream, now)
     }
 
-    /// One side is no more. What it said before still goes to the other side, as far as there is room, as it would have
-    /// without us between them; then the other side is reset too.
-    fn lost(&mut self, side: Side, error: &io::Error, shared: &mut Shared) -> Fate {
-        if let State::Relaying(relay) = &mut self.state {
-            relay.flow(side.sends()).source_is_lost();
+    /// One socket has failed. Forwards what came before that, as far as the other socket has room: without us in
+    /// between it would have arrived too. Then resets the other socket.
+    fn lost(&mut self, leg: Leg, error: &io::Error, context: &mut PipeContext) -> Outcome {
+        if let ConnectionState::Relaying(relay) = &mut self.state {
+            relay.transfer(leg.sends()).source_failed();
         }
-        // Its queue is finite, since nobody fills it any more. Another error on the way there changes nothing.
-        let _ = self.pass(side.sends(), usize::MAX, shared);
-        self.gone(side, error, shared)
+        // Its receive queue is finite, since nothing fills it now. A second error here changes nothing.
+        let _ = self.transfer_bytes(leg.sends(), usize::MAX, context);
+        self.reset_after_loss(leg, error, context)
     }
 
-    /// One side is no more, and what it said was passed on.
-    fn gone(&self, side: Side, error: &io::Error, shared: &Shared) -> Fate {
-        shared.notes.add(Trouble::Lost, shared.now, || match side {
-            Side::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
-            Side::Target => format!("lost the target: {error}"),
+    /// One socket has failed, and what came before that was forwarded.
+    fn reset_after_loss(&self, leg: Leg, error: &io::Error, context: &PipeContext) -> Outcome {
+        context.log.failure(Failure::Lost, context.now, || match leg {
+            Leg::Client => format!("lost the client {}: {error}", Canonical(self.client_address)),
+            Leg::Target => format!("lost the target: {error}"),
         });
         if error.kind() == ErrorKind::ConnectionReset {
-            // That socket is closed already.
-            self.reset_side(side.other());
-            Fate::Ended
+            // The kernel has already closed the socket that was reset.
+            self.reset_leg(leg.other());
+            Outcome::Ended
         } else {
             self.reset()
         }
     }
 
-    /// Looks at the clock: tries the next address, or gives up, when it took too long.
-    pub fn on_time(&mut self, shared: &mut Shared) -> Fate {
-        let elapsed = shared.now.saturating_duration_since(self.since);
-        let patience = shared.settings.connect_timeout;
+    /// Tries the next address, gives up, or closes an idle connection, when its time is over.
+    pub fn check_timeout(&mut self, context: &mut PipeContext) -> Outcome {
+        let elapsed = context.now.saturating_duration_since(self.since);
+        let limit = context.settings.connect_timeout;
         match &self.state {
-            State::Relaying(_) => {
-                if shared.settings.idle_timeout.is_some_and(|limit| elapsed >= limit) {
+            ConnectionState::Relaying(_) => {
+                if context.settings.idle_timeout.is_some_and(|limit| elapsed >= limit) {
                     let client = Canonical(self.client_address);
-                    shared.notes.add(Trouble::Idle, shared.now, || format!("closed the idle connection of {client}"));
+                    context
+                        .log
+                        .failure(Failure::Idle, context.now, || format!("closed the idle connection of {client}"));
                     return self.reset();
                 }
             }
-            _ if elapsed < patience => {}
-            State::Connecting { .. } => {
-                let State::Connecting { mut candidates, .. } = self.take_state() else { return Fate::Lives };
+            _ if elapsed < limit => {}
+            ConnectionState::Connecting { .. } => {
+                let ConnectionState::Connecting { mut candidates, .. } = self.take_state() else {
+                    return Outcome::Continues;
+                };
                 candidates.index += 1;
-                return self.connect(candidates, Some(ErrorKind::TimedOut.into()), shared);
+                return self.connect(candidates, Some(ErrorKind::TimedOut.into()), context);
             }
-            State::Resolving => return self.gave_up("resolving the target takes too long", shared),
-            State::Starved(_) => return self.gave_up("no descriptor for a connection to the target", shared),
+            ConnectionState::Resolving => return self.give_up("resolving the target takes too long", context),
+            ConnectionState::Starved(_) => {
+                return self.give_up("no descriptor for a connection to the target", context);
+            }
         }
-        Fate::Lives
+        Outcome::Continues
     }
 
-    fn gave_up(&self, text: &str, shared: &Shared) -> Fate {
-        shared.notes.add(Trouble::Connect, shared.now, || text.into());
+    fn give_up(&self, text: &str, context: &PipeContext) -> Outcome {
+        context.log.failure(Failure::Connect, context.now, || text.into());
         self.reset()
     }
 
-    /// Whether it may run into a timeout.
-    pub fn needs_clock(&self, shared: &Shared) -> bool {
-        !matches!(self.state, State::Relaying(_)) || shared.settings.idle_timeout.is_some()
+    /// Whether the connection can run into a timeout in its present state.
+    pub fn may_time_out(&self, context: &PipeContext) -> bool {
+        !matches!(self.state, ConnectionState::Relaying(_)) || context.settings.idle_timeout.is_some()
     }
 
-    /// Has both sockets tell their peers, when they are closed, that the stream is not whole.
-    pub fn reset(&self) -> Fate {
-        self.reset_side(Side::Client);
-        self.reset_side(Side::Target);
-        Fate::Ended
+    /// Makes both sockets send a reset when they are closed, which tells their peers that the stream is not whole.
+    pub fn reset(&self) -> Outcome {
+        self.reset_leg(Leg::Client);
+        self.reset_leg(Leg::Target);
+        Outcome::Ended
     }
 
-    fn reset_side(&self, side: Side) {
-        let stream = match (side, &self.state) {
-            (Side::Client, _) => &self.client.stream,
-            (Side::Target, State::Relaying(relay)) => &relay.target.stream,
-            (Side::Target, _) => return,
+    fn reset_leg(&self, leg: Leg) {
+        let stream = match (leg, &self.state) {
+            (Leg::Client, _) => &self.client.stream,
+            (Leg::Target, ConnectionState::Relaying(relay)) => &relay.target.stream,
+            (Leg::Target, _) => return,
         };
-        // The peer may be gone already; then there is nobody to tell.
+        // Fails when the peer is already gone; then there is no one to tell.
         let _ = setsockopt(stream, Linger, &linger { l_onoff: 1, l_linger: 0 });
     }
 
-    /// The state by value; the caller puts the next one in its place, or ends the connection.
-    fn take_state(&mut self) -> State {
-        std::mem::replace(&mut self.state, State::Resolving)
+    /// Takes the state out; the caller puts the next one in its place, or ends the connection.
+    fn take_state(&mut self) -> ConnectionState {
+        std::mem::replace(&mut self.state, ConnectionState::Resolving)
     }
 }

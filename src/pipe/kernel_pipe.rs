@@ -1,8 +1,8 @@
-//! The kernel's pipes that bytes are spliced through, and the pool that bounds their number.
+//! The kernel pipes (pipe(7)) through which bytes are spliced, and the pool that limits their number.
 //!
-//! pipe(7): a pipe has slots of a page or a piece of a packet each, 16 of them unless F_SETPIPE_SZ makes it larger.
-//! Above /proc/sys/fs/pipe-user-pages-soft an unprivileged user's pipes shrink to a page or two, which is worse than
-//! copying; such a pipe is given up.
+//! A pipe has slots, 16 unless F_SETPIPE_SZ makes it larger; each holds a page or a piece of a packet. Once an
+//! unprivileged user exceeds /proc/sys/fs/pipe-user-pages-soft, the kernel makes new pipes of a page or two. Those are
+//! slower than copying, so the pool closes them.
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -12,32 +12,33 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 
-/// The size that is asked for: the most that an unprivileged user may have (/proc/sys/fs/pipe-max-size).
+/// The size of a pipe: by default the most that an unprivileged user may have (/proc/sys/fs/pipe-max-size).
 pub const PIPE_BYTES: usize = 1 << 20;
 
-/// A pipe of fewer slots than this costs more than a copy.
+/// A pipe that holds fewer bytes than this costs more than a copy.
 const WORTHWHILE_BYTES: i32 = 1 << 16;
 
-/// Pipes of one pool at most, in use and spare: 32 MiB, half of what an unprivileged user may have in full-size pipes.
+/// The most pipes of one pool, in use and spare: 32 MiB, half of what an unprivileged user may have in pipes of full
+/// size.
 const POOL_SIZE: usize = 32;
 
-/// One pipe of the kernel, and how many bytes wait in it.
+/// One kernel pipe, and the number of bytes in it.
 #[derive(Debug)]
 pub struct KernelPipe {
     read_end: OwnedFd,
     write_end: OwnedFd,
     held: usize,
-    /// One share for each pipe there is: the pool counts them.
+    /// The pool counts its pipes by the clones of this.
     _share: Rc<()>,
 }
 
 impl KernelPipe {
-    /// Bytes that were taken from a source and not delivered yet.
+    /// The number of bytes that were read from a source and are not yet delivered.
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Takes at most `most` bytes from `source`; 0 is said at its end, but also before an urgent byte.
+    /// Splices at most `most` bytes from `source`. 0 means the end of stream, or an urgent byte next.
     pub fn fill(&mut self, source: &TcpStream, most: usize) -> Result<usize, Errno> {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         let bytes = splice(source, None, &self.write_end, None, most, flags)?;
@@ -45,8 +46,8 @@ impl KernelPipe {
         Ok(bytes)
     }
 
-    /// Hands what it holds to `destination`, as far as there is room. A last packet that is not full stays there until
-    /// more comes or it is [pushed](super::socket::push).
+    /// Splices the bytes in the pipe to `destination`, as far as there is room. The kernel holds back a last packet
+    /// that is not full, until more bytes come or [`flush_corked`](super::socket::flush_corked) sends it.
     pub fn drain(&mut self, destination: &TcpStream) -> Result<usize, Errno> {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MORE;
         let bytes = splice(&self.read_end, None, destination, None, self.held, flags)?;
@@ -55,17 +56,18 @@ impl KernelPipe {
     }
 }
 
-/// Lends pipes to flows for as long as they have bytes in one.
+/// Lends pipes to transfers, each while it holds bytes.
 #[derive(Debug, Default)]
 pub struct Pool {
     spare: Vec<KernelPipe>,
     share: Rc<()>,
-    /// The kernel gave no pipe of a useful size; asked again after the spare ones were let go.
+    /// Whether the kernel last gave no pipe of a useful size. Tried again after [`Pool::close_spare`].
     refused: bool,
 }
 
 impl Pool {
-    /// An empty pipe, the one last given back first: its slots are in the processor's cache. `None` means copy.
+    /// An empty pipe; `None` means that there is none, so copy. The pipe that was returned last goes first, since its
+    /// slots are in the CPU's cache.
     pub fn lend(&mut self) -> Option<KernelPipe> {
         if let Some(pipe) = self.spare.pop() {
             return Some(pipe);
@@ -80,21 +82,21 @@ impl Pool {
 
     fn make(&self) -> Option<KernelPipe> {
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
-        // Where the larger size is not allowed, the one it was born with may do.
+        // If the kernel does not allow this size, the size that the pipe has may be enough.
         let _ = fcntl(&write_end, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES as i32));
         let size = fcntl(&write_end, FcntlArg::F_GETPIPE_SZ).ok()?;
         (size >= WORTHWHILE_BYTES).then(|| KernelPipe { read_end, write_end, held: 0, _share: Rc::clone(&self.share) })
     }
 
-    /// Takes back a pipe. One that still holds bytes is closed: they belong to a connection that is no more.
+    /// Takes back a pipe. Closes one that still holds bytes: they belong to a connection that has ended.
     pub fn take_back(&mut self, pipe: KernelPipe) {
         if pipe.held == 0 {
             self.spare.push(pipe);
         }
     }
 
-    /// Closes the spare pipes: somebody needs their descriptors more.
-    pub fn let_go(&mut self) {
+    /// Closes the spare pipes, because connections need the descriptors.
+    pub fn close_spare(&mut self) {
         self.spare.clear();
         self.refused = false;
     }

@@ -1,21 +1,44 @@
-//! The TCP pipe: listens on a port, forwards every connection to a target, and counts what it delivers.
+//! The TCP pipe: listens on a port, forwards every connection to a target, and counts the bytes that it delivers.
 //!
-//! One thread serves all connections of a pipe with epoll(7); many pipes may run in one process. [`Pipe::bind`] starts
-//! one, and as a [`Source`] it tells how many bytes went each way: *in* is from the clients towards the target, as it
-//! always was. Bytes are those of the streams, without the headers that the monitor's figures contain.
+//! One thread serves all connections of a pipe with epoll(7); a process can run many pipes. [`Pipe::bind`] starts one.
+//! As a [`Source`] it reports the bytes delivered each way: *in* is from the clients to the target, *out* is from the
+//! target to the clients, as in the original program. They are payload bytes; the monitor's figures contain headers
+//! too.
 //!
-//! Where to read on: `connection.rs` is the life of one connection, `flow.rs` how its bytes move, `engine.rs` the thread.
+//! The life of one connection, and the file of each part:
+//!
+//! ```text
+//!  client                         the pipe's thread (event_loop.rs)                              target
+//!
+//!  connect(2) ──▶ listener (socket.rs) ──▶ accept(2) ──▶ Connection (connection.rs), in the slab (slab.rs)
+//!                                           ├─ looks up the target's addresses (resolve.rs)
+//!                                           └─ connects to one after the other (socket.rs) ─────▶ accept(2)
+//!
+//!  socket ══ Way::In ═══▶ read and write, or splice(2) ▶ kernel pipe ▶ splice(2) ═══════════════▶ socket
+//!         ◀══ Way::Out ══ the same, the other way  (transfer.rs, kernel_pipe.rs)  ═══════════════
+//!                         one turn at a time, within the limit (shaping.rs)
+//!
+//!  end of stream (FIN) ──▶ is forwarded; the other way stays open (half-close)
+//!  reset (RST) ──────────▶ the bytes before it are forwarded, then the other socket is reset
+//! ```
+//!
+//! # Where to read on
+//!
+//! Begin with `connection.rs`, the states of a connection, then `transfer.rs`, how its bytes move, and `event_loop.rs`,
+//! the thread that calls both. `shaping.rs` has the order of the turns and the limit, `mailbox.rs` the messages of
+//! other threads to that thread, `log.rs` the lines that it reports, `cpu.rs` the CPU that it runs on.
 
 mod connection;
-mod engine;
-mod flow;
+mod cpu;
+mod event_loop;
 mod kernel_pipe;
-mod notes;
-mod processor;
+mod log;
+mod mailbox;
 mod resolve;
 mod shaping;
 mod slab;
 mod socket;
+mod transfer;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -29,32 +52,34 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::traffic::source::{Reading, Source};
-use connection::Direction;
-use engine::{Engine, Mailbox, Message};
-use notes::Notes;
+use crate::traffic::subject::Subject;
+use connection::Way;
+use event_loop::PipeThread;
+use log::PipeLog;
+use mailbox::{Mailbox, PipeMessage};
 
-/// What a pipe is to do.
+/// Where a pipe listens, where it forwards to, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct PipeSettings {
     /// The address to listen on; `None` is all of them, IPv4 and IPv6.
     pub bind: Option<IpAddr>,
-    /// The port to listen on; 0 is any that is free.
+    /// The port to listen on; 0 lets the kernel choose a free one.
     pub port: u16,
-    /// A name, an IPv4 or an IPv6 address to forward to.
+    /// The host to forward to: a name, an IPv4 or an IPv6 address.
     pub target_host: String,
     /// The port to forward to.
     pub target_port: u16,
-    /// The most that all connections together may move in each direction; `None` is no limit.
+    /// The most bytes per second that all connections together may move in each direction; `None` is no limit.
     pub limit_bytes_per_s: Option<NonZeroU64>,
-    /// With so many connections open, further ones wait in the kernel's queue until one closes.
+    /// With this many connections open, further ones wait in the kernel's accept queue until one closes.
     pub max_connections: Option<NonZeroUsize>,
-    /// How long each address of the target has to answer, and the look-up of its name.
+    /// How long the lookup of the target's name may take, and each attempt to connect to one of its addresses.
     pub connect_timeout: Duration,
-    /// Connections in which nothing moves for so long are closed; `None` keeps them.
+    /// Connections in which nothing moves for this long are closed; `None` keeps them.
     pub idle_timeout: Option<Duration>,
 }
 
-impl Settings {
+impl PipeSettings {
     /// From `port` of all addresses to `target_port` of `target_host`, without limits, with 10 s to connect.
     pub fn new(port: u16, target_host: impl Into<String>, target_port: u16) -> Self {
         Self {
@@ -75,92 +100,94 @@ impl Settings {
     }
 }
 
-/// What a pipe has delivered since it was made, and what it is doing; written by its thread, read by anyone.
+/// The bytes that a pipe has delivered since it was bound, each way, and its open connections. The pipe's thread writes
+/// them, other threads read them.
 #[derive(Debug, Default)]
-struct Counters {
+struct PipeStats {
     bytes: [AtomicU64; 2],
     connections: AtomicUsize,
 }
 
-impl Counters {
-    fn delivered(&self, direction: Direction) -> &AtomicU64 {
-        &self.bytes[direction as usize]
+impl PipeStats {
+    fn delivered(&self, way: Way) -> &AtomicU64 {
+        &self.bytes[way as usize]
     }
 }
 
-/// A pipe that is running. Dropping it closes its connections.
+/// A running pipe. Dropping it resets its connections.
 #[derive(Debug)]
 pub struct Pipe {
-    name: Arc<[u8]>,
+    subject: Arc<Subject>,
     local_address: SocketAddr,
-    counters: Arc<Counters>,
-    notes: Arc<Notes>,
+    stats: Arc<PipeStats>,
+    log: Arc<PipeLog>,
     mailbox: Mailbox,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Pipe {
-    /// Listens, and forwards from now on.
+    /// Opens the port and starts the thread that forwards its connections.
     ///
     /// # Errors
-    /// When the port cannot be listened on (in use, not allowed), with the address in the message, or the kernel gives no
-    /// thread. What fails later is an error of [`Source::read`].
-    pub fn bind(settings: Settings) -> Result<Self> {
+    /// When the port is in use or not permitted, with the address in the message, or when the kernel gives no thread. A
+    /// failure of the running thread is an error of [`Source::read`].
+    pub fn bind(settings: PipeSettings) -> Result<Self> {
         let name = settings.name();
         ensure!(!settings.target_host.is_empty(), "{name}: no host to forward to");
         let listener = socket::listener(settings.bind, settings.port)?;
-        let local_address = listener.local_addr().context("cannot tell the listener's address")?;
-        let counters = Arc::new(Counters::default());
-        let notes = Arc::new(Notes::new(name.escape_debug().to_string()));
+        let local_address = listener.local_addr().context("cannot read the listener's address")?;
+        let stats = Arc::new(PipeStats::default());
+        let log = Arc::new(PipeLog::new(name.escape_debug().to_string()));
         if settings.port == 0 {
-            notes.say(&format!("listens on port {}", local_address.port()));
+            log.line(&format!("listens on port {}", local_address.port()));
         }
-        let (mailbox, letters) = Mailbox::new()?;
-        let engine = Engine {
+        let (mailbox, inbox) = Mailbox::new()?;
+        let thread = PipeThread {
             listener,
             settings,
-            counters: Arc::clone(&counters),
-            notes: Arc::clone(&notes),
+            stats: Arc::clone(&stats),
+            log: Arc::clone(&log),
             mailbox: mailbox.clone(),
-            letters,
+            inbox,
         };
         let thread = std::thread::Builder::new()
             .name(format!("pipe-{}", local_address.port()))
-            .spawn(move || engine.run())
+            .spawn(move || thread.run())
             .context("cannot start the pipe's thread")?;
-        Ok(Self { name: name.into_bytes().into(), local_address, counters, notes, mailbox, thread: Some(thread) })
+        let subject = Arc::new(Subject::Named(name.into_bytes().into()));
+        Ok(Self { subject, local_address, stats, log, mailbox, thread: Some(thread) })
     }
 
-    /// The name under which the traffic is shown.
-    pub fn name(&self) -> &Arc<[u8]> {
-        &self.name
+    /// The subject to which the traffic is credited: the pipe's [name](PipeSettings::name).
+    pub fn subject(&self) -> &Arc<Subject> {
+        &self.subject
     }
 
-    /// Where it listens, with the real port where 0 was asked for.
+    /// The address that the pipe listens on, with the port that the kernel chose where the settings say 0.
     pub fn local_address(&self) -> SocketAddr {
         self.local_address
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
-        self.counters.connections.load(Ordering::Relaxed)
+        self.stats.connections.load(Ordering::Relaxed)
     }
 
-    /// Closes the port. Connections that are open go on; with the last of them the pipe is
-    /// [finished](Pipe::is_finished). The port is closed when this returns.
+    /// Closes the port; it is closed when this returns. Open connections go on; when the last of them ends, the pipe is
+    /// [finished](Pipe::is_finished).
     pub fn stop_accepting(&self) {
         let (done, wait) = mpsc::channel();
-        self.mailbox.send(Message::StopAccepting(done));
-        // An error means that the thread is gone, and its listener with it.
+        self.mailbox.send(PipeMessage::StopAccepting(done));
+        // An error means that the thread has ended, and closed its listener.
         let _ = wait.recv();
     }
 
     /// Closes the port and resets all connections.
     pub fn close(&self) {
-        self.mailbox.send(Message::Close);
+        self.mailbox.send(PipeMessage::Close);
     }
 
-    /// Whether the pipe has stopped accepting and the last connection has closed.
+    /// Whether the pipe has stopped accepting and its last connection has ended.
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -178,25 +205,25 @@ impl Drop for Pipe {
 impl Source for Pipe {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
-            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.name.escape_ascii()))??;
+            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.subject.label().escape_ascii()))??;
         }
         Ok(vec![Reading {
-            name: Arc::clone(&self.name),
-            bytes_in: self.counters.delivered(Direction::In).load(Ordering::Relaxed),
-            bytes_out: self.counters.delivered(Direction::Out).load(Ordering::Relaxed),
+            subject: Arc::clone(&self.subject),
+            bytes_in: self.stats.delivered(Way::In).load(Ordering::Relaxed),
+            bytes_out: self.stats.delivered(Way::Out).load(Ordering::Relaxed),
         }])
     }
 
     fn notes(&mut self) -> Vec<String> {
-        self.notes.take(Instant::now())
+        self.log.take_lines(Instant::now())
     }
 }
 
-/// Allows this process as many descriptors as its hard limit permits: each connection takes two.
+/// Raises this process's limit of descriptors to its hard limit: each connection takes two.
 ///
 /// # Errors
 /// When the limit cannot be read or changed.
-pub fn raise_descriptor_limit() -> Result<()> {
+pub(crate) fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of descriptors")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of descriptors")
 }

@@ -1,54 +1,56 @@
-//! Where a pipe leads: the addresses of its target.
+//! The target that a pipe forwards to, and its addresses.
 //!
-//! A name is looked up by the C library (getaddrinfo(3)) in a thread of its own, one look-up at a time, since it may take
-//! minutes. The answer serves the connections of the next seconds; it carries no lifetime that would say how long.
+//! The C library looks a name up (getaddrinfo(3)). That may take minutes, so it happens in a thread of its own, one
+//! lookup at a time. The connections of the next seconds use the result too; getaddrinfo(3) does not return its time to
+//! live.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an answer is used.
-const FRESH: Duration = Duration::from_secs(5);
+/// How long the result of a lookup is used.
+const LIFETIME: Duration = Duration::from_secs(5);
 
-/// What became of a look-up: addresses in the order to try them, at least one, or why there are none.
-pub type Answer = Result<Arc<[SocketAddr]>, String>;
+/// The result of a lookup: at least one address, in the order in which to try them, or why there is none.
+pub type Resolution = Result<Arc<[SocketAddr]>, String>;
 
-/// The host and port that a pipe leads to.
+/// The host and port that a pipe forwards to.
 #[derive(Debug)]
 pub struct Target {
     host: String,
     port: u16,
-    known: Option<Known>,
-    asked: bool,
+    cached: Option<CachedAddresses>,
+    is_looking_up: bool,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedAddresses {
     addresses: Arc<[SocketAddr]>,
-    /// `None`: the host is an address, which stays the same.
-    until: Option<Instant>,
+    /// `None` if the host is an address itself, which does not change.
+    expires: Option<Instant>,
 }
 
 impl Target {
-    /// A target that is an address in text (IPv6 also in brackets) or a name.
+    /// The target `host`:`port`, where `host` is a name or an address (IPv6 also in brackets).
     pub fn new(host: &str, port: u16) -> Self {
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        let known = host
-            .parse()
-            .ok()
-            .map(|address: IpAddr| Known { addresses: [SocketAddr::new(address, port)].into(), until: None });
-        Self { host: host.into(), port, known, asked: false }
+        let cached = host.parse().ok().map(|address: IpAddr| CachedAddresses {
+            addresses: [SocketAddr::new(address, port)].into(),
+            expires: None,
+        });
+        Self { host: host.into(), port, cached, is_looking_up: false }
     }
 
-    /// The addresses to try, if they are known. If not, [`ask`](Target::ask).
-    pub fn known(&self, now: Instant) -> Option<Arc<[SocketAddr]>> {
-        let known = self.known.as_ref().filter(|known| known.until.is_none_or(|until| now < until))?;
-        Some(Arc::clone(&known.addresses))
+    /// The addresses to try, if they are known. If not, [look them up](Target::look_up).
+    pub fn addresses(&self, now: Instant) -> Option<Arc<[SocketAddr]>> {
+        let cached = self.cached.as_ref().filter(|cached| cached.expires.is_none_or(|expires| now < expires))?;
+        Some(Arc::clone(&cached.addresses))
     }
 
-    /// Has the name looked up, unless that is being done; `deliver` is given the answer, in another thread.
-    pub fn ask(&mut self, deliver: impl FnOnce(Answer) + Send + 'static) {
-        if self.asked {
+    /// Starts a thread that looks the name up and calls `deliver` with the result, unless such a thread is at work
+    /// already.
+    pub fn look_up(&mut self, deliver: impl FnOnce(Resolution) + Send + 'static) {
+        if self.is_looking_up {
             return;
         }
         let (host, port) = (self.host.clone(), self.port);
@@ -59,37 +61,39 @@ impl Target {
                 Err(error) => Err(error.to_string()),
             });
         };
-        // Without a thread there is no answer: who waits for it gets that of a later look-up, or runs into the timeout.
-        self.asked = std::thread::Builder::new().name("resolver".into()).spawn(look_up).is_ok();
+        // Without a thread this lookup gives no result. The connections that wait for it get that of a later one, or
+        // run into their timeout.
+        self.is_looking_up = std::thread::Builder::new().name("resolver".into()).spawn(look_up).is_ok();
     }
 
-    /// Takes an answer in. A failed look-up leaves the addresses of the one before in use.
-    pub fn answered(&mut self, answer: Answer, now: Instant) -> Answer {
-        self.asked = false;
-        let until = Some(now + FRESH);
-        let addresses = match (answer, &self.known) {
+    /// Stores the result of a lookup. If it failed, the addresses of the one before stay in use. Returns what is in use
+    /// now.
+    pub fn store(&mut self, resolution: Resolution, now: Instant) -> Resolution {
+        self.is_looking_up = false;
+        let expires = Some(now + LIFETIME);
+        let addresses = match (resolution, &self.cached) {
             (Ok(addresses), _) => addresses,
-            (Err(_), Some(known)) => Arc::clone(&known.addresses),
+            (Err(_), Some(cached)) => Arc::clone(&cached.addresses),
             (Err(error), None) => return Err(error),
         };
-        self.known = Some(Known { addresses: Arc::clone(&addresses), until });
+        self.cached = Some(CachedAddresses { addresses: Arc::clone(&addresses), expires });
         Ok(addresses)
     }
 
-    /// The address of a connection that came about is the first to be tried by the next ones.
-    pub fn worked(&mut self, address: SocketAddr) {
-        if let Some(known) = &mut self.known
-            && known.addresses.first() != Some(&address)
+    /// Makes `address`, which accepted a connection, the first that the next connections try.
+    pub fn prefer(&mut self, address: SocketAddr) {
+        if let Some(cached) = &mut self.cached
+            && cached.addresses.first() != Some(&address)
         {
-            let others = known.addresses.iter().copied().filter(|other| *other != address);
-            known.addresses = std::iter::once(address).chain(others).collect();
+            let others = cached.addresses.iter().copied().filter(|other| *other != address);
+            cached.addresses = std::iter::once(address).chain(others).collect();
         }
     }
 
-    /// None of the addresses answered: the next connection looks them up again.
-    pub fn failed(&mut self) {
-        if self.known.as_ref().is_some_and(|known| known.until.is_some()) {
-            self.known = None;
+    /// Forgets the addresses, none of which accepted a connection: the next connection looks them up again.
+    pub fn all_failed(&mut self) {
+        if self.cached.as_ref().is_some_and(|cached| cached.expires.is_some()) {
+            self.cached = None;
         }
     }
 }

@@ -1,40 +1,41 @@
-//! Whose turn it is in one direction of a pipe, and how many bytes the limit lets it have.
+//! The turns of the transfers of one direction, and the limit on their bytes.
 //!
-//! All flows of a direction that have more to move stand in one queue. Without a limit each gets a turn as soon as the
-//! events are handled. With one, a token bucket (RFC 2697 is a description of the idea) gives out equal turns, one flow after the
-//! other, until it is empty; then nothing is read until the clock has filled it again.
+//! All transfers of a direction that have more to move wait in one queue. Without a limit each gets a turn as soon as
+//! the events are handled. With a limit, a token bucket (RFC 2697 describes the idea) gives the transfers equal turns,
+//! one after the other, until it is empty; then the pipe reads nothing until time has filled it again.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use super::slab::Id;
+use super::slab::ConnectionId;
 
-/// What a flow may move before others have their turn.
+/// The most bytes that a transfer may move in one turn.
 const TURN_BYTES: usize = 1 << 20;
 
-/// The same where a limit makes many flows share little.
+/// The same with a limit, of which each transfer then gets a small share.
 const SHAPED_TURN_BYTES: f64 = 65536.0;
 
-/// Tokens are given out in portions of so much time, so that a limit costs no more than 50 wake-ups a second.
+/// The bucket gives out tokens in portions worth this time, so that a limit costs at most 50 wake-ups a second.
 const PORTION_S: f64 = 0.02;
 
-/// Portions of fewer bytes would be all header.
+/// The smallest portion: packets of fewer bytes would be all header.
 const PORTION_BYTES: f64 = 64.0;
 
-/// The most that is saved up: a late wake-up loses nothing, and a start from idle stays within 1 % over ten seconds.
+/// The time whose tokens the bucket can hold: a late wake-up loses none, and a start from idle stays within 1 % of the
+/// limit over ten seconds.
 const CAPACITY_S: f64 = 0.06;
 
-/// A token bucket; one token is one byte. Starts empty.
+/// A token bucket, empty at first. A token is one byte.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     bytes_per_s: f64,
-    /// Negative when more was moved than there were tokens.
+    /// Negative when transfers have moved more bytes than there were tokens.
     tokens: f64,
     filled_at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn new(limit_bytes_per_s: NonZeroU64, now: Instant) -> Self {
         Self { bytes_per_s: limit_bytes_per_s.get() as f64, tokens: 0.0, filled_at: now }
     }
@@ -43,7 +44,7 @@ impl Bucket {
         (self.bytes_per_s * PORTION_S).max(PORTION_BYTES)
     }
 
-    /// What one flow gets at a time.
+    /// The bytes that one transfer may move in one turn.
     fn turn(&self) -> f64 {
         self.portion().min(SHAPED_TURN_BYTES)
     }
@@ -55,43 +56,44 @@ impl Bucket {
         self.filled_at = self.filled_at.max(now);
     }
 
-    /// How long until a portion is in.
+    /// The time until the bucket holds a portion.
     fn wait(&self) -> Duration {
-        // A wait that is too long to be a Duration does not come from a rate of at least a byte per second.
+        // At one byte per second or more, the time always fits a Duration.
         Duration::try_from_secs_f64((self.portion() - self.tokens) / self.bytes_per_s).unwrap_or_default()
     }
 }
 
-/// The queue of the flows of one direction that have more to move.
+/// The queue of the transfers of one direction that have more to move.
 #[derive(Debug)]
 pub struct Turns {
-    queue: VecDeque<Id>,
-    bucket: Option<Bucket>,
+    queue: VecDeque<ConnectionId>,
+    bucket: Option<TokenBucket>,
 }
 
 impl Turns {
-    /// An empty queue; no limit means as fast as it goes.
+    /// An empty queue; `None` is no limit.
     pub fn new(limit_bytes_per_s: Option<NonZeroU64>, now: Instant) -> Self {
-        Self { queue: VecDeque::new(), bucket: limit_bytes_per_s.map(|limit| Bucket::new(limit, now)) }
+        Self { queue: VecDeque::new(), bucket: limit_bytes_per_s.map(|limit| TokenBucket::new(limit, now)) }
     }
 
-    /// What a flow may move without queueing.
-    pub fn at_once(&self) -> usize {
+    /// The bytes that a transfer may move without queueing.
+    pub fn immediate_allowance(&self) -> usize {
         if self.bucket.is_some() { 0 } else { TURN_BYTES }
     }
 
-    /// Puts a flow at the end of the queue.
-    pub fn push(&mut self, id: Id) {
+    /// Puts a transfer at the end of the queue.
+    pub fn push(&mut self, id: ConnectionId) {
         self.queue.push_back(id);
     }
 
-    /// How many are in the queue.
+    /// The number of transfers in the queue.
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    /// Takes the first of the queue and says how many bytes it may move, if that is any now.
-    pub fn next(&mut self, now: Instant) -> Option<(Id, usize)> {
+    /// Takes the first transfer out of the queue, with the bytes that it may move; `None` if the queue is empty or the
+    /// bucket has too few tokens.
+    pub fn next(&mut self, now: Instant) -> Option<(ConnectionId, usize)> {
         let allowance = match &mut self.bucket {
             None => TURN_BYTES,
             Some(bucket) => {
@@ -106,14 +108,14 @@ impl Turns {
         Some((self.queue.pop_front()?, allowance))
     }
 
-    /// Takes the tokens for what a flow moved.
+    /// Takes from the bucket the tokens for the bytes that a transfer has moved.
     pub fn charge(&mut self, bytes: usize) {
         if let Some(bucket) = &mut self.bucket {
             bucket.tokens -= bytes as f64;
         }
     }
 
-    /// How long until [`Turns::next`] has one to give; `None` when nobody waits.
+    /// The time until [`Turns::next`] returns a transfer; `None` if the queue is empty.
     pub fn wait(&mut self, now: Instant) -> Option<Duration> {
         if self.queue.is_empty() {
             return None;
@@ -128,14 +130,14 @@ impl Turns {
 mod tests {
     use super::*;
 
-    /// Runs `flows` flows that always have more for ten seconds of an injected clock; returns what each moved.
-    fn ten_seconds(limit: u64, flows: u32) -> Vec<u64> {
+    /// Runs `transfers` transfers that always have more to move, for ten simulated seconds; returns the bytes of each.
+    fn ten_seconds(limit: u64, transfers: u32) -> Vec<u64> {
         let start = Instant::now();
         let mut now = start;
         let mut turns = Turns::new(NonZeroU64::new(limit), now);
-        let mut moved = vec![0_u64; flows as usize];
-        for index in 0..flows {
-            turns.push(Id::first(index));
+        let mut moved = vec![0_u64; transfers as usize];
+        for index in 0..transfers {
+            turns.push(ConnectionId::first(index));
         }
         while now < start + Duration::from_secs(10) {
             while let Some((id, allowance)) = turns.next(now) {
@@ -145,36 +147,36 @@ mod tests {
             }
             let wait = turns.wait(now).unwrap();
             assert!(wait >= Duration::from_micros(100), "busy waiting: {wait:?}");
-            // epoll_wait(2) wakes on the millisecond after, and a busy machine a little later.
+            // epoll_wait(2) returns at the next whole millisecond, on a busy machine a little later.
             now += wait + Duration::from_micros(1700);
         }
         moved
     }
 
     #[test]
-    fn a_limit_is_met_within_a_hundredth_by_one_flow_and_by_fifty() {
+    fn one_transfer_and_fifty_meet_a_limit_within_one_percent() {
         for limit in [1024, 20 * 1024, 1024 * 1024, 300 * 1024 * 1024] {
-            for flows in [1, 50] {
-                let moved: u64 = ten_seconds(limit, flows).iter().sum();
+            for transfers in [1, 50] {
+                let moved: u64 = ten_seconds(limit, transfers).iter().sum();
                 let share = moved as f64 / (limit as f64 * 10.0);
-                assert!((0.99..=1.01).contains(&share), "{limit} bytes/s, {flows} flows: {share}");
+                assert!((0.99..=1.01).contains(&share), "{limit} bytes/s, {transfers} transfers: {share}");
             }
         }
     }
 
     #[test]
-    fn flows_share_alike() {
+    fn transfers_share_a_limit_equally() {
         let moved = ten_seconds(1024 * 1024, 50);
         let (least, most) = (moved.iter().min().unwrap(), moved.iter().max().unwrap());
         assert!(most - least <= 65536, "{least} to {most}");
     }
 
     #[test]
-    fn idle_time_is_not_saved_up() {
+    fn idle_time_does_not_fill_the_bucket_beyond_its_capacity() {
         let now = Instant::now();
         let mut turns = Turns::new(NonZeroU64::new(100_000), now);
         let later = now + Duration::from_secs(3600);
-        turns.push(Id::first(0));
+        turns.push(ConnectionId::first(0));
         let mut moved = 0;
         while let Some((id, allowance)) = turns.next(later) {
             moved += allowance;
@@ -185,23 +187,23 @@ mod tests {
     }
 
     #[test]
-    fn a_debt_is_paid_back() {
+    fn tokens_that_were_overdrawn_are_missing_later() {
         let now = Instant::now();
         let mut turns = Turns::new(NonZeroU64::new(1000), now);
-        turns.push(Id::first(0));
+        turns.push(ConnectionId::first(0));
         turns.charge(5000);
         assert_eq!(turns.next(now + Duration::from_secs(5)), None);
         assert!(turns.next(now + Duration::from_millis(5100)).is_some());
     }
 
     #[test]
-    fn without_a_limit_everyone_has_a_turn_at_once() {
+    fn without_a_limit_every_transfer_has_a_turn_at_once() {
         let now = Instant::now();
         let mut turns = Turns::new(None, now);
         assert_eq!(turns.wait(now), None);
-        turns.push(Id::first(7));
+        turns.push(ConnectionId::first(7));
         assert_eq!(turns.wait(now), Some(Duration::ZERO));
-        assert_eq!(turns.next(now), Some((Id::first(7), TURN_BYTES)));
+        assert_eq!(turns.next(now), Some((ConnectionId::first(7), TURN_BYTES)));
         assert_eq!(turns.next(now), None);
     }
 }

@@ -1,41 +1,41 @@
-//! Where the connections are kept, and the names under which epoll(7) and the queues know them.
+//! The slab that holds the connections, and the ids by which epoll(7) and the queues refer to them.
 
-/// A connection's place and which of the connections that ever had this place it is: an event or a turn that comes
-/// late does not reach the wrong one.
+/// A connection's slot, and a generation that tells apart the connections that use this slot one after the other: a
+/// late event or turn does not reach the wrong one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Id {
+pub struct ConnectionId {
     index: u32,
     generation: u32,
 }
 
 /// Which of a connection's two sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The one that was accepted.
+pub enum Leg {
+    /// The accepted one.
     Client,
-    /// The one that was connected.
+    /// The connected one.
     Target,
 }
 
-impl Id {
-    /// Its place, to index with.
+impl ConnectionId {
+    /// The slot's index.
     pub fn index(self) -> usize {
         self.index as usize
     }
 
-    /// The number under which epoll knows one of its sockets.
-    pub fn token(self, side: Side) -> u64 {
-        let side = match side {
-            Side::Client => 0,
-            Side::Target => 1,
+    /// The epoll token of one of the connection's sockets.
+    pub fn token(self, leg: Leg) -> u64 {
+        let leg = match leg {
+            Leg::Client => 0,
+            Leg::Target => 1,
         };
-        u64::from(self.generation) << 32 | u64::from(self.index) << 1 | side
+        u64::from(self.generation) << 32 | u64::from(self.index) << 1 | leg
     }
 
-    /// The connection and socket of a token.
-    pub fn from_token(token: u64) -> (Self, Side) {
-        let side = if token & 1 == 0 { Side::Client } else { Side::Target };
-        (Self { index: (token as u32) >> 1, generation: (token >> 32) as u32 }, side)
+    /// The connection and the socket that a token stands for.
+    pub fn from_token(token: u64) -> (Self, Leg) {
+        let leg = if token & 1 == 0 { Leg::Client } else { Leg::Target };
+        (Self { index: (token as u32) >> 1, generation: (token >> 32) as u32 }, leg)
     }
 
     #[cfg(test)]
@@ -45,62 +45,62 @@ impl Id {
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct Slot<T> {
     generation: u32,
     content: Option<T>,
 }
 
-/// Things in numbered places; a place is used again when its thing has gone.
+/// Values in numbered slots; the slot of a removed value is used again.
 #[derive(Debug)]
 pub struct Slab<T> {
-    places: Vec<Place<T>>,
+    slots: Vec<Slot<T>>,
     free: Vec<u32>,
 }
 
 impl<T> Slab<T> {
-    /// One with no places yet.
+    /// A slab without slots.
     pub fn new() -> Self {
-        Self { places: Vec::new(), free: Vec::new() }
+        Self { slots: Vec::new(), free: Vec::new() }
     }
 
-    /// How many things it holds.
+    /// The number of values.
     pub fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 
-    /// Puts in what `make` makes of its own id.
-    pub fn insert(&mut self, make: impl FnOnce(Id) -> T) -> Id {
+    /// Inserts the value that `make` builds from its id.
+    pub fn insert(&mut self, make: impl FnOnce(ConnectionId) -> T) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, content: None });
-            // Each thing has descriptors, and those are ints.
-            (self.places.len() - 1) as u32
+            self.slots.push(Slot { generation: 0, content: None });
+            // Fits: each connection has descriptors of its own, and a descriptor is an int.
+            (self.slots.len() - 1) as u32
         });
-        let place = &mut self.places[index as usize];
-        let id = Id { index, generation: place.generation };
-        place.content = Some(make(id));
+        let slot = &mut self.slots[index as usize];
+        let id = ConnectionId { index, generation: slot.generation };
+        slot.content = Some(make(id));
         id
     }
 
-    /// The thing, unless it has gone.
-    pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        let place = self.places.get_mut(id.index())?;
-        if place.generation == id.generation { place.content.as_mut() } else { None }
+    /// The value, unless it was removed.
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut T> {
+        let slot = self.slots.get_mut(id.index())?;
+        if slot.generation == id.generation { slot.content.as_mut() } else { None }
     }
 
-    /// Takes the thing out.
-    pub fn remove(&mut self, id: Id) -> Option<T> {
-        let place = self.places.get_mut(id.index()).filter(|place| place.generation == id.generation)?;
-        let content = place.content.take()?;
-        // The highest generation is left to the tokens that are no connection's.
-        place.generation = (place.generation + 1) % (u32::MAX >> 1);
+    /// Removes the value and returns it.
+    pub fn remove(&mut self, id: ConnectionId) -> Option<T> {
+        let slot = self.slots.get_mut(id.index()).filter(|slot| slot.generation == id.generation)?;
+        let content = slot.content.take()?;
+        // The event loop uses tokens of the highest generations for descriptors that belong to no connection.
+        slot.generation = (slot.generation + 1) % (u32::MAX >> 1);
         self.free.push(id.index);
         Some(content)
     }
 
-    /// The ids of all things.
-    pub fn ids(&self) -> Vec<Id> {
-        let used = self.places.iter().enumerate().filter(|(_, place)| place.content.is_some());
-        used.map(|(index, place)| Id { index: index as u32, generation: place.generation }).collect()
+    /// The ids of all values.
+    pub fn ids(&self) -> Vec<ConnectionId> {
+        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.content.is_some());
+        used.map(|(index, slot)| ConnectionId { index: index as u32, generation: slot.generation }).collect()
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_id_does_not_reach_the_next_one_in_its_place() {
+    fn a_stale_id_does_not_reach_the_next_value_in_its_slot() {
         let mut slab = Slab::new();
         let first = slab.insert(|_| 'a');
         assert_eq!(slab.remove(first), Some('a'));
@@ -122,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_names_one_socket() {
+    fn a_token_stands_for_one_socket_of_one_connection() {
         let mut slab = Slab::new();
         let first = slab.insert(|_| ());
         slab.remove(first);
         for id in [slab.insert(|_| ()), slab.insert(|_| ())] {
-            for side in [Side::Client, Side::Target] {
-                assert_eq!(Id::from_token(id.token(side)), (id, side));
+            for leg in [Leg::Client, Leg::Target] {
+                assert_eq!(ConnectionId::from_token(id.token(leg)), (id, leg));
             }
         }
     }

@@ -1,26 +1,27 @@
-//! `runaggregator`: monitors and pipes together, a line for each application, and notifications.
+//! What runaggregator runs: monitors and pipes together, grouped to applications, with notifications.
 
 use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::config::{Configuration, Files, Findings, Mistakes, PipeSettings};
+use super::{Next, Program};
+
+use crate::config::{Configuration, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
 use crate::ledger::Selection;
-use crate::monitor::{self, CountersFrom, Monitor};
+use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier};
-use crate::output::text as report;
+use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::{Pipe, raise_descriptor_limit};
-use crate::program::{Next, Program, Screen};
-use crate::traffic::rates::Usage;
-use crate::traffic::source::{Reading, Source};
+use crate::traffic::rates::Rates;
+use crate::traffic::source::{Facts, Reading, Source};
 
 /// What the command line says.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
-    /// The configuration.
+pub struct AggregatorSettings {
+    /// The configuration files.
     pub files: Files,
-    /// Whether what belongs to no application is grouped by program.
+    /// Whether command lines that belong to no application are grouped by program.
     pub auto_group: bool,
     /// Where the monitors' counters come from.
     pub counters_from: CountersFrom,
@@ -28,55 +29,55 @@ pub struct Settings {
 
 /// The program, for [`run`](crate::program::run).
 pub struct AggregatorProgram {
-    settings: Settings,
+    settings: AggregatorSettings,
     aggregator: Aggregator<Part>,
-    usage: Usage,
+    rates: Rates,
     notifier: Notifier,
     commands: Commands,
     notes: Vec<String>,
 }
 
-/// One of the sources.
+/// One of the sources that are read.
 enum Part {
     /// All sections with `type=monitor`: they share one reading of the kernel.
     Monitor(Box<Monitor>),
     Pipe {
-        settings: Box<PipeSettings>,
+        section: Box<PipeSection>,
         pipe: Pipe,
         stage: Stage,
     },
 }
 
-/// A pipe's life.
+/// How far a pipe's life has gone.
 enum Stage {
     Listening,
-    /// The configuration has it no more; its connections go on.
+    /// The configuration no longer has it; its connections go on.
     Retired,
-    /// They have ended, and its last figures have been read.
+    /// Its connections have ended, and its last figures have been read.
     Over,
 }
 
 impl Part {
     fn monitor(selections: Vec<Selection>, counters_from: CountersFrom) -> Result<Self> {
-        // What is shown are rates, so only what comes from now on is needed.
-        let settings = monitor::Settings { selections, lookback: false, counters_from };
+        // The output shows rates, so only bytes from now on are needed.
+        let settings = MonitorSettings { selections, lookback: false, counters_from };
         Ok(Self::Monitor(Box::new(Monitor::of_this_host(settings)?)))
     }
 
-    fn pipes(settings: Vec<PipeSettings>) -> Result<Vec<Self>, Mistakes> {
-        if !settings.is_empty() {
-            // Without it the pipes work, with fewer connections.
+    fn pipes(sections: Vec<PipeSection>) -> Result<Vec<Self>, InvalidConfiguration> {
+        if !sections.is_empty() {
+            // With the limit as it is the pipes work, too, with fewer connections.
             let _ = raise_descriptor_limit();
         }
-        let mut findings = Findings::default();
+        let mut diagnostics = Diagnostics::default();
         let mut pipes = Vec::new();
-        for settings in settings {
-            match Pipe::bind(settings.pipe.clone()) {
-                Ok(pipe) => pipes.push(Self::Pipe { settings: Box::new(settings), pipe, stage: Stage::Listening }),
-                Err(error) => findings.add(settings.cannot_bind(&error)),
+        for section in sections {
+            match Pipe::bind(section.pipe.clone()) {
+                Ok(pipe) => pipes.push(Self::Pipe { section: Box::new(section), pipe, stage: Stage::Listening }),
+                Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
-        findings.warnings()?;
+        check(diagnostics)?;
         Ok(pipes)
     }
 
@@ -87,13 +88,13 @@ impl Part {
         }
     }
 
-    /// Whether this is a pipe that accepts connections as these settings say.
-    fn is_pipe(&self, wanted: &PipeSettings) -> bool {
-        matches!(self, Self::Pipe { settings, stage: Stage::Listening, .. } if settings.pipe == wanted.pipe)
+    /// Whether this is a pipe that accepts connections as this section asks for.
+    fn is_pipe(&self, wanted: &PipeSection) -> bool {
+        matches!(self, Self::Pipe { section, stage: Stage::Listening, .. } if section.pipe == wanted.pipe)
     }
 
-    /// Whether this is a pipe that accepts connections on the port that these settings want.
-    fn has_port_of(&self, wanted: &PipeSettings) -> bool {
+    /// Whether this is a pipe that accepts connections on the port that this section asks for.
+    fn has_port_of(&self, wanted: &PipeSection) -> bool {
         matches!(self, Self::Pipe { pipe, stage: Stage::Listening, .. } if pipe.local_address().port() == wanted.pipe.port)
     }
 
@@ -123,6 +124,13 @@ impl Source for Part {
     fn notes(&mut self) -> Vec<String> {
         self.source().notes()
     }
+
+    fn facts(&self) -> Facts {
+        match self {
+            Self::Monitor(monitor) => monitor.facts(),
+            Self::Pipe { pipe, .. } => pipe.facts(),
+        }
+    }
 }
 
 impl AggregatorProgram {
@@ -131,7 +139,7 @@ impl AggregatorProgram {
     /// # Errors
     /// Mistakes in the configuration, all of them; ports that cannot be listened on, all of them; or what a
     /// [`Monitor`] cannot do without.
-    pub fn start(settings: Settings) -> Result<Self> {
+    pub fn start(settings: AggregatorSettings) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings } = settings.files.read()?;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
@@ -141,7 +149,7 @@ impl AggregatorProgram {
         Ok(Self {
             settings,
             aggregator: Aggregator::new(grouping, parts),
-            usage: Usage::new(),
+            rates: Rates::new(),
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
@@ -149,17 +157,17 @@ impl AggregatorProgram {
     }
 
     /// Reads the configuration again. Pipes that are in both go on; the connections of others stay until they close.
-    /// Gives what there is to say about it.
+    /// Returns messages for the user.
     ///
     /// # Errors
-    /// As [`start`](Self::start); then everything is as it was.
+    /// As for [`start`](Self::start); then everything is as it was.
     fn reload(&mut self) -> Result<Vec<String>> {
         let configuration = self.settings.files.read()?;
         let mut notes: Vec<String> = configuration.warnings.iter().map(ToString::to_string).collect();
         notes.push(format!("read the configuration again: {configuration}"));
         let Configuration { monitors, applications, notifications, .. } = configuration;
 
-        // First what may fail.
+        // First the steps that may fail.
         let (known, new): (Vec<_>, Vec<_>) =
             monitors.pipes.into_iter().partition(|wanted| self.aggregator.sources().any(|part| part.is_pipe(wanted)));
         let (taken_by_us, free): (Vec<_>, Vec<_>) =
@@ -180,7 +188,7 @@ impl AggregatorProgram {
         }
         match Part::pipes(taken_by_us) {
             Ok(pipes) => parts.extend(pipes),
-            Err(mistakes) => notes.extend(mistakes.to_string().lines().map(str::to_owned)),
+            Err(invalid) => notes.extend(invalid.to_string().lines().map(str::to_owned)),
         }
         parts.into_iter().for_each(|part| self.aggregator.add(part));
         self.aggregator.regroup(Grouping { applications, auto_group: self.settings.auto_group });
@@ -188,7 +196,7 @@ impl AggregatorProgram {
         Ok(notes)
     }
 
-    /// Gives the monitor, if there is one, something else to watch, or nothing any more.
+    /// Makes the monitor, if there is one, count by other selections; ends it if there is none.
     fn select(&mut self, selections: Vec<Selection>) {
         if selections.is_empty() {
             self.aggregator.retain(|part| !matches!(part, Part::Monitor(_)));
@@ -205,44 +213,44 @@ impl AggregatorProgram {
 }
 
 impl Program for AggregatorProgram {
-    fn tick(&mut self, now: Instant) -> Result<Screen> {
-        let mut notes = std::mem::take(&mut self.notes);
+    fn tick(&mut self, at: Moment) -> Result<Frame> {
+        let now = at.monotonic;
+        let mut frame = Frame::at(at);
+        frame.notes = std::mem::take(&mut self.notes);
         let readings = self.aggregator.read(now)?;
-        notes.extend(self.aggregator.notes());
+        frame.notes.extend(self.aggregator.notes());
+        frame.facts = self.aggregator.facts();
         self.aggregator.retain(|part| !part.is_over());
-        let rates = self.usage.rates(now, &readings);
+        (frame.interval, frame.rows) = self.rates.rows(now, readings);
         self.commands.reap();
-        let found = self.notifier.tick(now, &rates);
-        notes.extend(self.notifier.notes());
-        for notification in found {
-            notes.extend(notification.message(&local_time()));
-            notes.extend(self.commands.start(&self.notifier.rules()[notification.rule], &notification).err());
+        frame.notifications = self.notifier.tick(now, &frame.rows);
+        frame.notes.extend(self.notifier.notes());
+        for notification in &mut frame.notifications {
+            let rule = &self.notifier.rules()[notification.rule];
+            notification.command_failure = self.commands.start(rule, notification).err();
         }
-        Ok(Screen { table: report::applications(&rates), notes })
+        Ok(frame)
     }
 
-    fn interrupted(&mut self, screen: &mut Screen) -> Next {
-        screen.table.extend_from_slice(b"Please wait...\n");
+    fn interrupted(&mut self, announcements: &mut Vec<Announcement>) -> Next {
+        announcements.push(Announcement::Ending);
         Next::End
     }
 
-    fn terminated(&mut self, _screen: &mut Screen) -> Next {
+    fn terminated(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
         Next::End
     }
 
-    fn hung_up(&mut self, screen: &mut Screen) -> Next {
-        match self.reload() {
-            Ok(notes) => screen.notes.extend(notes),
+    fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {
+        let notes = match self.reload() {
+            Ok(notes) => notes,
             Err(error) => {
-                screen.notes.extend(format!("{error:#}").lines().map(str::to_owned));
-                screen.notes.push("everything goes on as before".to_owned());
+                let errors = format!("{error:#}");
+                let unchanged = "everything goes on as before".to_owned();
+                errors.lines().map(str::to_owned).chain([unchanged]).collect()
             }
-        }
+        };
+        announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }
-}
-
-/// As in `2012-11-22 10:37:01`.
-fn local_time() -> String {
-    jiff::Zoned::now().strftime("%F %T").to_string()
 }

@@ -1,57 +1,30 @@
-//! The program that shows one source's figures: runmonitor, and runpipe until it is told to end.
-
-use std::time::Instant;
+//! The program that shows the figures of one source: runmonitor, and runpipe until it is told to end.
 
 use anyhow::Result;
 
-use crate::output::text as report;
-use crate::program::{Program, Screen};
-use crate::traffic::rates::Usage;
-use crate::traffic::source::{Reading, Source};
+use super::Program;
+use crate::output::{Frame, Moment};
+use crate::traffic::rates::Rates;
+use crate::traffic::source::Source;
 
-/// A source and what is shown of it.
+/// A source, and what its figures were at the tick before.
 #[derive(Debug)]
-pub struct Figures<S> {
+pub struct OneSource<S> {
     source: S,
-    named: Table,
-    /// What nobody owns, below the table of the names.
-    unowned: Option<Table>,
+    rates: Rates,
+    /// The same of what has no owner, if it is shown.
+    unowned: Option<Rates>,
 }
 
-/// How one table shows readings.
-#[derive(Debug)]
-enum Table {
-    Totals,
-    Rates(Usage),
-}
-
-impl Table {
-    fn lines(&mut self, now: Instant, readings: &[Reading]) -> Vec<u8> {
-        match self {
-            Self::Totals => report::totals(readings),
-            Self::Rates(usage) => report::rates(&usage.rates(now, readings)),
-        }
-    }
-}
-
-impl<S: Source> Figures<S> {
-    /// Shows what each name has moved in all.
-    pub fn totals(source: S) -> Self {
-        Self { source, named: Table::Totals, unowned: None }
+impl<S: Source> OneSource<S> {
+    /// Shows what each subject has moved.
+    pub fn new(source: S) -> Self {
+        Self { source, rates: Rates::new(), unowned: None }
     }
 
-    /// Shows what each name moves per second.
-    pub fn rates(source: S) -> Self {
-        Self { source, named: Table::Rates(Usage::new()), unowned: None }
-    }
-
-    /// Shows also what nobody owns, by the reason.
+    /// Shows also what has no owner, by the reason.
     pub fn with_unowned(self) -> Self {
-        let unowned = match self.named {
-            Table::Totals => Table::Totals,
-            Table::Rates(_) => Table::Rates(Usage::new()),
-        };
-        Self { unowned: Some(unowned), ..self }
+        Self { unowned: Some(Rates::new()), ..self }
     }
 
     /// The source.
@@ -60,12 +33,15 @@ impl<S: Source> Figures<S> {
     }
 }
 
-impl<S: Source> Program for Figures<S> {
-    fn tick(&mut self, now: Instant) -> Result<Screen> {
-        let mut table = self.named.lines(now, &self.source.read(now)?);
+impl<S: Source> Program for OneSource<S> {
+    fn tick(&mut self, at: Moment) -> Result<Frame> {
+        let mut frame = Frame::at(at);
+        (frame.interval, frame.rows) = self.rates.rows(at.monotonic, self.source.read(at.monotonic)?);
         if let Some(unowned) = &mut self.unowned {
-            table.extend(unowned.lines(now, &self.source.unowned()));
+            (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
         }
-        Ok(Screen { table, notes: self.source.notes() })
+        frame.notes = self.source.notes();
+        frame.facts = self.source.facts();
+        Ok(frame)
     }
 }

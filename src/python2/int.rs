@@ -1,33 +1,35 @@
-//! Whole numbers as the original took them, by Python 2's `int()`: ports, thresholds and intervals.
+//! Whole numbers as Python 2's `int()` reads them. The original read ports, thresholds and intervals with it.
 //!
-//! Blanks around the number and after its sign, a `+` and leading zeros are accepted; other bases, fractions, exponents
-//! and separators are not.
+//! It accepts whitespace around the number and after its sign, a `+` and leading zeros, but no other bases, fractions,
+//! exponents or separators.
+//!
+//! Source: <https://docs.python.org/2.7/library/functions.html#int>.
 
 use anyhow::{Context, Result, ensure};
 
-/// Python strips these; other white space, such as U+00A0, is no blank to it.
-const BLANKS: [char; 6] = [' ', '\t', '\n', '\x0b', '\x0c', '\r'];
+/// The characters that Python strips. Other whitespace, such as U+00A0, is an error.
+const WHITESPACE: [char; 6] = [' ', '\t', '\n', '\x0b', '\x0c', '\r'];
 
-/// The number that `text` is.
+/// The number that `text` stands for.
 ///
 /// # Errors
-/// When it is none, or beyond 128 bits, with the text in the message.
-pub fn int(text: &str) -> Result<i128> {
-    let trimmed = text.trim_matches(BLANKS);
+/// If `text` is not a whole number or exceeds 128 bits. The message quotes it.
+pub(crate) fn int(text: &str) -> Result<i128> {
+    let trimmed = text.trim_matches(WHITESPACE);
     let (sign, digits) = match trimmed.strip_prefix('-') {
         Some(rest) => ("-", rest),
         None => ("", trimmed.strip_prefix('+').unwrap_or(trimmed)),
     };
-    let digits = digits.trim_start_matches(BLANKS);
+    let digits = digits.trim_start_matches(WHITESPACE);
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     ensure!(is_number, "'{}' is not a whole number", text.escape_debug());
     format!("{sign}{digits}").parse().with_context(|| format!("{trimmed} is too large"))
 }
 
-/// The port that `text` is.
+/// The port that `text` stands for.
 ///
 /// # Errors
-/// When it is no number or not within 0 to 65535.
+/// If `text` is not a whole number, or not within 0 to 65535.
 pub fn port(text: &str) -> Result<u16> {
     let number = int(text)?;
     u16::try_from(number).ok().with_context(|| format!("port {number} is not within 0 to 65535"))
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_the_original() {
+    fn agrees_with_python_on_all_vectors() {
         let vectors: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/int.json")).unwrap();
         for vector in vectors["vectors"].as_array().unwrap() {
             let input = vector["input"].as_str().unwrap();
@@ -48,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_no_one_can_hold_is_an_error() {
+    fn a_number_beyond_128_bits_is_an_error() {
         assert!(int(&"9".repeat(60)).is_err());
         assert_eq!(int(&format!("{}7", "0".repeat(60))).unwrap(), 7);
     }

@@ -1,5 +1,5 @@
-//! Splits a command into words by the rules of a POSIX shell, as Python's `shlex.split` does: quotes and backslashes,
-//! but no variables, wildcards, pipes or comments. Works on bytes, since a command line need not be UTF-8.
+//! Splits a command into words like Python's `shlex.split()`, by the rules of a POSIX shell: it knows quotes and
+//! backslashes, but no variables, wildcards, pipes or comments. It reads bytes, as a command line need not be UTF-8.
 //!
 //! ```text
 //! mail -s "SSH over the limit" root   →   mail | -s | SSH over the limit | root
@@ -9,12 +9,12 @@
 
 use std::fmt;
 
-/// Why a command cannot be split.
+/// Why a text cannot be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SplitError {
-    /// A quote is opened and never closed.
+    /// No quote closes the one that was opened.
     NoClosingQuotation,
-    /// The text ends in a backslash that has nothing to escape.
+    /// The text ends in a backslash, with no character for it to escape.
     NoEscapedCharacter,
 }
 
@@ -32,22 +32,22 @@ impl std::error::Error for SplitError {}
 /// The words of `text`.
 ///
 /// # Errors
-/// A quote that is not closed, or a backslash at the very end.
+/// If a quote is not closed, or the text ends in a backslash.
 pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, SplitError> {
     let mut rest = text.iter().copied();
     std::iter::from_fn(|| next_word(&mut rest).transpose()).collect()
 }
 
-/// The first word of `text`, if it has one; what follows it may be anything.
+/// The first word of `text`, if it has one. The rest of `text` is not read.
 ///
 /// # Errors
-/// As for [`split`], within the word.
+/// As for [`split`], but only within that word.
 pub fn first_word(text: &[u8]) -> Result<Option<Vec<u8>>, SplitError> {
     next_word(&mut text.iter().copied())
 }
 
 fn next_word(rest: &mut impl Iterator<Item = u8>) -> Result<Option<Vec<u8>>, SplitError> {
-    // None before the word: an empty pair of quotes is a word too.
+    // `None` until a word begins; an empty pair of quotes begins one, too.
     let mut word: Option<Vec<u8>> = None;
     while let Some(byte) = rest.next() {
         match byte {
@@ -61,14 +61,14 @@ fn next_word(rest: &mut impl Iterator<Item = u8>) -> Result<Option<Vec<u8>>, Spl
     Ok(word)
 }
 
-/// Takes what stands before the closing `quote` into `word`.
+/// Appends the characters up to the closing `quote` to `word`.
 fn quoted(quote: u8, rest: &mut impl Iterator<Item = u8>, word: &mut Vec<u8>) -> Result<(), SplitError> {
     while let Some(byte) = rest.next() {
         match byte {
             _ if byte == quote => return Ok(()),
             b'\\' if quote == b'"' => {
                 let escaped = rest.next().ok_or(SplitError::NoEscapedCharacter)?;
-                // Inside double quotes a backslash escapes only these two, and is itself before anything else.
+                // In double quotes, a backslash escapes only these two; before any other it stands for itself.
                 if !matches!(escaped, b'"' | b'\\') {
                     word.push(b'\\');
                 }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_as_python_does() {
+    fn agrees_with_python_on_all_vectors() {
         let vectors: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/shlex.json")).unwrap();
         for vector in vectors["vectors"].as_array().unwrap() {
             let input = &vector["input"];
@@ -99,7 +99,7 @@ mod tests {
                 None => Ok(vector["split"].as_array().unwrap().iter().map(bytes).collect::<Vec<_>>()),
                 Some("ValueError: No closing quotation") => Err(SplitError::NoClosingQuotation),
                 Some("ValueError: No escaped character") => Err(SplitError::NoEscapedCharacter),
-                Some(error) => panic!("an error that is new: {error}"),
+                Some(error) => panic!("an unexpected error: {error}"),
             };
             assert_eq!(split(&bytes(input)), expected, "{input}");
         }
@@ -107,7 +107,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_split_or_refused(text in r#"[ab\\'" \n\x00é]{0,40}"#) {
+        fn any_text_is_split_or_rejected(text in r#"[ab\\'" \n\x00é]{0,40}"#) {
             if let Ok(words) = split(text.as_bytes()) {
                 prop_assert_eq!(first_word(text.as_bytes()), Ok(words.first().cloned()));
                 let kept: usize = words.iter().map(Vec::len).sum();
@@ -116,7 +116,7 @@ mod tests {
         }
 
         #[test]
-        fn words_in_single_quotes_come_back(words in prop::collection::vec("[^']{0,9}", 0..6)) {
+        fn words_in_single_quotes_are_split_unchanged(words in prop::collection::vec("[^']{0,9}", 0..6)) {
             let text = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join("  ");
             let expected: Vec<Vec<u8>> = words.into_iter().map(String::into_bytes).collect();
             prop_assert_eq!(split(text.as_bytes()), Ok(expected));

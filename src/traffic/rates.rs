@@ -1,69 +1,75 @@
-//! From totals to rates: what every name moved per second since the reading before.
+//! From totals to rates: what every subject moved since the reading before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::traffic::source::Reading;
+use super::source::Reading;
+use super::subject::Subject;
 
-/// What one name moves per second.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rate {
-    /// The name, as in the [`Reading`] it was taken from.
-    pub name: Arc<[u8]>,
-    /// Bytes per second that come in.
-    pub in_bytes_per_s: f64,
-    /// Bytes per second that go out.
-    pub out_bytes_per_s: f64,
+/// A kB of configuration files, command lines and messages, in bytes: 1024, as in the original.
+pub const BYTES_PER_KB: u64 = 1024;
+
+/// What one subject has moved: in all, and since the tick before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Whose bytes these are.
+    pub subject: Arc<Subject>,
+    /// Bytes that came in since the subject first appeared.
+    pub bytes_in: u64,
+    /// Bytes that went out since then.
+    pub bytes_out: u64,
+    /// Bytes that came in since the tick before.
+    pub moved_in: u64,
+    /// Bytes that went out since the tick before.
+    pub moved_out: u64,
 }
 
-/// Remembers one reading, to take the next one's difference from.
+/// Remembers one reading, to take the differences of the next one from.
 #[derive(Debug, Default)]
-pub struct Usage {
-    before: HashMap<Arc<[u8]>, (u64, u64)>,
+pub struct Rates {
+    before: HashMap<Arc<Subject>, (u64, u64)>,
     at: Option<Instant>,
 }
 
-impl Usage {
-    /// A usage that has seen nothing: every name's first reading is its baseline.
+impl Rates {
+    /// Has seen nothing yet: the first reading of every subject is its baseline.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The rate of every name in `readings` since the call before.
+    /// A row for every subject in `readings`, and the time since the call before, in which what has moved moved.
     ///
-    /// The first call has nothing to compare with and gives no rates. A name that was not there before began from
-    /// zero, so a new process shows from its first tick; so did one whose total is smaller than it was. Two calls at the
-    /// same instant give no rates, and the later reading does not count as read.
-    pub fn rates(&mut self, now: Instant, readings: &[Reading]) -> Vec<Rate> {
-        let seconds = match self.at {
-            None => 0.0,
-            Some(at) => {
-                let seconds = now.saturating_duration_since(at).as_secs_f64();
-                if seconds == 0.0 {
-                    return Vec::new();
-                }
-                seconds
-            }
-        };
-        let first = self.at.is_none();
+    /// The first call has nothing to compare with: it gives no time, and nothing has moved. A subject that was not there
+    /// before began from zero, so a new process shows from its first tick; so did one whose total is smaller than it was.
+    /// A second call at the same instant gives no time either, and its readings do not become the baseline.
+    pub fn rows(&mut self, now: Instant, readings: Vec<Reading>) -> (Option<Duration>, Vec<Row>) {
+        let interval = self.at.map(|at| now.saturating_duration_since(at));
+        if interval == Some(Duration::ZERO) {
+            return (None, readings.into_iter().map(|reading| row(reading, (0, 0))).collect());
+        }
         self.at = Some(now);
         let before = std::mem::take(&mut self.before);
-        let mut rates = Vec::with_capacity(if first { 0 } else { readings.len() });
         self.before.reserve(readings.len());
+        let mut rows = Vec::with_capacity(readings.len());
         for reading in readings {
-            if !first {
-                let (bytes_in, bytes_out) = before.get(&reading.name).copied().unwrap_or_default();
-                rates.push(Rate {
-                    name: Arc::clone(&reading.name),
-                    in_bytes_per_s: moved(reading.bytes_in, bytes_in) as f64 / seconds,
-                    out_bytes_per_s: moved(reading.bytes_out, bytes_out) as f64 / seconds,
-                });
-            }
-            self.before.insert(Arc::clone(&reading.name), (reading.bytes_in, reading.bytes_out));
+            let total = (reading.bytes_in, reading.bytes_out);
+            let moved = match interval {
+                None => (0, 0),
+                Some(_) => {
+                    let known = before.get(&reading.subject).copied().unwrap_or_default();
+                    (moved(total.0, known.0), moved(total.1, known.1))
+                }
+            };
+            self.before.insert(Arc::clone(&reading.subject), total);
+            rows.push(row(reading, moved));
         }
-        rates
+        (interval, rows)
     }
+}
+
+fn row(Reading { subject, bytes_in, bytes_out }: Reading, (moved_in, moved_out): (u64, u64)) -> Row {
+    Row { subject, bytes_in, bytes_out, moved_in, moved_out }
 }
 
 /// The bytes between two totals; a total that fell was forgotten in between and began again from zero.
@@ -71,53 +77,60 @@ pub(crate) fn moved(total: u64, before: u64) -> u64 {
     total.checked_sub(before).unwrap_or(total)
 }
 
+/// Bytes per second.
+pub(crate) fn per_second(bytes: u64, interval: Duration) -> f64 {
+    bytes as f64 / interval.as_secs_f64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn reading(name: &str, bytes_in: u64, bytes_out: u64) -> Reading {
-        Reading { name: Arc::from(name.as_bytes()), bytes_in, bytes_out }
+        Reading { subject: Arc::new(Subject::Named(name.as_bytes().into())), bytes_in, bytes_out }
     }
 
-    fn pairs(rates: &[Rate]) -> Vec<(f64, f64)> {
-        rates.iter().map(|r| (r.in_bytes_per_s, r.out_bytes_per_s)).collect()
+    fn moved(rows: &[Row]) -> Vec<(u64, u64)> {
+        rows.iter().map(|row| (row.moved_in, row.moved_out)).collect()
     }
 
     #[test]
     fn the_first_reading_is_the_baseline() {
         let start = Instant::now();
-        let mut usage = Usage::new();
-        assert_eq!(usage.rates(start, &[reading("a", 7000, 10)]), []);
-        let later = usage.rates(start + Duration::from_millis(500), &[reading("a", 7100, 10)]);
-        assert_eq!(pairs(&later), [(200.0, 0.0)]);
+        let mut rates = Rates::new();
+        let (interval, rows) = rates.rows(start, vec![reading("a", 7000, 10)]);
+        assert_eq!((interval, moved(&rows)), (None, vec![(0, 0)]));
+        assert_eq!((rows[0].bytes_in, rows[0].bytes_out), (7000, 10));
+        let (interval, rows) = rates.rows(start + Duration::from_millis(500), vec![reading("a", 7100, 10)]);
+        assert_eq!((interval, moved(&rows)), (Some(Duration::from_millis(500)), vec![(100, 0)]));
+        assert_eq!(per_second(100, interval.unwrap()), 200.0);
     }
 
     #[test]
-    fn a_name_that_is_new_began_from_zero() {
+    fn a_subject_that_is_new_began_from_zero() {
         let start = Instant::now();
-        let mut usage = Usage::new();
-        usage.rates(start, &[]);
-        let rates = usage.rates(start + Duration::from_secs(2), &[reading("a", 300, 4)]);
-        assert_eq!(pairs(&rates), [(150.0, 2.0)]);
+        let mut rates = Rates::new();
+        rates.rows(start, Vec::new());
+        let (_, rows) = rates.rows(start + Duration::from_secs(2), vec![reading("a", 300, 4)]);
+        assert_eq!(moved(&rows), [(300, 4)]);
     }
 
     #[test]
     fn a_total_that_fell_began_again() {
         let start = Instant::now();
-        let mut usage = Usage::new();
-        usage.rates(start, &[reading("a", 5000, 5000)]);
-        let rates = usage.rates(start + Duration::from_secs(1), &[reading("a", 20, 6000)]);
-        assert_eq!(pairs(&rates), [(20.0, 1000.0)]);
+        let mut rates = Rates::new();
+        rates.rows(start, vec![reading("a", 5000, 5000)]);
+        let (_, rows) = rates.rows(start + Duration::from_secs(1), vec![reading("a", 20, 6000)]);
+        assert_eq!(moved(&rows), [(20, 1000)]);
     }
 
     #[test]
     fn the_same_instant_twice_divides_by_nothing_and_loses_nothing() {
         let start = Instant::now();
-        let mut usage = Usage::new();
-        usage.rates(start, &[reading("a", 0, 0)]);
-        assert_eq!(usage.rates(start, &[reading("a", 10, 10)]), []);
-        let rates = usage.rates(start + Duration::from_secs(1), &[reading("a", 10, 10)]);
-        assert_eq!(pairs(&rates), [(10.0, 10.0)]);
+        let mut rates = Rates::new();
+        rates.rows(start, vec![reading("a", 0, 0)]);
+        assert_eq!(rates.rows(start, vec![reading("a", 10, 10)]).0, None);
+        let (_, rows) = rates.rows(start + Duration::from_secs(1), vec![reading("a", 10, 10)]);
+        assert_eq!(moved(&rows), [(10, 10)]);
     }
 }

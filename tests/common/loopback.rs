@@ -1,34 +1,40 @@
-//! What the tests on real sockets share.
+//! Helpers of the tests that use real sockets on the loopback interface.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bwmon::pipe::Settings;
+use bwmon::pipe::PipeSettings;
 
-/// A test that waits for longer than this has failed.
+/// A test fails if it waits for longer than this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-pub fn settings(target: SocketAddr) -> Settings {
-    Settings { bind: Some(Ipv4Addr::LOCALHOST.into()), ..Settings::new(0, target.ip().to_string(), target.port()) }
+/// Settings of a pipe from a free port of 127.0.0.1 to `target`.
+pub fn settings(target: SocketAddr) -> PipeSettings {
+    PipeSettings {
+        bind: Some(Ipv4Addr::LOCALHOST.into()),
+        ..PipeSettings::new(0, target.ip().to_string(), target.port())
+    }
 }
 
+/// Sets the timeouts of a socket to [`PATIENCE`].
 pub fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
+/// Waits until `reached` returns true; `what` names that in the message of a failure.
 pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     let start = Instant::now();
     while !reached() {
-        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
+        assert!(start.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Bytes that tell where in their stream they belong.
-pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+/// Random bytes, so that a test notices bytes at a wrong place in their stream.
+pub fn random_bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random(seed | 1);
     let mut bytes: Vec<u8> =
         std::iter::repeat_with(|| random.next().to_le_bytes()).take(length / 8 + 1).flatten().collect();
@@ -36,7 +42,7 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Marsaglia's xorshift64*, enough to be unpredictable to the program under test.
+/// Marsaglia's xorshift64*: random enough for the program under test.
 pub struct Random(pub u64);
 
 impl Random {

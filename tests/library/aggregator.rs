@@ -4,15 +4,17 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use bwmon::config::{Findings, applications, notifications};
+use bwmon::config::{Diagnostics, applications, notifications};
 use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::notify::Notifier;
-use bwmon::output::text as report;
-use bwmon::traffic::rates::Usage;
+use bwmon::output::text::{self, Figures};
+use bwmon::output::{Frame, Moment};
+use bwmon::traffic::rates::Rates;
 use bwmon::traffic::source::{Reading, Source};
+use bwmon::traffic::subject::Subject;
 use serde_json::Value;
 
 /// Where a recording is not answered as the original answered it, and why.
@@ -38,7 +40,7 @@ impl Source for Counted {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         let reading = |(name, &(bytes_in, bytes_out)): (&String, &(u64, u64))| {
             let name: Vec<u8> = name.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
-            Reading { name: Arc::from(name), bytes_in, bytes_out }
+            Reading { subject: Arc::new(Subject::Named(name.into())), bytes_in, bytes_out }
         };
         Ok(self.0.borrow().iter().map(reading).collect())
     }
@@ -67,7 +69,7 @@ fn totals(tick: &Value) -> BTreeMap<String, (u64, u64)> {
 fn replay(vector: &Value) -> Vec<(String, String)> {
     let options = &vector["options"];
     let list = |name: &str| options[name].as_array().cloned().unwrap_or_default();
-    let mut findings = Findings::default();
+    let mut diagnostics = Diagnostics::default();
     let mut app_file = String::new();
     for app in list("apps") {
         app_file.push_str(&format!("[{}]\n", app[0].as_str().unwrap()));
@@ -88,15 +90,15 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
         ));
     }
     let grouping = Grouping {
-        applications: applications("apps.cfg", app_file.as_bytes(), &mut findings),
+        applications: applications("apps.cfg", app_file.as_bytes(), &mut diagnostics),
         auto_group: options["auto_group"] == true,
     };
-    let mut notifier = Notifier::new(notifications("n.cfg", notification_file.as_bytes(), &mut findings));
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut notifier = Notifier::new(notifications("n.cfg", notification_file.as_bytes(), &mut diagnostics));
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
 
     let counted = Counted::default();
     let mut aggregator = Aggregator::new(grouping, vec![counted.clone()]);
-    let mut usage = Usage::new();
+    let mut rates = Rates::new();
     let start = Instant::now();
     let mut shown = Vec::new();
     for (i, tick) in vector["ticks"].as_array().unwrap().iter().enumerate() {
@@ -108,14 +110,15 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
             counted.0.borrow_mut().extend(totals(tick));
         }
         let now = start + Duration::from_secs_f64(tick["time"].as_f64().unwrap() - 1000.0);
-        let rates = usage.rates(now, &aggregator.read(now).unwrap());
+        let mut frame = Frame::at(Moment { monotonic: now, wall_clock: SystemTime::UNIX_EPOCH });
+        (frame.interval, frame.rows) = rates.rows(now, aggregator.read(now).unwrap());
         let stderr: String = notifier
-            .tick(now, &rates)
+            .tick(now, &frame.rows)
             .iter()
-            .filter_map(|notification| notification.message("2012-11-22 10:37:01"))
+            .filter_map(|notification| text::notification_line(notification, "2012-11-22 10:37:01"))
             .map(|line| line + "\n")
             .collect();
-        shown.push((latin1(&report::applications(&rates)), stderr));
+        shown.push((latin1(&text::table(Figures::ApplicationRates, &frame)), stderr));
     }
     shown
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use bwmon::kernel::conntrack::text::{self, Line};
-use bwmon::kernel::conntrack::{Mangled, Table, ctnetlink};
+use bwmon::kernel::conntrack::{Malformed, Table, ctnetlink};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::netlink::messages;
 use crate::common::user::User;
@@ -27,21 +27,21 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// What the table has whose text is in a file.
-fn dump_file(path: PathBuf) -> (Vec<Flow>, Mangled) {
+fn dump_file(path: PathBuf) -> (Vec<Flow>, Malformed) {
     let mut flows = Vec::new();
-    let mangled = Table::File(path).dump(&mut |flow| flows.push(*flow)).unwrap();
-    (flows, mangled)
+    let malformed = Table::File(path).dump(&mut |flow| flows.push(*flow)).unwrap();
+    (flows, malformed)
 }
 
-fn dump_text(text: &[u8]) -> (Vec<Flow>, Mangled) {
+fn dump_text(text: &[u8]) -> (Vec<Flow>, Malformed) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text).unwrap();
     dump_file(file.path().into())
 }
 
 fn dump(name: &str) -> Vec<Flow> {
-    let (flows, mangled) = dump_file(fixture(&format!("{name}.txt")));
-    assert_eq!(mangled, Mangled::default(), "{name}");
+    let (flows, malformed) = dump_file(fixture(&format!("{name}.txt")));
+    assert_eq!(malformed, Malformed::default(), "{name}");
     flows
 }
 
@@ -134,7 +134,7 @@ fn a_netlink_message_that_lies_about_its_lengths_costs_its_own_flow_only() {
 }
 
 #[test]
-fn a_mangled_line_is_left_out_counted_and_quoted_once() {
+fn a_malformed_line_is_left_out_counted_and_quoted_once() {
     for name in TEXTS {
         let read = |name: &str| std::fs::read(fixture(&format!("{name}.txt"))).unwrap();
         let (good, twin) = (read(name), read(&format!("{name}-broken")));
@@ -145,10 +145,10 @@ fn a_mangled_line_is_left_out_counted_and_quoted_once() {
             .partition(|line| good.contains(line));
         assert!(!broken.is_empty(), "{name}");
 
-        let (flows, mangled) = dump_file(fixture(&format!("{name}-broken.txt")));
+        let (flows, malformed) = dump_file(fixture(&format!("{name}-broken.txt")));
         assert_eq!(flows, dump_text(&kept.join(&b'\n')).0, "{name}");
-        assert_eq!(mangled.lines, broken.len() as u64, "{name}");
-        let quoted = mangled.first.trim_end_matches("...").replace("\\xff", "\u{fffd}");
+        assert_eq!(malformed.lines, broken.len() as u64, "{name}");
+        let quoted = malformed.first.trim_end_matches("...").replace("\\xff", "\u{fffd}");
         assert!(quoted.len() > 20 && String::from_utf8_lossy(broken[0]).starts_with(&quoted), "{name}: {quoted}");
     }
 }
@@ -197,10 +197,10 @@ fn what_has_no_ports_is_skipped_without_complaint() {
 
 #[test]
 fn a_line_without_end_is_read_in_pieces() {
-    let (flows, mangled) = dump_text(&b"tcp 6 1 CLOSE src=".repeat(1000));
+    let (flows, malformed) = dump_text(&b"tcp 6 1 CLOSE src=".repeat(1000));
     assert_eq!(flows, []);
-    assert!((1..20).contains(&mangled.lines), "{mangled:?}");
-    assert!(mangled.first.len() <= 120);
+    assert!((1..20).contains(&malformed.lines), "{malformed:?}");
+    assert!(malformed.first.len() <= 120);
 }
 
 #[test]
@@ -272,8 +272,9 @@ proptest! {
     fn nearly_right_text_makes_no_parser_panic_or_hang(
         text in nearly(std::fs::read(fixture("nf_conntrack-6.18.txt")).unwrap())
     ) {
-        let (flows, mangled) = dump_text(&text);
-        prop_assert!(flows.len() as u64 + mangled.lines <= 1 + text.iter().filter(|byte| **byte == b'\n').count() as u64);
+        let (flows, malformed) = dump_text(&text);
+        let lines = 1 + text.iter().filter(|byte| **byte == b'\n').count() as u64;
+        prop_assert!(flows.len() as u64 + malformed.lines <= lines);
     }
 
     #[test]

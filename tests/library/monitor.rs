@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
-use bwmon::monitor::{Monitor, Settings};
+use bwmon::monitor::{Monitor, MonitorSettings};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
 use crate::common::fake_proc::{FakeProc, FakeProcess};
@@ -24,7 +24,7 @@ impl Host {
         proc.write("net/fib_trie", fib_trie(&["10.0.0.1"]));
         proc.write("net/if_inet6", if_inet6(&["fd00::1"]));
         let selections = filters.into_iter().map(|filter| Selection { filter, ignore_local: false }).collect();
-        let settings = Settings { selections, lookback: true, ..Settings::default() };
+        let settings = MonitorSettings { selections, lookback: true, ..MonitorSettings::default() };
         let monitor = Monitor::from_files(proc.root(), settings);
         Self { proc, monitor, now: Instant::now() }
     }
@@ -54,7 +54,8 @@ impl Host {
         self.now += Duration::from_secs(1);
         let readings = self.monitor.read(self.now).unwrap();
         let name = |name: &[u8]| String::from_utf8(name.to_vec()).unwrap();
-        let mut figures: Vec<_> = readings.iter().map(|r| (name(&r.name), r.bytes_in, r.bytes_out)).collect();
+        let mut figures: Vec<_> =
+            readings.iter().map(|r| (name(&r.subject.label()), r.bytes_in, r.bytes_out)).collect();
         figures.sort();
         (figures, self.monitor.notes())
     }

@@ -6,29 +6,32 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use bwmon::config::{Findings, notifications};
-use bwmon::notify::rule::NotificationSettings;
-use bwmon::notify::{Commands, Direction, Notification};
+use bwmon::config::{Diagnostics, notifications};
+use bwmon::notify::Commands;
+use bwmon::notify::Rule;
+use bwmon::output::{Direction, Notification};
+use bwmon::traffic::subject::Subject;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 /// A section with the commands that `file` adds to it.
-fn rule(file: &str) -> NotificationSettings {
+fn rule(file: &str) -> Rule {
     let text = format!("[Web]\nprocess_filter=.\nin_threshold=1\n{file}\n");
-    let mut findings = Findings::default();
-    let mut rules = notifications("n.cfg", text.as_bytes(), &mut findings);
-    assert!(!findings.has_errors(), "{findings:?}");
+    let mut diagnostics = Diagnostics::default();
+    let mut rules = notifications("n.cfg", text.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
     rules.remove(0)
 }
 
 fn notification(recovered: bool) -> Notification {
     Notification {
         rule: 0,
-        application: Arc::from(&b"web \xff"[..]),
+        application: Arc::new(Subject::Named(b"web \xff"[..].into())),
         direction: Direction::Out,
         threshold_kb_per_s: 50,
         value_kb_per_s: 51.239,
         recovered,
+        command_failure: None,
     }
 }
 

@@ -4,10 +4,11 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 
-use bwmon::attribution::per_tick::Owners;
-use bwmon::attribution::{Answer, Question, Reason};
+use bwmon::attribution::per_tick::TickLookup;
+use bwmon::attribution::{Answer, Query};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::Processes;
+use bwmon::traffic::subject::Reason;
 use crate::common::fake_proc::{FakeProc, FakeProcess};
 use crate::common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 
@@ -22,24 +23,24 @@ type Found = Result<(u32, bool), Option<Reason>>;
 
 const ELSEWHERE: Found = Err(None);
 
-fn answers(proc: &FakeProc, questions: impl IntoIterator<Item = Question>) -> Vec<Found> {
+fn answers(proc: &FakeProc, queries: impl IntoIterator<Item = Query>) -> Vec<Found> {
     let found = |answer| match answer {
         Answer::Held { pid, connected, .. } => Ok((pid, connected)),
         Answer::Closed { pid, .. } => panic!("{pid} is said to have closed it"),
         Answer::Nobody(reason) => Err(Some(reason)),
         Answer::Elsewhere => ELSEWHERE,
     };
-    Owners::from_files(proc.root()).answer(questions.into_iter(), Vec::new()).into_iter().map(found).collect()
+    TickLookup::from_files(proc.root()).resolve(queries.into_iter(), Vec::new()).into_iter().map(found).collect()
 }
 
 /// Which process holds each of `inodes`.
 fn holders(proc: &FakeProc, inodes: impl IntoIterator<Item = u32>) -> Vec<Option<u32>> {
-    let found = answers(proc, inodes.into_iter().map(Question::Inode));
+    let found = answers(proc, inodes.into_iter().map(Query::Inode));
     found.into_iter().map(|found| found.ok().map(|(pid, _)| pid)).collect()
 }
 
 fn name(proc: &FakeProc, pid: u32) -> Vec<u8> {
-    Processes::new(proc.root()).identify(pid).unwrap().name.to_vec()
+    Processes::new(proc.root()).read(pid).unwrap().command_line
 }
 
 #[test]
@@ -88,8 +89,8 @@ fn what_vanished_or_is_no_process_is_passed_over() {
     proc.write("14", "no directory");
     proc.write("uptime", "1 1");
     assert_eq!(holders(&proc, [7, 8]), [Some(10), Some(13)]);
-    assert_eq!(Processes::new(proc.root()).identify(11), None);
-    assert_eq!(Processes::new(proc.root()).identify(99), None);
+    assert_eq!(Processes::new(proc.root()).read(11), None);
+    assert_eq!(Processes::new(proc.root()).read(99), None);
     assert_eq!(Processes::new("/nonexistent").youngest_first(), [0; 0]);
 }
 
@@ -111,7 +112,7 @@ fn another_users_descriptors_are_noticed_and_the_rest_is_found() {
     let closed = proc.process_dir(11).join("fd");
     let permit = |mode| fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
     proc.write("net/tcp", socket_table(&[row(("10.0.0.1", 1), ("10.0.0.2", 2), 8)]));
-    let look = || answers(&proc, [Question::Inode(7), ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 2))]);
+    let look = || answers(&proc, [Query::Inode(7), ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 2))]);
 
     permit(0o000);
     assert_eq!(as_ordinary_user(look), [Ok((10, true)), Err(Some(Reason::NotPermitted))]);
@@ -142,7 +143,7 @@ fn a_name_is_the_command_line_with_blanks() {
     assert_eq!(name(&proc, 10), b"curl -s http://example.com/ ");
     assert_eq!(name(&proc, 11), b"nginx: worker process   ");
     assert_eq!(name(&proc, 12), b"caf\xe9 \xff\xfe ");
-    assert!(!Processes::new(proc.root()).identify(12).unwrap().nameless);
+    assert!(!Processes::new(proc.root()).read(12).unwrap().nameless);
 }
 
 #[test]
@@ -157,9 +158,9 @@ fn a_process_without_command_line_goes_by_its_short_name() {
         (b"", "[]"),
     ] {
         proc.name_task(10, 4711, comm);
-        let identity = Processes::new(proc.root()).identify(10).unwrap();
-        assert_eq!(identity.name.to_vec(), shown.as_bytes());
-        assert_eq!((identity.pid, identity.start_time, identity.nameless), (10, 4711, true));
+        let process = Processes::new(proc.root()).read(10).unwrap();
+        assert_eq!(process.command_line, shown.as_bytes());
+        assert_eq!((process.pid, process.start_time, process.nameless), (10, 4711, true));
     }
     // Not even a file for it, as of a process of another user on a host that hides them.
     fs::remove_file(proc.process_dir(10).join("cmdline")).unwrap();
@@ -208,9 +209,9 @@ fn row(local: (&str, u16), remote: (&str, u16), inode: u32) -> SocketRow {
     (address(local), address(remote), 1, inode)
 }
 
-fn ask(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> Question {
+fn ask(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> Query {
     let end = |end| Endpoint::new(address(end).ip(), address(end).port());
-    Question::Tuple(Tuple { protocol, source: end(source), destination: end(destination) })
+    Query::Tuple(Tuple { protocol, source: end(source), destination: end(destination) })
 }
 
 /// A host with the addresses 10.0.0.1, 10.0.0.9 and fd00::1, where the sockets with the inodes 1 to 9 are held by the
@@ -244,7 +245,7 @@ fn tcp_sockets_are_found_by_both_ends_whatever_their_family() {
             ask(Protocol::Tcp, ("10.0.0.1", 443), ("10.0.0.3", 5)),
             ask(Protocol::Tcp, ("fd00::1", 443), ("fd00::2", 5)),
             ask(Protocol::Udp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
-            Question::Inode(9),
+            Query::Inode(9),
         ],
     );
     assert_eq!(answers, [own(10), ELSEWHERE, own(20), own(30), Err(Some(Reason::Gone)), own(90)]);
@@ -291,7 +292,7 @@ fn a_socket_that_no_process_holds_is_nobodys() {
         [
             ask(Protocol::Tcp, ("10.0.0.1", 1), ("10.0.0.2", 80)),
             ask(Protocol::Tcp, ("10.0.0.1", 2), ("10.0.0.2", 80)),
-            Question::Inode(0),
+            Query::Inode(0),
         ],
     );
     assert_eq!(answers, [Err(Some(Reason::Gone)), Err(Some(Reason::NoProcess)), Err(Some(Reason::Gone))]);

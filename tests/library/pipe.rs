@@ -1,4 +1,4 @@
-//! The pipe on real sockets of the loopback interface, against what a direct connection would have done.
+//! The pipe on real sockets of the loopback interface: its connections must behave like direct ones.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,17 +7,17 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bwmon::pipe::{Pipe, Settings};
+use bwmon::pipe::{Pipe, PipeSettings};
 use bwmon::traffic::source::Source;
-use crate::common::loopback::{Random, patient, pattern, settings, wait_until};
+use crate::common::loopback::{Random, patient, random_bytes, settings, wait_until};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, send, setsockopt,
     socket,
 };
 
-/// A pipe to a listener of the test's own.
-fn pipe_to(change: impl FnOnce(&mut Settings)) -> (Pipe, TcpListener) {
+/// A pipe, and the listener in this test that it forwards to.
+fn pipe_to(change: impl FnOnce(&mut PipeSettings)) -> (Pipe, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = settings(listener.local_addr().unwrap());
     change(&mut settings);
@@ -32,7 +32,7 @@ fn accept(listener: &TcpListener) -> TcpStream {
     patient(listener.accept().unwrap().0)
 }
 
-/// Closes with a reset.
+/// Closes `stream` with a reset.
 fn reset(stream: TcpStream) {
     setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
 }
@@ -49,7 +49,7 @@ fn read_exact(mut stream: &TcpStream, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Reads until the reset and returns what came before it.
+/// Reads until the reset; returns the bytes before it.
 fn read_to_reset(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let error = stream.read_to_end(&mut bytes).unwrap_err();
@@ -57,23 +57,23 @@ fn read_to_reset(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
-fn counted(pipe: &mut Pipe) -> (u64, u64) {
+fn delivered(pipe: &mut Pipe) -> (u64, u64) {
     let readings = pipe.read(Instant::now()).unwrap();
     (readings[0].bytes_in, readings[0].bytes_out)
 }
 
 fn wait_for_count(pipe: &mut Pipe, expected: (u64, u64)) {
-    wait_until(&format!("a count of {expected:?}"), || counted(pipe) == expected);
+    wait_until(&format!("a count of {expected:?}"), || delivered(pipe) == expected);
 }
 
-/// Waits for a note and returns it.
-fn note(pipe: &mut Pipe) -> String {
-    let mut notes = Vec::new();
-    wait_until("a note", || {
-        notes.extend(pipe.notes().into_iter().filter(|note| !note.contains("listens on port")));
-        !notes.is_empty()
+/// Waits for a line that the pipe reports, and returns it.
+fn report(pipe: &mut Pipe) -> String {
+    let mut lines = Vec::new();
+    wait_until("a report", || {
+        lines.extend(pipe.notes().into_iter().filter(|line| !line.contains("listens on port")));
+        !lines.is_empty()
     });
-    notes.remove(0)
+    lines.remove(0)
 }
 
 #[test]
@@ -90,12 +90,12 @@ fn bytes_are_forwarded_and_counted_both_ways() {
     assert_eq!(pipe.connections(), 1);
 
     let name = format!("pipe-0:127.0.0.1:{}", listener.local_addr().unwrap().port());
-    assert_eq!(pipe.read(Instant::now()).unwrap()[0].name, name.clone().into_bytes().into());
+    assert_eq!(pipe.read(Instant::now()).unwrap()[0].subject.label(), name.as_bytes());
     assert_eq!(pipe.notes(), [format!("{name}: listens on port {}", pipe.local_address().port())]);
 }
 
 #[test]
-fn totals_survive_the_connections() {
+fn the_bytes_of_ended_connections_stay_in_the_totals() {
     let (mut pipe, listener) = pipe_to(|_| {});
     for round in 1..=5 {
         let client = connect(&pipe);
@@ -110,14 +110,14 @@ fn totals_survive_the_connections() {
 }
 
 #[test]
-fn a_client_that_has_ended_still_gets_the_answer() {
+fn a_client_that_has_shut_down_its_sending_side_still_gets_the_answer() {
     let (pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
     (&client).write_all(b"all of it").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&target), b"all of it");
-    let answer = pattern(1, 3_000_000);
+    let answer = random_bytes(1, 3_000_000);
     let sent = answer.clone();
     let writer = thread::spawn(move || (&target).write_all(&sent).unwrap());
     assert!(read_to_end(&client) == answer);
@@ -126,7 +126,7 @@ fn a_client_that_has_ended_still_gets_the_answer() {
 }
 
 #[test]
-fn a_target_that_has_ended_still_gets_the_question() {
+fn a_target_that_has_shut_down_its_sending_side_still_gets_the_question() {
     let (pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
@@ -140,23 +140,23 @@ fn a_target_that_has_ended_still_gets_the_question() {
 }
 
 #[test]
-fn an_empty_connection_is_passed_on() {
+fn a_connection_without_bytes_is_forwarded() {
     let (pipe, listener) = pipe_to(|_| {});
     drop(connect(&pipe));
     assert_eq!(read_to_end(&accept(&listener)), b"");
 }
 
 #[test]
-fn a_reset_comes_through_behind_what_was_said_before_it() {
+fn a_reset_is_forwarded_after_the_bytes_before_it() {
     let (mut pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
     (&client).write_all(b"last words").unwrap();
     reset(client);
     assert_eq!(read_to_reset(&target), b"last words");
-    assert!(note(&mut pipe).contains("lost the client 127.0.0.1:"));
+    assert!(report(&mut pipe).contains("lost the client 127.0.0.1:"));
 
-    // Often, since the reset may come before the pipe knows that it is connected.
+    // Repeated, since the reset may come before the pipe has noticed that the target has accepted.
     for _ in 0..50 {
         let client = connect(&pipe);
         let target = accept(&listener);
@@ -168,21 +168,21 @@ fn a_reset_comes_through_behind_what_was_said_before_it() {
 }
 
 #[test]
-fn a_reset_of_a_half_closed_connection_comes_through() {
+fn a_reset_of_a_half_closed_connection_is_forwarded() {
     let (pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&target), b"");
     reset(client);
-    // Nobody reads any more; the pipe tells so as soon as it knows.
+    // The client no longer reads; the pipe resets the target as soon as it notices.
     wait_until("the end of the connection", || pipe.connections() == 0);
     wait_until("the reset", || (&target).write_all(b"x").is_err());
 }
 
 #[test]
 fn a_refused_connection_is_reset_and_the_next_one_works() {
-    // Bound and not listening: nobody else gets the port, and nobody is accepted.
+    // Bound but not listening: the kernel gives the port to no other socket, and refuses connections to it.
     let reserved = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(reserved.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
     let port = getsockname::<SockaddrIn>(reserved.as_raw_fd()).unwrap().port();
@@ -190,7 +190,7 @@ fn a_refused_connection_is_reset_and_the_next_one_works() {
 
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
     let expected = format!("cannot connect to 127.0.0.1:{port}: Connection refused");
-    assert!(note(&mut pipe).contains(&expected));
+    assert!(report(&mut pipe).contains(&expected));
 
     listen(&reserved, Backlog::new(5).unwrap()).unwrap();
     let listener = TcpListener::from(reserved);
@@ -201,7 +201,7 @@ fn a_refused_connection_is_reset_and_the_next_one_works() {
 }
 
 #[test]
-fn every_address_of_a_name_is_tried() {
+fn the_pipe_tries_every_address_of_a_name() {
     let (pipe, listener) = pipe_to(|settings| settings.target_host = "localhost".into());
     for _ in 0..3 {
         let client = connect(&pipe);
@@ -211,17 +211,17 @@ fn every_address_of_a_name_is_tried() {
 }
 
 #[test]
-fn a_name_without_address_is_one_line_and_a_reset() {
-    // Longer than any name may be, so nobody is asked for it.
+fn a_name_without_an_address_causes_one_report_and_resets() {
+    // Longer than any name may be, so the C library asks no name server.
     let (mut pipe, _listener) = pipe_to(|settings| settings.target_host = "x".repeat(300));
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
-    assert!(note(&mut pipe).contains("cannot resolve the target: "));
+    assert!(report(&mut pipe).contains("cannot resolve the target: "));
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
 }
 
 #[test]
-fn a_target_that_does_not_answer_is_given_up() {
-    // A listener whose queue is full drops what comes.
+fn the_pipe_gives_up_a_target_that_does_not_answer() {
+    // The kernel drops connections to a listener whose accept queue is full.
     let silent = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(silent.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
     listen(&silent, Backlog::new(0).unwrap()).unwrap();
@@ -230,40 +230,40 @@ fn a_target_that_does_not_answer_is_given_up() {
     while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
         queued.push(stream);
     }
-    let settings = Settings { connect_timeout: Duration::from_millis(50), ..settings(address) };
+    let settings = PipeSettings { connect_timeout: Duration::from_millis(50), ..settings(address) };
     let mut pipe = Pipe::bind(settings).unwrap();
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
-    assert!(note(&mut pipe).contains(&format!("cannot connect to {address}: timed out")));
+    assert!(report(&mut pipe).contains(&format!("cannot connect to {address}: timed out")));
 }
 
 #[test]
-fn a_pipe_to_itself_is_refused() {
+fn a_pipe_does_not_connect_to_itself() {
     let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = reserved.local_addr().unwrap();
     drop(reserved);
-    let Ok(mut pipe) = Pipe::bind(Settings { port: address.port(), ..settings(address) }) else {
-        return; // Another test has the port now.
+    let Ok(mut pipe) = Pipe::bind(PipeSettings { port: address.port(), ..settings(address) }) else {
+        return; // Another test has taken the port.
     };
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
-    assert!(note(&mut pipe).contains("cannot connect to 127.0.0.1:"));
+    assert!(report(&mut pipe).contains("cannot connect to 127.0.0.1:"));
 }
 
 #[test]
-fn a_slow_reader_holds_up_nobody_else_and_loses_nothing() {
+fn a_slow_reader_delays_no_other_connection_and_loses_no_bytes() {
     let (mut pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
     client.set_nonblocking(true).unwrap();
-    let bytes = pattern(2, 64 << 20);
+    let bytes = random_bytes(2, 64 << 20);
     let mut sent = 0;
-    // Until the client is held up and the pipe has come to rest.
+    // Until the client cannot send and the pipe no longer delivers.
     let mut before = None;
     loop {
         match (&client).write(&bytes[sent..]) {
             Ok(length) => sent += length,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                let now = Some(counted(&mut pipe).0);
+                let now = Some(delivered(&mut pipe).0);
                 if now == before {
                     break;
                 }
@@ -288,12 +288,12 @@ fn a_slow_reader_holds_up_nobody_else_and_loses_nothing() {
 }
 
 #[test]
-fn a_fast_source_that_pauses_has_nothing_kept_back() {
+fn the_last_bytes_of_a_fast_source_arrive_although_it_pauses() {
     let (mut pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
     let block = vec![7; 1 << 20];
-    // Fast for long enough to have the pipe woken for many bytes at once, and then a few more.
+    // Fast for long enough that the pipe sets SO_RCVLOWAT, and then a few more bytes.
     let (blocks, rest) = (200, 10_001);
     for _ in 0..3 {
         thread::scope(|scope| {
@@ -312,7 +312,7 @@ fn a_fast_source_that_pauses_has_nothing_kept_back() {
         (&target).write_all(b"go on").unwrap();
         assert_eq!(read_exact(&client, 5), b"go on");
     }
-    // And the end of a stream that was fast.
+    // The last bytes and the end of a fast stream arrive too.
     (&client).write_all(&block[..rest]).unwrap();
     drop(client);
     assert_eq!(read_to_end(&target).len(), rest);
@@ -320,12 +320,12 @@ fn a_fast_source_that_pauses_has_nothing_kept_back() {
 }
 
 #[test]
-fn urgent_bytes_stay_in_their_place() {
+fn urgent_bytes_stay_in_their_place_in_the_stream() {
     let (pipe, listener) = pipe_to(|_| {});
     for size in [10, 300_000] {
         let client = connect(&pipe);
         let target = accept(&listener);
-        let bytes = pattern(3, size);
+        let bytes = random_bytes(3, size);
         let writer = thread::spawn({
             let bytes = bytes.clone();
             move || {
@@ -336,20 +336,20 @@ fn urgent_bytes_stay_in_their_place() {
             }
         });
         let expected: Vec<u8> = bytes.chunks(size / 3).flat_map(|part| [part, b"!"].concat()).collect();
-        // Of several urgent bytes the receiver's kernel knows the last; the pipe sends them on as ordinary ones.
+        // Of several urgent bytes the receiver's kernel knows only the last; the pipe forwards all as ordinary bytes.
         assert!(read_to_end(&target) == expected, "{size} bytes");
         writer.join().unwrap();
     }
 }
 
 #[test]
-fn a_limited_pipe_delivers_everything_to_everyone() {
+fn a_limited_pipe_delivers_all_bytes_of_all_connections() {
     let (mut pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(20 << 20));
     let clients: Vec<_> = (0..20)
         .map(|seed| {
             let client = connect(&pipe);
             let target = accept(&listener);
-            let bytes = pattern(seed, 100_000);
+            let bytes = random_bytes(seed, 100_000);
             let writer = thread::spawn({
                 let bytes = bytes.clone();
                 move || (&client).write_all(&bytes).unwrap()
@@ -365,13 +365,13 @@ fn a_limited_pipe_delivers_everything_to_everyone() {
 }
 
 #[test]
-fn with_as_many_connections_as_allowed_the_next_one_waits() {
+fn a_connection_beyond_max_connections_waits_until_another_ends() {
     let (mut pipe, listener) = pipe_to(|settings| settings.max_connections = NonZeroUsize::new(2));
     let first = connect(&pipe);
     let first_target = accept(&listener);
     let _second = connect(&pipe);
     let _second_target = accept(&listener);
-    assert!(note(&mut pipe).contains("2 connections are open, others have to wait"));
+    assert!(report(&mut pipe).contains("2 connections are open, others have to wait"));
     let third = connect(&pipe);
     (&third).write_all(b"me too").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -382,17 +382,17 @@ fn with_as_many_connections_as_allowed_the_next_one_waits() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_when_that_is_asked_for() {
+fn the_idle_timeout_closes_an_idle_connection() {
     let (mut pipe, listener) = pipe_to(|settings| settings.idle_timeout = Some(Duration::from_millis(100)));
     let client = connect(&pipe);
     let target = accept(&listener);
     assert_eq!(read_to_reset(&client), b"");
     assert_eq!(read_to_reset(&target), b"");
-    assert!(note(&mut pipe).contains("closed the idle connection of 127.0.0.1:"));
+    assert!(report(&mut pipe).contains("closed the idle connection of 127.0.0.1:"));
 }
 
 #[test]
-fn a_pipe_that_stops_finishes_what_is_open() {
+fn a_pipe_that_stops_accepting_lets_open_connections_finish() {
     let (mut pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
@@ -403,14 +403,14 @@ fn a_pipe_that_stops_finishes_what_is_open() {
     assert!(!pipe.is_finished());
     drop((client, target));
     wait_until("the end of the pipe", || pipe.is_finished());
-    assert_eq!(counted(&mut pipe), (10, 0));
-    // Asked again it has nothing to do.
+    assert_eq!(delivered(&mut pipe), (10, 0));
+    // On a finished pipe these do nothing.
     pipe.stop_accepting();
     pipe.close();
 }
 
 #[test]
-fn a_closed_pipe_resets_what_is_open() {
+fn a_dropped_pipe_resets_open_connections() {
     let (pipe, listener) = pipe_to(|_| {});
     let client = connect(&pipe);
     let target = accept(&listener);
@@ -420,15 +420,16 @@ fn a_closed_pipe_resets_what_is_open() {
 }
 
 #[test]
-fn a_port_in_use_is_an_error_that_names_it() {
+fn the_error_about_a_port_in_use_names_the_address() {
     let (pipe, listener) = pipe_to(|_| {});
     let taken = pipe.local_address();
-    let error = Pipe::bind(Settings { port: taken.port(), ..settings(listener.local_addr().unwrap()) }).unwrap_err();
+    let error =
+        Pipe::bind(PipeSettings { port: taken.port(), ..settings(listener.local_addr().unwrap()) }).unwrap_err();
     assert_eq!(format!("{error:#}"), format!("cannot listen on {taken}: Address already in use (os error 98)"));
 }
 
 #[test]
-fn by_default_all_addresses_are_listened_on() {
+fn by_default_a_pipe_listens_on_all_addresses() {
     let (pipe, listener) = pipe_to(|settings| settings.bind = None);
     let port = pipe.local_address().port();
     let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
@@ -448,7 +449,8 @@ fn an_ipv6_target_may_be_in_brackets() {
     let port = listener.local_addr().unwrap().port();
     for host in ["::1", "[::1]"] {
         let pipe =
-            Pipe::bind(Settings { bind: Some(Ipv4Addr::LOCALHOST.into()), ..Settings::new(0, host, port) }).unwrap();
+            Pipe::bind(PipeSettings { bind: Some(Ipv4Addr::LOCALHOST.into()), ..PipeSettings::new(0, host, port) })
+                .unwrap();
         let client = connect(&pipe);
         (&client).write_all(b"six").unwrap();
         assert_eq!(read_exact(&accept(&listener), 3), b"six");
@@ -466,7 +468,7 @@ fn both_ways(length: u64) {
                 let mut random = Random(seed);
                 let mut left = length;
                 while left > 0 {
-                    let block = pattern(random.next(), left.min(1 << 20) as usize);
+                    let block = random_bytes(random.next(), left.min(1 << 20) as usize);
                     (&*from).write_all(&block).unwrap();
                     left -= block.len() as u64;
                 }
@@ -476,7 +478,7 @@ fn both_ways(length: u64) {
                 let mut random = Random(seed);
                 let mut left = length;
                 while left > 0 {
-                    let block = pattern(random.next(), left.min(1 << 20) as usize);
+                    let block = random_bytes(random.next(), left.min(1 << 20) as usize);
                     assert!(read_exact(to, block.len()) == block, "differs with {left} bytes to go");
                     left -= block.len() as u64;
                 }
@@ -488,12 +490,12 @@ fn both_ways(length: u64) {
 }
 
 #[test]
-fn bulk_both_ways_at_once_arrives_as_it_was_sent() {
+fn bulk_both_ways_at_once_arrives_unchanged() {
     both_ways(48 << 20);
 }
 
 #[test]
 #[ignore = "takes a while without optimisation: cargo test --release -- --ignored"]
-fn a_gigabyte_both_ways_at_once_arrives_as_it_was_sent() {
+fn a_gigabyte_both_ways_at_once_arrives_unchanged() {
     both_ways(1 << 30);
 }

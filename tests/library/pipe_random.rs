@@ -1,4 +1,4 @@
-//! Connections of random lives through the pipe, each compared with a direct connection that lives the same.
+//! Connections with random plans through the pipe, each compared with a direct connection that follows the same plan.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use bwmon::pipe::Pipe;
-use crate::common::loopback::{PATIENCE, Random, patient, pattern, settings, wait_until};
+use crate::common::loopback::{PATIENCE, Random, patient, random_bytes, settings, wait_until};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
-/// What one end of a connection does with its sending side.
+/// A step of one end of a connection, with its sending side.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send {
@@ -22,22 +22,22 @@ enum Step {
     Pause(Duration),
     End,
     /// Waits until the other end has received everything, and resets.
-    SettledReset,
-    /// Resets whatever is on its way.
+    ResetWhenReceived,
+    /// Resets at once, whatever is still on its way.
     Reset,
 }
 
-/// How a stream looked from the end that received it.
+/// How a stream arrived at the end that received it.
 #[derive(Debug, PartialEq, Eq)]
-enum Received {
-    /// All of it, then its end.
+enum Delivery {
+    /// All bytes, then the end of stream.
     Whole,
-    /// All that was sent before the reset, then the reset.
-    Settled,
-    /// A part of what was sent, or all, then the reset. How much is chance, in a direct connection too.
-    Part,
-    /// Nobody looked any more: the end itself had reset.
-    Nothing,
+    /// All bytes that were sent before the reset, then the reset.
+    AllThenReset,
+    /// A part of the bytes, or all, then the reset. How many is chance, in a direct connection too.
+    PartThenReset,
+    /// Unknown: the end reset the connection itself, and did not read on.
+    Unknown,
 }
 
 /// A random number below `limit`.
@@ -45,7 +45,8 @@ fn below(random: &mut Random, limit: u64) -> u64 {
     (random.next() >> 11) % limit
 }
 
-/// A random life: bytes, pauses, then an end in order; and in one of four, one of the ends resets somewhere.
+/// A random plan for both ends: bytes and pauses, then an orderly end; in one of four plans one of the ends resets
+/// somewhere.
 fn plan(seed: u64) -> [Vec<Step>; 2] {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut plan = [0, 1].map(|_| {
@@ -65,29 +66,30 @@ fn plan(seed: u64) -> [Vec<Step>; 2] {
     if below(&mut random, 4) == 0 {
         let steps = &mut plan[below(&mut random, 2) as usize];
         steps.truncate(below(&mut random, steps.len() as u64) as usize);
-        steps.push(if below(&mut random, 2) == 0 { Step::SettledReset } else { Step::Reset });
+        steps.push(if below(&mut random, 2) == 0 { Step::ResetWhenReceived } else { Step::Reset });
     }
     plan
 }
 
-fn sends(steps: &[Step]) -> Vec<u8> {
+/// The bytes that `steps` send.
+fn sent_bytes(steps: &[Step]) -> Vec<u8> {
     let bytes = steps.iter().map(|step| match *step {
-        Step::Send { seed, length } => pattern(seed, length),
+        Step::Send { seed, length } => random_bytes(seed, length),
         _ => Vec::new(),
     });
     bytes.flatten().collect()
 }
 
-/// Lives through a plan between two connected sockets and tells what each end received.
-fn live(ends: [TcpStream; 2], plan: &[Vec<Step>; 2]) -> [Received; 2] {
+/// Follows a plan between two connected sockets; returns how the stream arrived at each end.
+fn follow(ends: [TcpStream; 2], plan: &[Vec<Step>; 2]) -> [Delivery; 2] {
     let ends = ends.map(|end| Arc::new(patient(end)));
     thread::scope(|scope| {
         let readers = [0, 1].map(|end| {
-            let (settled, wait) = mpsc::channel();
-            // A socket is closed, and so reset, when the last of its threads has let go of it.
+            let (all_received, wait) = mpsc::channel();
+            // A socket is closed, and so reset, when the last of its threads has dropped it.
             let (own, other) = (Arc::clone(&ends[end]), Arc::clone(&ends[1 - end]));
             let writer = scope.spawn(move || act(other, &plan[1 - end], &wait));
-            (writer, scope.spawn(move || receive(own, &sends(&plan[1 - end]), &settled)))
+            (writer, scope.spawn(move || receive(own, &sent_bytes(&plan[1 - end]), &all_received)))
         });
         drop(ends);
         let [(second_failed, first), (first_failed, second)] =
@@ -96,41 +98,41 @@ fn live(ends: [TcpStream; 2], plan: &[Vec<Step>; 2]) -> [Received; 2] {
     })
 }
 
-/// What an end has received, from what its reader saw and whether its writer was told of a reset.
-fn judge((whole, in_order): (bool, bool), told: bool, own: &[Step], other: &[Step]) -> Received {
+/// How the stream arrived at an end, from what its reader saw and whether its writer failed with a reset.
+fn judge((whole, in_order): (bool, bool), writer_failed: bool, own: &[Step], other: &[Step]) -> Delivery {
     if resets(own) {
-        return Received::Nothing;
+        return Delivery::Unknown;
     }
-    // A reset is told once, to the reader or to the writer.
-    let reset = !in_order || told;
+    // The kernel reports a reset once, to the reader or to the writer.
+    let reset = !in_order || writer_failed;
     match (other.last(), reset, whole) {
-        (Some(Step::SettledReset), true, true) => Received::Settled,
-        (Some(Step::Reset), true, _) => Received::Part,
-        (Some(Step::End), false, true) => Received::Whole,
+        (Some(Step::ResetWhenReceived), true, true) => Delivery::AllThenReset,
+        (Some(Step::Reset), true, _) => Delivery::PartThenReset,
+        (Some(Step::End), false, true) => Delivery::Whole,
         unexpected => panic!("(end, reset, whole) is {unexpected:?}"),
     }
 }
 
 fn resets(steps: &[Step]) -> bool {
-    matches!(steps.last(), Some(Step::Reset | Step::SettledReset))
+    matches!(steps.last(), Some(Step::Reset | Step::ResetWhenReceived))
 }
 
-/// Sends as planned; returns whether it was told of a reset.
-fn act(stream: Arc<TcpStream>, steps: &[Step], settled: &mpsc::Receiver<()>) -> bool {
+/// Sends as planned; returns whether that failed with a reset.
+fn act(stream: Arc<TcpStream>, steps: &[Step], all_received: &mpsc::Receiver<()>) -> bool {
     for step in steps {
         let done = match *step {
-            Step::Send { seed, length } => (&*stream).write_all(&pattern(seed, length)),
+            Step::Send { seed, length } => (&*stream).write_all(&random_bytes(seed, length)),
             Step::Pause(time) => {
                 thread::sleep(time);
                 Ok(())
             }
             Step::End => stream.shutdown(Shutdown::Write),
-            Step::SettledReset | Step::Reset => {
-                if matches!(step, Step::SettledReset) {
-                    let _ = settled.recv();
+            Step::ResetWhenReceived | Step::Reset => {
+                if matches!(step, Step::ResetWhenReceived) {
+                    let _ = all_received.recv();
                 }
                 setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
-                // Wakes the reader, which lets go too.
+                // Wakes the reader, which then drops the socket too.
                 let _ = stream.shutdown(Shutdown::Read);
                 return false;
             }
@@ -143,13 +145,13 @@ fn act(stream: Arc<TcpStream>, steps: &[Step], settled: &mpsc::Receiver<()>) -> 
     false
 }
 
-/// Reads to the end; returns whether all of `expected` came, and whether an end in order followed.
-fn receive(stream: Arc<TcpStream>, expected: &[u8], settled: &mpsc::Sender<()>) -> (bool, bool) {
+/// Reads to the end; returns whether all of `expected` came, and whether an orderly end followed.
+fn receive(stream: Arc<TcpStream>, expected: &[u8], all_received: &mpsc::Sender<()>) -> (bool, bool) {
     let mut buffer = vec![0; 1 << 16];
     let mut length = 0;
     loop {
         if length == expected.len() {
-            let _ = settled.send(());
+            let _ = all_received.send(());
         }
         match (&*stream).read(&mut buffer) {
             Ok(0) => return (length == expected.len(), true),
@@ -168,8 +170,8 @@ fn receive(stream: Arc<TcpStream>, expected: &[u8], settled: &mpsc::Sender<()>) 
     }
 }
 
-/// Lives each seed's plan directly and through a pipe, many at a time.
-fn like_direct_connections(seeds: std::ops::Range<u64>) {
+/// Follows each seed's plan on a direct connection and through a pipe, 16 seeds at a time, and compares the two.
+fn compare_with_direct_connections(seeds: std::ops::Range<u64>) {
     let next = AtomicU64::new(seeds.start);
     thread::scope(|scope| {
         for _ in 0..16 {
@@ -183,9 +185,9 @@ fn like_direct_connections(seeds: std::ops::Range<u64>) {
                     }
                     let plan = plan(seed);
                     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-                    let direct = live([client, listener.accept().unwrap().0], &plan);
+                    let direct = follow([client, listener.accept().unwrap().0], &plan);
                     let client = TcpStream::connect(pipe.local_address()).unwrap();
-                    let piped = live([client, listener.accept().unwrap().0], &plan);
+                    let piped = follow([client, listener.accept().unwrap().0], &plan);
                     assert_eq!(piped, direct, "seed {seed}: {plan:?}");
                     wait_until("the end of the connection", || pipe.connections() == 0);
                 }
@@ -195,12 +197,12 @@ fn like_direct_connections(seeds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn random_connections_look_like_direct_ones() {
-    like_direct_connections(0..300);
+fn three_hundred_random_connections_behave_like_direct_ones() {
+    compare_with_direct_connections(0..300);
 }
 
 #[test]
 #[ignore = "takes a while without optimisation: cargo test --release -- --ignored"]
-fn two_thousand_random_connections_look_like_direct_ones() {
-    like_direct_connections(1000..3000);
+fn two_thousand_random_connections_behave_like_direct_ones() {
+    compare_with_direct_connections(1000..3000);
 }

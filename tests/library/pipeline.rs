@@ -1,13 +1,15 @@
 //! The monitor from recorded tables to exact lines, held against what the original printed for the same tables.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
-use bwmon::monitor::{Monitor, Settings};
+use bwmon::monitor::{Monitor, MonitorSettings};
+use bwmon::output::Moment;
+use bwmon::output::text::{self, Figures};
 use bwmon::program::Program;
-use bwmon::program::one_source::Figures;
+use bwmon::program::one_source::OneSource;
 use bwmon::python2::pattern::Pattern;
 use crate::common::fake_proc::{FakeProc, FakeProcess};
 use crate::common::vectors::{bytes, list, vectors};
@@ -153,15 +155,16 @@ fn play(case: &Value) -> Vec<String> {
         filter: Filter::new(patterns(&options["include"]), patterns(&options["exclude"])),
         ignore_local: options["ignorelocal"] == true,
     };
-    let settings = Settings {
+    let settings = MonitorSettings {
         selections: vec![selection],
         lookback: options["lookback"] != false && !bandwidth,
-        ..Settings::default()
+        ..MonitorSettings::default()
     };
 
     let host = FakeProc::new();
     let monitor = Monitor::from_files(host.root(), settings);
-    let mut figures = if bandwidth { Figures::rates(monitor) } else { Figures::totals(monitor) };
+    let mut program = OneSource::new(monitor);
+    let figures = if bandwidth { Figures::Rates } else { Figures::Totals };
     let start = Instant::now();
     let mut running = BTreeMap::new();
     let ticks = case["ticks"].as_array().unwrap();
@@ -173,9 +176,10 @@ fn play(case: &Value) -> Vec<String> {
         run_processes(&host, &tick["fds"], &mut running, number as u64);
         host.write("net/tcp", bytes(&tick["tcp"]));
         host.write("net/nf_conntrack", bytes(&tick["conntrack"]));
-        let screen = figures.tick(start + Duration::from_secs_f64(seconds)).unwrap();
-        assert_eq!(screen.notes, [""; 0]);
-        String::from_utf8(screen.table).unwrap()
+        let monotonic = start + Duration::from_secs_f64(seconds);
+        let frame = program.tick(Moment { monotonic, wall_clock: SystemTime::UNIX_EPOCH }).unwrap();
+        assert_eq!(frame.notes, [""; 0]);
+        String::from_utf8(text::table(figures, &frame)).unwrap()
     };
     ticks.iter().enumerate().map(play).collect()
 }

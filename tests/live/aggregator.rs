@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use crate::common::inside::inside;
 use crate::common::netns::Namespace;
 use crate::common::program::{Running, wait_for};
@@ -51,7 +51,7 @@ fn receive(mut stream: TcpStream) {
 fn inside_and_tracked(name: &str) -> bool {
     let inside = inside(name);
     if inside {
-        Namespace::here().shell(TURN_ON);
+        Namespace::here().shell(ENABLE_COMMANDS);
     }
     inside
 }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::prctl::set_dumpable;
 
 use crate::common::inside::inside;
@@ -143,7 +143,7 @@ fn payload(names: &[&str]) -> Figures {
 
 pub fn conntrack_counts_every_kind_of_flow_exactly() {
     let (host, remote) = &host_and_remote();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
     // 192.0.2.1 is translated to the remote host, 192.0.2.2 to this one.
     host.shell(&format!(
@@ -193,7 +193,7 @@ pub fn a_container_is_shown_by_its_own_command_line() {
     let (host, remote) = &host_and_remote();
     let container = &Namespace::new();
     host.connect("bridge", address(5), container, address(6));
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     // As container engines do it: a network behind this host, which goes by this host's address outside.
     host.shell(
         "sysctl -w net.ipv4.ip_forward=1; nft 'add table ip nat; \
@@ -253,7 +253,7 @@ pub fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_o
 
 pub fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original() {
     let host = &Namespace::here();
-    host.shell(&format!("{TURN_ON} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
+    host.shell(&format!("{ENABLE_COMMANDS} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
     let mut monitor = Monitor::start(&[]);
     let mut traffic = Traffic::default();
     traffic.send(&over_loopback("flow", "tcp", host), |_| ());
@@ -272,8 +272,8 @@ pub fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
     traffic.send(&over_loopback("before", "tcp", host), |_| ());
     // Once it has said so it has looked.
     let note = monitor.program.stderr.line();
-    assert!(note.contains("nothing is counted") && note.contains(TURN_ON), "{note}");
-    host.shell(TURN_ON);
+    assert!(note.contains("nothing is counted") && note.contains(ENABLE_COMMANDS), "{note}");
+    host.shell(ENABLE_COMMANDS);
     let flows = [over_loopback("after", "tcp", host)];
     let truth = Truth::new(host);
     traffic.send(&flows[0], |port| truth.count("after", "tcp", port));
@@ -283,7 +283,7 @@ pub fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
 
 pub fn the_sockets_own_counters_can_be_insisted_on() {
     let host = &Namespace::here();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let mut traffic = Traffic::default();
     let mut monitor = Monitor::start(&["--source=sockets"]);
     traffic.send(&over_loopback("flow", "tcp", host), |_| ());
@@ -314,7 +314,7 @@ pub fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     let said = monitor.end_with(|_| true);
     assert_eq!(said.iter().filter(|line| line.starts_with(ONLY_OWN)).count(), 1, "{said:?}");
     let how = said.iter().find(|line| line.contains("TCP payload per socket is counted")).expect("what is counted");
-    assert!(how.contains("as root (sudo)") && how.contains(TURN_ON), "{how}");
+    assert!(how.contains("as root (sudo)") && how.contains(ENABLE_COMMANDS), "{how}");
 }
 
 pub fn the_conntrack_command_is_read_where_nothing_else_may_be() {

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
 use crate::common::inside::{inside_each, inside_each_alone};
@@ -224,7 +224,7 @@ pub fn containers_come_and_go_while_it_runs() {
          add rule ip nat out oifname cable masquerade'",
     );
     let [[gateway, _], [remote_v4, _]] = [5, 2].map(address);
-    let noted = Connects::note().is_ok();
+    let noted = TcpOwners::attach().is_ok();
     if !noted {
         let _ = writeln!(io::stderr(), "containers that end at once are left out: nobody notes who connects");
     }
@@ -271,7 +271,7 @@ fn wait_for_client(scene: &mut Scene, flow: &str, command_line: &str) {
 
 pub fn what_is_nobodys_is_told_with_the_reason() {
     let (host, remote) = &host_and_remote();
-    host.shell(TURN_ON);
+    host.shell(ENABLE_COMMANDS);
     let truth = Truth::new(host);
     // Whom the host forwards for: neither end is a process of its own, but a thread of this one.
     let other = Namespace::new();
@@ -310,7 +310,7 @@ pub fn what_is_nobodys_is_told_with_the_reason() {
 }
 
 pub fn each_flow_of_the_table_can_be_asked_for() {
-    Namespace::here().shell(TURN_ON);
+    Namespace::here().shell(ENABLE_COMMANDS);
     let mut open = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let listener = TcpListener::bind(address).unwrap();

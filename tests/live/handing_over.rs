@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use bwmon::kernel::bpf::tcp_owners::Connects;
-use bwmon::kernel::exec_events::Execs;
+use bwmon::kernel::bpf::tcp_owners::TcpOwners;
+use bwmon::kernel::exec_events::ExecEvents;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
@@ -174,7 +174,7 @@ pub fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
         scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
     }
     drop(stream);
-    if let Err(error) = Execs::subscribe().and_then(|_| Ok(Connects::note()?)) {
+    if let Err(error) = ExecEvents::subscribe().and_then(|_| Ok(TcpOwners::attach()?)) {
         let _ = writeln!(io::stderr(), "children that end at once are left out: {error:#}");
         return;
     }

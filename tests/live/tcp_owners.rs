@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, Tc
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use bwmon::kernel::bpf::tcp_owners::Connects;
+use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
@@ -31,40 +31,40 @@ fn reader(stream: TcpStream) -> std::process::Child {
 
 /// One test for all, since a process that another starts has this one's connections for a moment.
 pub fn what_is_noted() {
-    match Connects::note() {
-        Ok(connects) => {
+    match TcpOwners::attach() {
+        Ok(owners) => {
             let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
-            whoever_closes_is_noted_at_either_end(&connects, v4, v4);
-            whoever_closes_is_noted_at_either_end(&connects, v4, Ipv6Addr::UNSPECIFIED.into());
-            whoever_closes_is_noted_at_either_end(&connects, v6, v6);
-            the_next_connection_with_the_same_ends_begins_without_notes(&connects);
+            whoever_closes_is_noted_at_either_end(&owners, v4, v4);
+            whoever_closes_is_noted_at_either_end(&owners, v4, Ipv6Addr::UNSPECIFIED.into());
+            whoever_closes_is_noted_at_either_end(&owners, v6, v6);
+            the_next_connection_with_the_same_ends_begins_without_notes(&owners);
         }
         // Past the test harness, which shows what a test prints only if it fails.
         Err(error) => writeln!(io::stderr(), "what_is_noted is skipped: {error}").unwrap(),
     }
 }
 
-fn whoever_closes_is_noted_at_either_end(connects: &Connects, address: IpAddr, listen: IpAddr) {
+fn whoever_closes_is_noted_at_either_end(owners: &TcpOwners, address: IpAddr, listen: IpAddr) {
     let listener = TcpListener::bind((listen, 0)).unwrap();
     let server = SocketAddr::new(address, listener.local_addr().unwrap().port());
     let client = connect(0, server);
     let to_server = tuple(client.local_addr().unwrap(), server);
     let to_client = to_server.reversed();
     let (accepted, _) = listener.accept().unwrap();
-    assert_eq!(connects.process(&to_server), Some(std::process::id()));
-    assert_eq!(connects.closer(&to_server), None);
-    assert_eq!(connects.process(&to_client), None);
+    assert_eq!(owners.owner(&to_server), Some(std::process::id()));
+    assert_eq!(owners.closed_by(&to_server), None);
+    assert_eq!(owners.owner(&to_client), None);
 
     let mut child = reader(accepted);
     // The child closes what it got of ours a moment after it has begun, so that a mere close may not be the last.
     client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(connects.closer(&to_server), Some(std::process::id()));
+    assert_eq!(owners.closed_by(&to_server), Some(std::process::id()));
     assert!(child.wait().unwrap().success());
-    assert_eq!(connects.closer(&to_client), Some(child.id()));
-    assert_eq!(connects.process(&to_client), Some(child.id()));
+    assert_eq!(owners.closed_by(&to_client), Some(child.id()));
+    assert_eq!(owners.owner(&to_client), Some(child.id()));
 }
 
-fn the_next_connection_with_the_same_ends_begins_without_notes(connects: &Connects) {
+fn the_next_connection_with_the_same_ends_begins_without_notes(owners: &TcpOwners) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let server = listener.local_addr().unwrap();
     let first = connect(0, server);
@@ -75,9 +75,9 @@ fn the_next_connection_with_the_same_ends_begins_without_notes(connects: &Connec
     assert_eq!((&first).read(&mut [0]).unwrap(), 0);
     drop(first);
     let me = Some(std::process::id());
-    assert_eq!((connects.closer(&to_server), connects.closer(&to_server.reversed())), (me, me));
+    assert_eq!((owners.closed_by(&to_server), owners.closed_by(&to_server.reversed())), (me, me));
 
     let _second = connect(port, server);
-    assert_eq!((connects.process(&to_server), connects.closer(&to_server)), (me, None));
-    assert_eq!(connects.process(&to_server.reversed()), None);
+    assert_eq!((owners.owner(&to_server), owners.closed_by(&to_server)), (me, None));
+    assert_eq!(owners.owner(&to_server.reversed()), None);
 }

@@ -17,7 +17,7 @@ fn the_options_are_those_of_help() {
 
 #[test]
 fn the_commands_that_turn_counting_on_are_those_that_are_printed() {
-    for command in bwmon::monitor::TURN_ON.split(" && ") {
+    for command in bwmon::monitor::advice::ENABLE_COMMANDS.split(" && ") {
         assert!(README.contains(command), "the README lacks {command}");
     }
 }

@@ -66,24 +66,25 @@ fn every_mistake_of_all_files_is_told_at_once() {
         ),
     ]);
     let findings = "\
-apps.cfg:3: [Web] b: \"*\" is no pattern: at byte 0: `*` has nothing to repeat; write `\\*` for the character
-apps.cfg:4: warning: [Empty] name: no pattern, so that nothing belongs to it; add a line such as name=pattern
+apps.cfg:3: [Web] b: \"*\" is not a valid pattern: at byte 0: `*` has nothing to repeat; write `\\*` for the character
+apps.cfg:4: warning: [Empty] name: no pattern, so nothing belongs to it; add a line such as name=pattern
 monitors.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?
-monitors.cfg:4: [General] include: \"(x\" is no pattern: at byte 0: no `)` closes this; write `\\(` for the character
+monitors.cfg:4: [General] include: \"(x\" is not a valid pattern: at byte 0: \
+no `)` closes this; write `\\(` for the character
 monitors.cfg:5: [General] ignorelocal: \"maybe\" is neither true nor false
 monitors.cfg:8: [SSH] port: \"22x\" is not a whole number such as 8080
-monitors.cfg:9: [SSH] newhost: names no host; this one is localhost
+monitors.cfg:9: [SSH] newhost: names no host; for this host, write localhost
 monitors.cfg:10: [SSH] newport: \"0\" is not between 1 and 65535
 monitors.cfg:11: [SSH] shape_threshold: \"fast\" is not a whole number such as 100
 monitors.cfg:12: [SSH] neither '=' nor ':'; write key=value, not \"junk\"
-monitors.cfg:14: warning: [Other] type: unknown monitor type \"Pipe\", section left out; it is monitor or pipe
+monitors.cfg:14: warning: [Other] type: unknown monitor type \"Pipe\", section ignored; the type is monitor or pipe
 notifications.cfg:1: [Web] process_filter: missing; add a line such as process_filter=firefox
 notifications.cfg:2: warning: [Web] proces_filter: unknown key, did you mean process_filter?
 notifications.cfg:3: [Web] in_threshold: \"5.5\" is not a whole number such as 50
-notifications.cfg:4: [Web] interval: %(every) names a key that is neither in this section nor in [DEFAULT]; a pattern can \
-say [%]( for %( itself
-notifications.cfg:5: [Web] notification_command: \"sh -c \\\"a\" is no command: a quote is opened and not closed \
-(a ; after a blank begins a comment; write it without the blank)
+notifications.cfg:4: [Web] interval: %(every) names a key that is neither in this section nor in [DEFAULT]; in a \
+pattern, write [%]( for %( itself
+notifications.cfg:5: [Web] notification_command: \"sh -c \\\"a\" is not a valid command: a quote is opened and \
+not closed (a ; after a blank begins a comment; write it without the blank)
 ";
     let expected = format!("runaggregator: 12 mistakes in the configuration:\n{findings}");
     for arguments in [&CHECK[..], &CHECK[1..]] {

@@ -1,4 +1,4 @@
-//! The program runpipe, run as its users run it.
+//! The program runpipe, started as its users start it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,8 +19,8 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// A runpipe to a listener of the test's own.
-struct Running {
+/// A running runpipe, and the listener in this test that it forwards to.
+struct RunningPipe {
     child: Child,
     port: u16,
     stdout: BufReader<ChildStdout>,
@@ -28,7 +28,7 @@ struct Running {
     listener: TcpListener,
 }
 
-impl Running {
+impl RunningPipe {
     fn start(mut command: Command) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap().port().to_string();
@@ -58,7 +58,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
     }
 
-    /// The next line of the display that is `expected`, whatever comes before.
+    /// Reads lines of the display until one is `expected`.
     fn wait_for(&mut self, expected: &str) {
         let mut line = String::new();
         while line.trim_end() != expected {
@@ -67,12 +67,13 @@ impl Running {
         }
     }
 
-    /// Waits for a successful end.
+    /// Waits until the program exits, with exit code 0.
     fn end(mut self) {
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
     }
 }
 
+/// Sends one byte from the client to the target, and one back.
 fn exchange(client: &TcpStream, target: &TcpStream) -> std::io::Result<()> {
     let mut byte = [0];
     (&mut &*client).write_all(b"?")?;
@@ -82,7 +83,7 @@ fn exchange(client: &TcpStream, target: &TcpStream) -> std::io::Result<()> {
 }
 
 #[test]
-fn wrong_usage_says_so_and_exits_with_2() {
+fn wrong_usage_is_an_error_and_exit_code_2() {
     let wrong: [&[&str]; 14] = [
         &[],
         &["2222"],
@@ -108,7 +109,7 @@ fn wrong_usage_says_so_and_exits_with_2() {
 }
 
 #[test]
-fn ports_are_numbers_as_the_original_read_them() {
+fn runpipe_reads_ports_as_the_original_does() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().port();
     for port in [format!(" {taken} "), format!("+{taken}"), format!("0{taken}")] {
@@ -119,15 +120,15 @@ fn ports_are_numbers_as_the_original_read_them() {
 }
 
 #[test]
-fn help_is_no_error() {
+fn help_is_on_stdout_with_exit_code_0() {
     let output = run(&["--help"]);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
     assert!(text(&output.stdout).contains("Usage: runpipe [OPTIONS] <PORT> <REMOTE-HOST> [REMOTE-PORT]"));
 }
 
 #[test]
-fn totals_are_shown_until_it_is_interrupted() {
-    let mut runpipe = Running::start(Command::new(RUNPIPE));
+fn runpipe_shows_totals_until_it_is_interrupted() {
+    let mut runpipe = RunningPipe::start(Command::new(RUNPIPE));
     let (client, target) = (runpipe.connect(), runpipe.accept());
     (&client).write_all(&[b'x'; 1500]).unwrap();
     (&target).write_all(&[b'y'; 20]).unwrap();
@@ -143,7 +144,7 @@ fn totals_are_shown_until_it_is_interrupted() {
 
 #[test]
 fn the_first_interrupt_lets_open_connections_finish() {
-    let mut runpipe = Running::start(Command::new(RUNPIPE));
+    let mut runpipe = RunningPipe::start(Command::new(RUNPIPE));
     let (client, target) = (runpipe.connect(), runpipe.accept());
     runpipe.interrupt();
     runpipe.wait_for("Waiting for threads to finish...");
@@ -154,8 +155,8 @@ fn the_first_interrupt_lets_open_connections_finish() {
 }
 
 #[test]
-fn the_second_interrupt_ends_them() {
-    let mut runpipe = Running::start(Command::new(RUNPIPE));
+fn the_second_interrupt_resets_open_connections() {
+    let mut runpipe = RunningPipe::start(Command::new(RUNPIPE));
     let (client, target) = (runpipe.connect(), runpipe.accept());
     runpipe.interrupt();
     runpipe.wait_for("Waiting for threads to finish...");
@@ -166,25 +167,25 @@ fn the_second_interrupt_ends_them() {
 }
 
 #[test]
-fn with_too_few_descriptors_it_serves_what_it_has_and_accepts_again_when_it_can() {
+fn with_too_few_descriptors_runpipe_serves_open_connections_and_accepts_others_later() {
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\"", RUNPIPE]);
-    let mut runpipe = Running::start(limited);
-    // Each takes two, and there are some that the program needs itself: about 15 find room.
+    let mut runpipe = RunningPipe::start(limited);
+    // Each connection takes two descriptors, and the program itself needs some: there is room for about 15.
     let clients: Vec<TcpStream> = (0..30).map(|_| runpipe.connect()).collect();
-    let mut note = String::new();
-    runpipe.stderr.read_line(&mut note).unwrap();
-    assert!(note.contains("cannot accept connections for the moment"), "{note}");
+    let mut line = String::new();
+    runpipe.stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("cannot accept connections for the moment"), "{line}");
 
     let mut waiting = clients.into_iter();
     for client in waiting.by_ref().take(10) {
-        // Served although others wait, and with its end there is room for one of them.
+        // runpipe serves it although others wait; when it ends there is room for one of them.
         exchange(&client, &runpipe.accept()).unwrap();
     }
     for client in waiting {
         exchange(&client, &runpipe.accept()).unwrap();
     }
-    // All are gone, and with them the shortage.
+    // All have ended, so there are enough descriptors again.
     exchange(&runpipe.connect(), &runpipe.accept()).unwrap();
     runpipe.interrupt();
     runpipe.wait_for("Waiting for threads to finish...");

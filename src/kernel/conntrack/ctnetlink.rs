@@ -1,7 +1,7 @@
-//! The conntrack table as netlink messages, the way `conntrack -L` reads it.
+//! The conntrack table as netlink messages, as `conntrack -L` reads it.
 //!
-//! A message is a nfgenmsg of 4 bytes and attributes: the two tuples, the counters (big-endian), the zone, the id.
-//! The kernel's side is net/netfilter/nf_conntrack_netlink.c, the numbers are those of
+//! A message has a struct nfgenmsg of 4 bytes and attributes: the two tuples, the counters (big-endian), the zone, the
+//! id. The kernel's side is net/netfilter/nf_conntrack_netlink.c; the numbers are those of
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,16 +14,17 @@ use crate::kernel::netlink::{self, Netlink, attributes, push_attribute};
 
 /// NFNL_SUBSYS_CTNETLINK, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;
-/// IPCTNL_MSG_CT_NEW: an entry, in a dump or as an event.
+/// IPCTNL_MSG_CT_NEW: an entry in a dump, or an event: it began.
 pub(super) const NEW: u16 = SUBSYSTEM;
 /// IPCTNL_MSG_CT_GET: the request for entries.
 const GET: u16 = SUBSYSTEM | 1;
-/// IPCTNL_MSG_CT_DELETE: the end of an entry, as an event.
+/// IPCTNL_MSG_CT_DELETE: an event: the entry ended.
 pub(super) const DELETE: u16 = SUBSYSTEM | 2;
 
-/// struct nfgenmsg: family (AF_UNSPEC: all), version, resource.
-const GENERIC: [u8; 4] = [0; 4];
+/// struct nfgenmsg: family (0 is AF_UNSPEC: all), version, resource.
+const NFGENMSG: [u8; 4] = [0; 4];
 
+/// Types of attributes: CTA_….
 mod attribute {
     pub const TUPLE_ORIG: u16 = 1;
     pub const TUPLE_REPLY: u16 = 2;
@@ -48,11 +49,11 @@ mod attribute {
     pub const PROTOINFO_TCP_STATE: u16 = 1;
 }
 
-/// TCP_CONNTRACK_LAST_ACK (include/uapi/linux/netfilter/nf_conntrack_tcp.h): this state and those behind it, TIME_WAIT
-/// and CLOSE, carry no more data. 9 is SYN_SENT2, the opening by both sides at once.
+/// The states in which no more data comes: LAST_ACK, TIME_WAIT and CLOSE (TCP_CONNTRACK_… in
+/// include/uapi/linux/netfilter/nf_conntrack_tcp.h). The next one, 9, is SYN_SENT2: both sides open at once.
 const TCP_CLOSED: std::ops::RangeInclusive<u8> = 6..=8;
 
-/// A ctnetlink socket.
+/// A netlink socket for the conntrack table.
 #[derive(Debug)]
 pub struct Ctnetlink {
     socket: Netlink,
@@ -62,17 +63,17 @@ impl Ctnetlink {
     /// Opens one for the network namespace of the calling thread.
     ///
     /// # Errors
-    /// Where the kernel has no netlink for netfilter. Whether this user may read is known at the first dump only.
-    pub fn open() -> nix::Result<Self> {
+    /// Where the kernel lacks NETLINK_NETFILTER. It checks permission only when a dump is requested.
+    pub(super) fn open() -> nix::Result<Self> {
         Ok(Self { socket: Netlink::open(netlink::protocol::NETFILTER, 0)? })
     }
 
-    /// Calls `visit` with every TCP and UDP flow of the table, IPv4 and IPv6. The kernel may show an entry twice.
+    /// Calls `visit` with every TCP and UDP flow of the table, IPv4 and IPv6. The kernel may send an entry twice.
     ///
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
-    pub fn dump(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.socket.request(GET, netlink::DUMP, &GENERIC, |message| {
+    pub(super) fn dump(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        self.socket.request(GET, netlink::DUMP, &NFGENMSG, |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {
@@ -81,24 +82,24 @@ impl Ctnetlink {
         })
     }
 
-    /// Asks for the entry with an original tuple in the zone 0, and calls `visit` with it if there is one.
+    /// Looks up the entry with an original tuple in zone 0, and calls `visit` with it if there is one.
     ///
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
-    pub fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        let asked = self.socket.request(GET, 0, &request(original), |message| {
+    pub(super) fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        let result = self.socket.request(GET, 0, &request(original), |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {
                 visit(&flow);
             }
         });
-        // It ended.
-        if asked == Err(Errno::ENOENT) { Ok(()) } else { asked }
+        // ENOENT: the connection has ended.
+        if result == Err(Errno::ENOENT) { Ok(()) } else { result }
     }
 }
 
-/// The payload of a request for the entry with an original tuple.
+/// The payload of a request for the entry with this original tuple.
 fn request(original: &Tuple) -> Vec<u8> {
     let nested = |kind: u16, attributes: &[(u16, &[u8])]| {
         let mut inner = Vec::new();
@@ -127,19 +128,19 @@ fn request(original: &Tuple) -> Vec<u8> {
         ],
     );
     let (tuple, parts) = nested(attribute::TUPLE_ORIG, &[(ip, &addresses), (proto, &ports)]);
-    let mut payload = GENERIC.to_vec();
+    let mut payload = NFGENMSG.to_vec();
     payload[0] = family as u8;
     push_attribute(&mut payload, tuple, &parts);
     payload
 }
 
-/// The flow of one message; `None` for a protocol without ports, and for a message that lacks a tuple.
+/// The flow of one message; `None` where the protocol is not TCP or UDP, or where the message lacks a tuple.
 pub fn parse(payload: &[u8]) -> Option<Flow> {
     let (mut original, mut reply, mut zone) = (None, None, 0);
     let (mut bytes_original, mut bytes_reply) = (None, None);
     let mut id = 0;
     let mut open = true;
-    for (kind, value) in attributes(payload.get(GENERIC.len()..)?) {
+    for (kind, value) in attributes(payload.get(NFGENMSG.len()..)?) {
         match kind {
             attribute::TUPLE_ORIG => {
                 let (tuple, tuple_zone) = parse_tuple(value)?;
@@ -159,7 +160,7 @@ pub fn parse(payload: &[u8]) -> Option<Flow> {
     Some(Flow { original: original?, reply: reply?, zone, id, counters, open, socket: None })
 }
 
-/// A tuple, and its zone where that is not the entry's.
+/// A tuple, and its zone where that is given for this direction alone.
 fn parse_tuple(value: &[u8]) -> Option<(Tuple, Option<u16>)> {
     let (mut source, mut destination): (Option<IpAddr>, Option<IpAddr>) = (None, None);
     let (mut protocol, mut source_port, mut destination_port, mut zone) = (None, None, None, None);

@@ -1,8 +1,9 @@
-//! Connections as they begin and end, the moment the kernel says so.
+//! Connections at the moment they begin and end.
 //!
-//! The messages are those of the table, sent to the multicast groups NFNLGRP_CONNTRACK_NEW and NFNLGRP_CONNTRACK_DESTROY
-//! (include/uapi/linux/netfilter/nfnetlink.h); the last carry the final counters. The kernel sends no end for a
-//! connection that is older than the first subscription on the host (nf_conntrack_events=2, the default).
+//! The kernel sends the same messages as for a dump to the multicast groups NFNLGRP_CONNTRACK_NEW and
+//! NFNLGRP_CONNTRACK_DESTROY (include/uapi/linux/netfilter/nfnetlink.h); those of the second have the final counters.
+//! It sends none about a connection that began before the first subscription on the host (nf_conntrack_events=2, the
+//! default).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,18 +11,19 @@ use super::ctnetlink;
 use crate::kernel::flow::Flow;
 use crate::kernel::netlink::{Netlink, protocol};
 
-/// Groups 1 and 3, as a mask.
+/// Groups 1 (NEW) and 3 (DESTROY), as a mask.
 const GROUPS: u32 = 0b101;
-/// Room for some 60,000 messages at first; doubled when it was not enough, up to the largest.
-const BUFFER: usize = 32 << 20;
-const LARGEST_BUFFER: usize = 256 << 20;
+/// The receive buffer at first, in bytes: room for some 60,000 messages. It doubles each time that events were lost.
+const RECEIVE_BUFFER: usize = 32 << 20;
+/// The largest receive buffer, in bytes.
+const LARGEST_RECEIVE_BUFFER: usize = 256 << 20;
 
 /// What happened to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// It began.
     Opened(Flow),
-    /// It ended, with these counters.
+    /// It ended; these are its final counters.
     Ended(Flow),
 }
 
@@ -29,7 +31,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Events {
     socket: Netlink,
-    buffer: usize,
+    receive_buffer: usize,
 }
 
 impl Events {
@@ -39,16 +41,15 @@ impl Events {
     /// EPERM without CAP_NET_ADMIN.
     pub fn subscribe() -> nix::Result<Self> {
         let socket = Netlink::open(protocol::NETFILTER, GROUPS)?;
-        socket.set_receive_buffer(BUFFER);
-        Ok(Self { socket, buffer: BUFFER })
+        socket.set_receive_buffer(RECEIVE_BUFFER);
+        Ok(Self { socket, receive_buffer: RECEIVE_BUFFER })
     }
 
-    /// Calls `visit` with up to `most` events that wait, and says how many messages that took.
+    /// Reads at most `most` datagrams that wait, and calls `visit` with their events. Returns the number of datagrams.
     ///
     /// # Errors
-    /// ENOBUFS: events were lost. The buffer is larger from now on.
-    pub fn read(&mut self, most: usize, visit: impl FnMut(Event)) -> nix::Result<usize> {
-        let mut visit = visit;
+    /// ENOBUFS: the kernel dropped events, since the receive buffer was full. It is larger from now on.
+    pub fn read(&mut self, most: usize, mut visit: impl FnMut(Event)) -> nix::Result<usize> {
         let read = self.socket.events(most, |message| {
             let flow = match message.kind {
                 ctnetlink::NEW | ctnetlink::DELETE => ctnetlink::parse(message.payload),
@@ -61,8 +62,8 @@ impl Events {
             }
         });
         if read == Err(nix::errno::Errno::ENOBUFS) {
-            self.buffer = (self.buffer * 2).min(LARGEST_BUFFER);
-            self.socket.set_receive_buffer(self.buffer);
+            self.receive_buffer = (self.receive_buffer * 2).min(LARGEST_RECEIVE_BUFFER);
+            self.socket.set_receive_buffer(self.receive_buffer);
         }
         read
     }

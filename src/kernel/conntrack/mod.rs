@@ -1,11 +1,20 @@
 //! The kernel's connection tracking table: every connection of the host with the bytes that each direction carried.
 //!
-//! Bytes are those of whole IP packets, headers included. It is read through netlink; where that is refused, as text
-//! from /proc; where that is missing, as text from the `conntrack` command.
+//! It counts the bytes of whole IP packets, headers included. We read it through netlink; if the kernel refuses that,
+//! as text from /proc; if there is no such file, as text from the `conntrack` command.
+//!
+//! ```text
+//! netlink ── ctnetlink ──┐
+//! /proc ──────── text ───┼─> Flow: two tuples, two counters
+//! conntrack -L ─ text ───┘
+//! netlink groups ─ events ─> Opened(Flow), Ended(Flow), as they happen
+//! ```
+//! Where to read on: [`ctnetlink`] and [`text`] are the two parsers, `events` the subscription; `probe` finds out
+//! whether the kernel counts at all.
 
 pub mod ctnetlink;
-pub mod events;
-pub mod probe;
+pub(crate) mod events;
+pub(crate) mod probe;
 pub mod text;
 
 use std::fs::File;
@@ -18,31 +27,31 @@ use anyhow::{Context, Result, bail};
 use crate::kernel::flow::{Flow, Tuple};
 use ctnetlink::Ctnetlink;
 
-/// A way to read the table, that was tried and works.
+/// The conntrack table, by a way of reading it that has worked once.
 #[derive(Debug)]
 pub enum Table {
-    /// Netlink messages: with ids, and never cut short.
+    /// Netlink messages: with ids, and never truncated.
     Netlink(Ctnetlink),
     /// A file in one of the text forms.
     File(PathBuf),
-    /// What `conntrack -L` prints.
+    /// The output of `conntrack -L`.
     Command,
 }
 
-/// The lines of one reading that could not be understood.
+/// The lines of one dump that are no valid entries.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Mangled {
-    /// How many there were.
+pub struct Malformed {
+    /// Their number.
     pub lines: u64,
     /// The first of them.
     pub first: String,
 }
 
 impl Table {
-    /// The best way that this user has to read the table of the calling thread's network namespace.
+    /// The table of the calling thread's network namespace, by the best way that this user may read it.
     ///
     /// # Errors
-    /// Where there is none; the text says what each way answered.
+    /// Where no way works; the message has the error of each.
     pub fn open(proc_root: &Path) -> Result<Self> {
         let mut refusals = Vec::new();
         match Ctnetlink::open().and_then(|mut table| table.dump(|_| {}).map(|()| table)) {
@@ -51,7 +60,7 @@ impl Table {
         }
         for name in ["nf_conntrack", "ip_conntrack"] {
             let path = proc_root.join("net").join(name);
-            // Opened is not read yet: the kernel refuses at open, so this is all there is to try.
+            // The kernel checks permission when the file is opened, so there is no need to read it.
             match File::open(&path) {
                 Ok(_) => return Ok(Self::File(path)),
                 Err(error) => refusals.push(format!("{}: {error}", path.display())),
@@ -69,12 +78,12 @@ impl Table {
     /// Calls `visit` with every TCP and UDP flow of the table.
     ///
     /// # Errors
-    /// When it cannot be read any more.
-    pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+    /// Where the way that worked fails now.
+    pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         match self {
             Self::Netlink(table) => {
                 table.dump(visit).context("cannot read the conntrack table through netlink")?;
-                Ok(Mangled::default())
+                Ok(Malformed::default())
             }
             Self::File(path) => {
                 let reading = || format!("cannot read {}", path.display());
@@ -85,22 +94,22 @@ impl Table {
         }
     }
 
-    /// Calls `visit` with the flows that have these original tuples in the zone 0, as far as they are still there; with every
-    /// flow of the table where it cannot be asked for one.
+    /// Calls `visit` with those flows of zone 0 that have these original tuples and are still in the table. Text has no
+    /// query for one flow: there, calls it with every flow of the table.
     ///
     /// # Errors
-    /// When it cannot be read any more.
-    pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+    /// Where the way that worked fails now.
+    pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
         let Self::Netlink(table) = self else { return self.dump(visit) };
         for original in originals {
             table.get(original, &mut *visit).context("cannot read the conntrack table through netlink")?;
         }
-        Ok(Mangled::default())
+        Ok(Malformed::default())
     }
 }
 
-/// Runs `conntrack -L`. Its stderr ("N flow entries have been shown.") is read only where it fails.
-fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
+/// Runs `conntrack -L`. Its stderr is of interest only when it fails; else it says "N flow entries have been shown."
+fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
     let mut child = Command::new("conntrack")
         .arg("-L")
         .stdin(Stdio::null())
@@ -110,36 +119,37 @@ fn run_command(visit: &mut dyn FnMut(&Flow)) -> Result<Mangled> {
         .context("cannot run conntrack -L")?;
     let parsed = match child.stdout.take() {
         Some(stdout) => parse_lines(BufReader::new(stdout), visit),
-        None => Ok(Mangled::default()),
+        None => Ok(Malformed::default()),
     };
     let output = child.wait_with_output().context("cannot wait for conntrack -L")?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("conntrack -L: {}", said.lines().last().unwrap_or("failed"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("conntrack -L: {}", stderr.lines().last().unwrap_or("failed"));
     }
-    parsed.context("cannot read what conntrack -L prints")
+    parsed.context("cannot read the output of conntrack -L")
 }
 
-/// Reads lines of any length into one buffer; the kernel's are short, but a file may be anything.
-fn parse_lines(mut lines: impl BufRead, visit: &mut dyn FnMut(&Flow)) -> std::io::Result<Mangled> {
-    /// Far beyond what the kernel writes.
+/// Parses line by line, in one buffer. The kernel's lines are short, but a file may have lines of any length: they are
+/// read in pieces.
+fn parse_lines(mut lines: impl BufRead, visit: &mut dyn FnMut(&Flow)) -> std::io::Result<Malformed> {
+    /// In bytes; far longer than the kernel's lines.
     const LONGEST: u64 = 4096;
-    let mut mangled = Mangled::default();
+    let mut malformed = Malformed::default();
     let mut line = Vec::new();
     loop {
         line.clear();
         std::io::Read::take(&mut lines, LONGEST).read_until(b'\n', &mut line)?;
         if line.is_empty() {
-            return Ok(mangled);
+            return Ok(malformed);
         }
         match text::parse(&line) {
             text::Line::Flow(flow) => visit(&flow),
             text::Line::Other => {}
-            text::Line::Mangled => {
-                if mangled.lines == 0 {
-                    mangled.first = crate::printable::printable(line.trim_ascii(), 120);
+            text::Line::Malformed => {
+                if malformed.lines == 0 {
+                    malformed.first = crate::printable::printable(line.trim_ascii(), 120);
                 }
-                mangled.lines += 1;
+                malformed.lines += 1;
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! The kernel tracks connections only where a firewall rule needs it (since Linux 4.10, per network namespace), and
 //! counts their bytes only with net.netfilter.nf_conntrack_acct=1. Both are off on a fresh machine, and the table alone
-//! does not tell an idle host from one that tracks nothing. So one datagram is sent over loopback: it shows up in the
-//! table, with counters, or it does not.
+//! does not tell an idle host from one that tracks nothing. So we send one datagram over loopback, and see whether it
+//! appears in the table, and whether with counters.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -23,13 +23,13 @@ pub enum Tracking {
     Off,
 }
 
-/// Asks, and says which tuple the question left in the table for some seconds, so that it can be told from the host's
-/// traffic.
+/// Sends the datagram and reads the table. Also returns the datagram's tuple, if it is in the table: it stays there for
+/// some seconds and is not the host's traffic.
 ///
 /// # Errors
-/// When the table cannot be read.
+/// Where the table cannot be read.
 pub fn probe(table: &mut Table) -> Result<(Tracking, Option<Tuple>)> {
-    // Without a loopback interface there is no question to send, and the table has to answer alone.
+    // Where loopback is down no datagram can be sent, and the other flows decide alone.
     let ours = send_datagram().ok();
     let mut found = None;
     let mut others = None;
@@ -41,7 +41,7 @@ pub fn probe(table: &mut Table) -> Result<(Tracking, Option<Tuple>)> {
             others = others.max(counts);
         }
     })?;
-    // Firewalls often exempt loopback from tracking: then the flows of others tell.
+    // Firewalls often exempt loopback from tracking: then the other flows decide.
     let tracking = match found.or(others) {
         Some(true) => Tracking::Counts,
         Some(false) => Tracking::WithoutCounters,

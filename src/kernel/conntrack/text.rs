@@ -1,31 +1,32 @@
-//! The conntrack table as text: /proc/net/nf_conntrack, the older /proc/net/ip_conntrack, and what `conntrack -L` prints.
+//! The conntrack table as text, from /proc/net/nf_conntrack, from the older /proc/net/ip_conntrack, or from the command
+//! `conntrack -L`.
 //!
 //! ```text
 //! ipv4     2 tcp      6 431999 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=80 packets=3 bytes=1000 src=10.0.0.2 dst=10.0.0.1 sport=80 dport=40000 packets=11 bytes=5000 [ASSURED] mark=0 zone=0 use=2
 //! udp      17 29 src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=53 packets=1 bytes=60 [UNREPLIED] src=10.0.0.2 dst=10.0.0.1 sport=53 dport=40000 packets=0 bytes=0 mark=0 use=1
 //! ```
-//! The first form alone begins with the network protocol and its number. The keys of the tuples appear twice, first for
-//! the original, then for the reply. The kernel's side is net/netfilter/nf_conntrack_standalone.c, `ct_seq_show`; the
-//! command's is libnetfilter_conntrack, src/conntrack/snprintf_default.c.
+//! Only nf_conntrack begins its lines with the network protocol and its number. The keys of a tuple appear twice, first
+//! for the original, then for the reply. The kernel's side is net/netfilter/nf_conntrack_standalone.c, `ct_seq_show`;
+//! the command's is libnetfilter_conntrack, src/conntrack/snprintf_default.c.
 
 use std::net::IpAddr;
 
 use crate::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 
-/// What a line of the table is.
+/// One line of the table.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
     /// A TCP or UDP flow.
     Flow(Flow),
     /// Nothing to count: blank, or another protocol.
     Other,
-    /// A line that is none of those the kernel writes.
-    Mangled,
+    /// A line that neither the kernel nor the command writes.
+    Malformed,
 }
 
-/// Takes one line apart, with or without its end.
+/// Parses one line, with or without the line feed at its end.
 pub fn parse(line: &[u8]) -> Line {
-    let Ok(line) = std::str::from_utf8(line) else { return Line::Mangled };
+    let Ok(line) = std::str::from_utf8(line) else { return Line::Malformed };
     let mut words = line.split_ascii_whitespace().peekable();
     if words.next_if(|word| matches!(*word, "ipv4" | "ipv6")).is_some() {
         words.next();
@@ -34,14 +35,14 @@ pub fn parse(line: &[u8]) -> Line {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
         None => return Line::Other,
-        // Another protocol's line has its number second, as all of them have.
+        // A line of another protocol has, as all lines have, a protocol number as its second word.
         Some(_) if words.next().is_some_and(|number| number.parse::<u8>().is_ok()) => return Line::Other,
-        Some(_) => return Line::Mangled,
+        Some(_) => return Line::Malformed,
     };
-    parse_flow(protocol, words).map_or(Line::Mangled, Line::Flow)
+    parse_flow(protocol, words).map_or(Line::Malformed, Line::Flow)
 }
 
-/// One half of a line: what comes with one of the two tuples.
+/// One half of a line: a tuple and its counter.
 #[derive(Default)]
 struct Half {
     source: Option<IpAddr>,
@@ -95,7 +96,7 @@ fn parse_flow<'a>(protocol: Protocol, words: impl Iterator<Item = &'a str>) -> O
     })
 }
 
-/// The first of two places that is still free; a key may stand in a line twice, not three times.
+/// The first of two places that is still free; a line may have a key twice, not three times.
 fn unset<'a, T>(first: &'a mut Option<T>, second: &'a mut Option<T>) -> Option<&'a mut Option<T>> {
     match (first.is_none(), second.is_none()) {
         (true, _) => Some(first),

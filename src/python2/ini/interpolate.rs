@@ -1,30 +1,30 @@
-//! What stands behind the crate: `%(key)s` in a value stands for the value of another key.
+//! After the crate: replaces `%(key)s` in a value with the value of another key.
 //!
-//! Only a value with `%(` in it is touched; then all of it is a format of Python's `%` operator, so that `%%` is one
-//! per cent sign and `%(key)10s` has a width. `100%` and `date +%F` stay as they are.
+//! A value without `%(` stays as it is, such as `100%` or `date +%F`. A value with `%(` is, as a whole, a format of
+//! Python's `%` operator: `%%` is one percent sign and `%(key)10s` has a width.
 //!
 //! Source: <https://docs.python.org/2.7/library/stdtypes.html#string-formatting-operations>.
 
-/// How often a value is looked at again, since what was filled in may name further keys.
-const ROUNDS: usize = 10;
+/// Python's `MAX_INTERPOLATION_DEPTH`: the passes over a value, since a replacement may refer to further keys.
+const MAX_PASSES: usize = 10;
 
-/// Bytes that a value may grow to. Ten rounds could make a file of one line fill the memory.
-const LONGEST: usize = 64 * 1024;
+/// The most bytes of a value. Without this limit, ten passes over a file of a few lines could fill the memory.
+const MAX_LENGTH: usize = 64 * 1024;
 
-/// `raw` with every key filled in; `lookup` gives the raw value of a key.
+/// `raw` with every reference replaced; `lookup` returns the raw value of a key.
 ///
 /// # Errors
-/// What is wrong and how to write it, in words.
+/// A message: what is wrong, and what would be right.
 pub(super) fn interpolate<'a>(raw: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>) -> Result<String, String> {
     let mut value = raw.to_owned();
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_PASSES {
         if !value.contains("%(") {
             return Ok(value);
         }
         value = format_once(&value, lookup)?;
     }
     if value.contains("%(") {
-        return Err(format!("{raw:?} names keys that name further keys, more than {ROUNDS} deep or in a circle"));
+        return Err(format!("{raw:?} names keys that name further keys, more than {MAX_PASSES} deep or in a circle"));
     }
     Ok(value)
 }
@@ -50,8 +50,8 @@ fn format_once<'a>(format: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>
                 return Err(format!("%{other} in {format:?}, which also has %(; write %% for a per cent sign"));
             }
         }
-        if out.len() > LONGEST {
-            return Err(format!("the value grows beyond {LONGEST} bytes when its keys are filled in"));
+        if out.len() > MAX_LENGTH {
+            return Err(format!("the value grows beyond {MAX_LENGTH} bytes when its keys are filled in"));
         }
     }
     out.push_str(rest);
@@ -64,11 +64,11 @@ fn incomplete(format: &str) -> String {
 
 fn no_such_key(key: &str) -> String {
     format!(
-        "%({key}) names a key that is neither in this section nor in [DEFAULT]; a pattern can say [%]( for %( itself"
+        "%({key}) names a key that is neither in this section nor in [DEFAULT]; in a pattern, write [%]( for %( itself"
     )
 }
 
-/// One `%(key)-10.3s`, from behind its per cent sign.
+/// One conversion such as `%(key)-10.3s`, without its percent sign.
 struct Spec {
     key: Option<String>,
     left: bool,
@@ -78,29 +78,29 @@ struct Spec {
 }
 
 impl Spec {
-    /// The spec and what follows it; `None` if it is not complete.
+    /// The spec at the start of `text`, and the text after it; `None` if the spec is incomplete.
     fn parse(text: &str) -> Option<(Self, &str)> {
         let (key, text) = match text.strip_prefix('(') {
             None => (None, text),
             Some(text) => {
                 let (key, text) = text.split_at(closing(text)?);
                 let text = &text[1..];
-                // As in the original: only before a plain s is the key one that may be in upper case.
+                // As in Python: only a key before a plain s may be written in upper case.
                 let key = if text.starts_with('s') { key.to_ascii_lowercase() } else { key.to_owned() };
                 (Some(key), text)
             }
         };
         let unflagged = text.trim_start_matches(['-', '+', ' ', '#', '0']);
         let left = text[..text.len() - unflagged.len()].contains('-');
-        let (width, text) = number(unflagged);
+        let (width, text) = leading_number(unflagged);
         let (precision, text) = match text.strip_prefix('.') {
             None => (usize::MAX, text),
-            Some(text) => number(text),
+            Some(text) => leading_number(text),
         };
         let text = text.strip_prefix(['h', 'l', 'L']).unwrap_or(text);
         let mut rest = text.chars();
         let conversion = rest.next()?;
-        Some((Self { key, left, width: width.min(LONGEST), precision, conversion }, rest.as_str()))
+        Some((Self { key, left, width: width.min(MAX_LENGTH), precision, conversion }, rest.as_str()))
     }
 
     fn pad(&self, value: &str, out: &mut String) {
@@ -110,7 +110,7 @@ impl Spec {
     }
 }
 
-/// Where the bracket closes that was opened before `text`.
+/// The position of the parenthesis that closes the one before `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 1;
     for (at, c) in text.char_indices() {
@@ -126,14 +126,15 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// The digits that `text` begins with, as far as they matter, and the rest.
-fn number(text: &str) -> (usize, &str) {
+/// The number at the start of `text`, 0 if there is none, and the text after it. A number that is too large for `usize`
+/// becomes [`MAX_LENGTH`].
+fn leading_number(text: &str) -> (usize, &str) {
     let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let digits = &text[..text.len() - rest.len()];
-    (if digits.is_empty() { 0 } else { digits.parse().unwrap_or(LONGEST) }, rest)
+    (if digits.is_empty() { 0 } else { digits.parse().unwrap_or(MAX_LENGTH) }, rest)
 }
 
-/// A value as Python writes a byte string in its source.
+/// Python's `repr()` of a byte string.
 fn repr(value: &str) -> String {
     let quote = if value.contains('\'') && !value.contains('"') { '"' } else { '\'' };
     let mut out = String::from(quote);

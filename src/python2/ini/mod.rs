@@ -1,19 +1,27 @@
-//! Configuration files in the dialect of Python 2's `ConfigParser`, which the original read its files with.
+//! Configuration files in the dialect of Python 2's `ConfigParser`, which the original used.
 //!
 //! ```text
 //! [DEFAULT]
-//! newhost = example.org      ; every section has these, before its own
+//! newhost = example.org      ; every section inherits these
 //! [SSH Pipe]
 //! type = pipe
 //! Port : 2222
 //! ```
 //!
-//! The `configparser` crate keeps sections and options in file order and merges repeated ones, but splits lines by other
-//! rules. So `lines` stands in front of it and writes each file out in a form that leaves nothing to interpret, and
-//! `interpolate` stands behind it, with what `[DEFAULT]` gives to every section.
+//! The `configparser` crate keeps sections and options in file order and merges repeated ones, but it splits lines by
+//! other rules. So two modules of ours stand around it:
+//!
+//! ```text
+//! bytes ──► lines ──────────────► configparser ──► interpolate ──────► sections
+//!           Python's rules,       order,           %(key)s, [DEFAULT]
+//!           nothing ambiguous     merging
+//! ```
+//!
+//! What is wrong with a file becomes a [`Diagnostic`]; the rest of the file stays readable.
 //!
 //! Source: <https://docs.python.org/2.7/library/configparser.html>.
 
+mod diagnostic;
 mod interpolate;
 mod lines;
 
@@ -21,66 +29,50 @@ use std::collections::HashSet;
 
 use configparser::ini::Ini;
 
-/// A file as it was read: what could be understood, and what could not.
-#[derive(Debug, Default)]
-pub struct Document {
-    /// The sections in file order, without `[DEFAULT]`.
-    pub sections: Vec<Section>,
-    /// What is wrong with the text itself. Where there is any, sections or options may be missing.
-    pub mistakes: Vec<Mistake>,
-}
+pub use diagnostic::{Diagnostic, Diagnostics};
 
-/// One `[section]`, with what `[DEFAULT]` adds to it.
+/// One `[section]`, with the options that it inherits from `[DEFAULT]`.
 #[derive(Debug)]
 pub struct Section {
-    /// What stands between the brackets, blanks included.
+    /// The text between the brackets, with its whitespace.
     pub name: String,
-    /// The line of its header; of the last one where it is repeated.
+    /// The line of its header; of the last one if the file repeats it.
     pub line: usize,
-    /// Those of `[DEFAULT]` first, then its own, each in file order.
-    pub options: Vec<Entry>,
+    /// The options of `[DEFAULT]`, then those that only the section has, both in file order.
+    pub options: Vec<KeyValue>,
 }
 
-/// One `key=value`.
+/// One option, `key=value`.
 #[derive(Debug)]
-pub struct Entry {
+pub struct KeyValue {
     /// The key, its ASCII letters in lower case.
     pub key: String,
-    /// The value with every `%(key)s` filled in; `None` where that failed, which is then one of the mistakes.
+    /// The value with every `%(key)s` replaced; `None` if that failed, for which there is a diagnostic.
     pub value: Option<String>,
     /// The line where the value begins.
     pub line: usize,
-    /// Whether it is `[DEFAULT]`'s and not the section's own.
+    /// Whether it stands in `[DEFAULT]` and not in the section itself.
     pub inherited: bool,
-    /// Whether another value of the section names it in `%(key)s`, or, if it is inherited, of any section.
+    /// Whether another value of the section refers to it with `%(key)s`; if it is inherited, a value of any section.
     pub referenced: bool,
 }
 
-/// One thing that is wrong with a file's text.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// The line it is in, counted from 1.
-    pub line: usize,
-    /// The section, where that is known.
-    pub section: Option<String>,
-    /// The key, where it is about one.
-    pub key: Option<String>,
-    /// What is wrong and what would be right.
-    pub what: String,
-}
-
-/// Reads a whole file. Never fails: what is wrong is in the document's list, all of it.
-pub fn parse(text: &[u8]) -> Document {
+/// The sections of a file in file order, without `[DEFAULT]`. `file` is its name in diagnostics.
+///
+/// All that is wrong with the text goes to `diagnostics`; then sections or options may be missing from the result.
+pub fn parse(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Section> {
     let text = match std::str::from_utf8(text) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => return Document { mistakes: vec![not_utf8(text, error.valid_up_to())], ..Document::default() },
+        Err(error) => {
+            diagnostics.add(not_utf8(file, text, error.valid_up_to()));
+            return Vec::new();
+        }
     };
-    let (canonical, mut mistakes) = lines::canonical(text);
-    let stored = match store().read(canonical) {
+    let stored = match store().read(lines::canonical(file, text, diagnostics)) {
         Ok(stored) => stored,
-        Err(what) => {
-            mistakes.push(Mistake { line: 1, section: None, key: None, what });
-            return Document { mistakes, ..Document::default() };
+        Err(message) => {
+            diagnostics.add(Diagnostic::error(file, Some(1), message));
+            return Vec::new();
         }
     };
     let mut sections = Vec::with_capacity(stored.len());
@@ -91,7 +83,7 @@ pub fn parse(text: &[u8]) -> Document {
         for (key, value) in options {
             let value = value.unwrap_or_default();
             match lines::unquote(&key) {
-                Some(key) => own.push(RawEntry::new(key, &value, false)),
+                Some(key) => own.push(RawKeyValue::new(key, &value, false)),
                 None => line = value.parse().unwrap_or(0),
             }
         }
@@ -105,20 +97,23 @@ pub fn parse(text: &[u8]) -> Document {
     }
     let mut sections: Vec<Section> = sections
         .into_iter()
-        .map(|(name, line, own)| Section { options: fill_in(&name, &defaults, own, &mut mistakes), name, line })
+        .map(|(name, line, own)| {
+            let options = interpolated(file, &name, &defaults, own, diagnostics);
+            Section { name, line, options }
+        })
         .collect();
-    // A default that one section refers to is in the others, too.
-    let mut inherited: Vec<&mut Entry> =
-        sections.iter_mut().flat_map(|section| &mut section.options).filter(|entry| entry.inherited).collect();
+    // Every section inherits a default, also the sections that do not refer to it.
+    let mut inherited: Vec<&mut KeyValue> =
+        sections.iter_mut().flat_map(|section| &mut section.options).filter(|option| option.inherited).collect();
     let referenced: HashSet<String> =
-        inherited.iter().filter(|entry| entry.referenced).map(|entry| entry.key.clone()).collect();
-    for entry in &mut inherited {
-        entry.referenced = referenced.contains(&entry.key);
+        inherited.iter().filter(|option| option.referenced).map(|option| option.key.clone()).collect();
+    for option in &mut inherited {
+        option.referenced = referenced.contains(&option.key);
     }
-    Document { sections, mistakes }
+    sections
 }
 
-/// The crate, told to interpret nothing beyond what `lines::canonical` writes.
+/// The crate, configured to interpret only what `lines::canonical` writes.
 fn store() -> Ini {
     let mut ini = Ini::new_cs();
     ini.set_multiline(true);
@@ -126,69 +121,75 @@ fn store() -> Ini {
     ini
 }
 
-fn not_utf8(text: &[u8], valid: usize) -> Mistake {
+fn not_utf8(file: &str, text: &[u8], valid: usize) -> Diagnostic {
     let line = 1 + text[..valid].iter().filter(|&&byte| byte == b'\n').count();
-    let what = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", text[valid]);
-    Mistake { line, section: None, key: None, what }
+    let message = format!("byte 0x{:02x} is not UTF-8; save the file as UTF-8", text[valid]);
+    Diagnostic::error(file, Some(line), message)
 }
 
-/// An option before its value is filled in.
+/// An option before interpolation.
 #[derive(Clone)]
-struct RawEntry {
+struct RawKeyValue {
     key: String,
     raw: String,
     line: usize,
     inherited: bool,
 }
 
-impl RawEntry {
+impl RawKeyValue {
     fn new(key: &str, stored: &str, inherited: bool) -> Self {
         let (line, raw) = lines::value(stored);
         Self { key: key.to_owned(), raw, line, inherited }
     }
 }
 
-/// What a section consists of in the end: the defaults, its own options over and after them, every value filled in.
-fn fill_in(name: &str, defaults: &[RawEntry], own: Vec<RawEntry>, mistakes: &mut Vec<Mistake>) -> Vec<Entry> {
+/// The options of the section `name`: the defaults, overridden and followed by its own options, all interpolated.
+fn interpolated(
+    file: &str,
+    name: &str,
+    defaults: &[RawKeyValue],
+    own: Vec<RawKeyValue>,
+    diagnostics: &mut Diagnostics,
+) -> Vec<KeyValue> {
     let mut all = defaults.to_vec();
-    for entry in own {
-        // Its own keys are all different, so that only the defaults are to be searched.
-        match all.iter_mut().take(defaults.len()).find(|default| default.key == entry.key) {
-            Some(default) => *default = entry,
-            None => all.push(entry),
+    for option in own {
+        // A section's own keys are all different, so only a default can have the same key.
+        match all.iter_mut().take(defaults.len()).find(|default| default.key == option.key) {
+            Some(default) => *default = option,
+            None => all.push(option),
         }
     }
     let mut referenced = HashSet::new();
     let mut values = Vec::with_capacity(all.len());
-    for entry in &all {
-        let value = interpolate::interpolate(&entry.raw, &mut |key| {
+    for option in &all {
+        let value = interpolate::interpolate(&option.raw, &mut |key| {
             let found = all.iter().find(|other| other.key == key);
             referenced.extend(found.map(|found| found.key.as_str()));
-            // The section's own name goes by this key, unless the file has an option of that name.
+            // This key stands for the section's own name, unless the file has an option with this key.
             found.map(|found| found.raw.as_str()).or((key == SECTION_NAME).then_some(name))
         });
         values.push(match value {
             Ok(value) => Some(value),
-            Err(what) => {
-                let (section, key) = (Some(name.to_owned()), Some(entry.key.clone()));
-                mistakes.push(Mistake { line: entry.line, section, key, what });
+            Err(message) => {
+                let (section, key) = (Some(name.to_owned()), Some(option.key.clone()));
+                diagnostics.add(Diagnostic { section, key, ..Diagnostic::error(file, Some(option.line), message) });
                 None
             }
         });
     }
-    let referenced: Vec<bool> = all.iter().map(|entry| referenced.contains(entry.key.as_str())).collect();
+    let referenced: Vec<bool> = all.iter().map(|option| referenced.contains(option.key.as_str())).collect();
     all.into_iter()
         .zip(values)
         .zip(referenced)
-        .map(|((RawEntry { key, line, inherited, .. }, value), referenced)| Entry {
+        .map(|((RawKeyValue { key, line, inherited, .. }, value), referenced)| KeyValue {
             key,
             value,
             line,
             inherited,
             referenced,
         })
-        // Python keeps the section's name under this key and hides it, even where the file has one.
-        .filter(|entry| entry.key != SECTION_NAME)
+        // Python keeps the section's name under this key and hides it, even if the file has an option with this key.
+        .filter(|option| option.key != SECTION_NAME)
         .collect()
 }
 

@@ -1,15 +1,15 @@
-//! Sets of bytes, and the two alphabets that Python 2 knows for a byte string: ASCII, and Latin-1 after `(?u)`.
+//! Sets of bytes, and the two alphabets of Python 2 for a byte string: ASCII, and with `(?u)` Latin-1.
 
 use std::fmt;
 
-/// What a pattern lets stand at one place of the subject.
+/// The bytes that a pattern accepts at one position of the subject.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct ByteSet([u64; 4]);
 
 impl ByteSet {
-    pub(super) fn from_fn(admits: impl Fn(u8) -> bool) -> Self {
+    pub(super) fn from_fn(accepts: impl Fn(u8) -> bool) -> Self {
         let mut words = [0; 4];
-        for byte in (0..=u8::MAX).filter(|&byte| admits(byte)) {
+        for byte in (0..=u8::MAX).filter(|&byte| accepts(byte)) {
             words[usize::from(byte / 64)] |= 1 << (byte % 64);
         }
         ByteSet(words)
@@ -35,7 +35,7 @@ impl ByteSet {
         ByteSet::from_fn(|byte| !self.contains(byte))
     }
 
-    /// The set together with what differs from its members only in case.
+    /// The set, together with the bytes that differ from its members only in case.
     pub(super) fn ignoring_case(self, alphabet: Alphabet) -> Self {
         let mut lower_cased = [false; 256];
         for byte in (0..=u8::MAX).filter(|&byte| self.contains(byte)) {
@@ -63,11 +63,11 @@ impl fmt::Debug for ByteSet {
     }
 }
 
-/// Which bytes are letters, digits and blanks.
+/// Decides which bytes are letters, digits and whitespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Alphabet {
     Ascii,
-    /// Each byte is the Unicode character of the same number, classified as Unicode 5.2 did.
+    /// Each byte is the Unicode character with the same number, classified as in Unicode 5.2.
     Latin1,
 }
 
@@ -77,7 +77,7 @@ impl Alphabet {
             b'_' => true,
             0..=0x7f => byte.is_ascii_alphanumeric(),
             _ if self == Alphabet::Ascii => false,
-            // Signs among the letters: ª ² ³ µ ¹ º ¼ ½ ¾ count, × and ÷ do not.
+            // Of the signs in Latin-1, ª ² ³ µ ¹ º ¼ ½ ¾ are word characters; × and ÷ are not.
             0xaa | 0xb2 | 0xb3 | 0xb5 | 0xb9 | 0xba | 0xbc..=0xbe => true,
             _ => byte >= 0xc0 && byte != 0xd7 && byte != 0xf7,
         })
@@ -87,7 +87,7 @@ impl Alphabet {
         ByteSet::range(b'0', b'9')
     }
 
-    pub(super) fn blanks(self) -> ByteSet {
+    pub(super) fn whitespace(self) -> ByteSet {
         ByteSet::from_fn(|byte| match byte {
             b' ' | b'\t'..=b'\r' => true,
             0x1c..=0x1f | 0x85 | 0xa0 => self == Alphabet::Latin1,
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_join_neighbours_up_to_the_last_byte() {
+    fn ranges_join_adjacent_bytes_up_to_the_last() {
         let set = ByteSet::range(b'a', b'c').union(ByteSet::range(b'd', b'd')).union(ByteSet::range(0xfe, 0xff));
         assert_eq!(set.ranges(), [(b'a', b'd'), (0xfe, 0xff)]);
         assert_eq!(set.complement().ranges(), [(0, b'`'), (b'e', 0xfd)]);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn case_is_ignored_within_the_alphabet_only() {
+    fn case_is_ignored_only_within_the_alphabet() {
         let umlaut = ByteSet::range(0xd6, 0xd6);
         assert_eq!(umlaut.ignoring_case(Alphabet::Ascii), umlaut);
         assert!(umlaut.ignoring_case(Alphabet::Latin1).contains(0xf6));

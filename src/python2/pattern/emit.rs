@@ -1,19 +1,19 @@
-//! Writes a pattern out in the syntax that `regex` and `fancy-regex` share.
+//! Writes a pattern in the syntax that `regex` and `fancy-regex` share.
 //!
-//! Nothing is left to their reading of flags, classes or case: bytes are written as `\xHH` or as sets of such, and
-//! places as the anchors that mean the same in both.
+//! The text does not depend on how they read flags, classes or case: it has bytes as `\xHH` or as sets of them, and
+//! only those anchors that mean the same to both.
 
 use std::fmt::{Arguments, Write};
 
 use super::byte_set::{Alphabet, ByteSet};
 use super::tree::{Node, Place};
 
-/// The subjects for which what is written holds.
+/// The subjects for which the text is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subjects {
     All,
-    /// Those that are not empty and do not end in a newline, so nearly all. For them `$` is the end and `\B` is the
-    /// engine's own, and neither takes a look around.
+    /// Subjects that are not empty and do not end in a newline, so nearly all. For these, `$` is the end and `\B` is
+    /// the engine's own, so neither needs a look-around.
     Usual,
 }
 
@@ -22,9 +22,9 @@ pub(super) enum Subjects {
 pub(super) struct Emitted {
     subjects: Subjects,
     pub(super) text: String,
-    /// Only the engine that looks around and refers back can do it.
+    /// Whether it needs the engine with look-arounds and back-references.
     pub(super) backtracks: bool,
-    /// Subjects must be put in lower case of this alphabet: what a back-reference repeats may differ in case.
+    /// Convert subjects to lower case of this alphabet, because a back-reference ignores case.
     pub(super) lower_case: Option<Alphabet>,
 }
 
@@ -68,7 +68,7 @@ impl Emitted {
             Node::BackReference { group, ignore_case } => {
                 self.backtracks = true;
                 self.lower_case = self.lower_case.or(*ignore_case);
-                // Enclosed, lest a digit that follows be read as part of the number.
+                // In a group, so that the engine does not read a digit after it as part of the number.
                 self.push(format_args!("(?:\\{group})"));
             }
             Node::Conditional { group, yes, no } => self.conditional(*group, yes, no),
@@ -83,7 +83,7 @@ impl Emitted {
 
     fn set(&mut self, set: ByteSet) {
         match set.ranges()[..] {
-            // Both engines refuse `[]`.
+            // Both engines reject `[]`.
             [] => self.text.push_str(r"[^\x00-\xff]"),
             [(byte, last)] if byte == last && byte.is_ascii_alphanumeric() => {
                 self.text.push(char::from(byte));
@@ -123,7 +123,7 @@ impl Emitted {
         self.text.push_str(text);
     }
 
-    /// Behind a word, what the first look-ahead admits; elsewhere, what the second does.
+    /// After a word character, the first look-ahead must match; elsewhere, the second.
     fn latin1_word_edge(&mut self, after_word: &str, elsewhere: &str) {
         let word = Node::Bytes(Alphabet::Latin1.words());
         self.look_around("(?:");
@@ -153,8 +153,8 @@ impl Emitted {
         }
     }
 
-    /// What matches no byte matches the second time as it did the first, so once is as good as any number of times.
-    /// Written so because the engines know no repetition of a mere condition.
+    /// Repeats an expression that matches no byte. It matches the second time as it did the first, so once is enough.
+    /// The engines reject the repetition of a bare condition.
     fn repeat_empty(&mut self, body: &Node, min: u32, max: Option<u32>, lazy: bool) {
         let (opening, closing) = match (min, max) {
             (_, Some(0)) => ("(?:", "|){0}"),
@@ -169,9 +169,9 @@ impl Emitted {
 
     fn conditional(&mut self, group: usize, yes: &Node, no: &Node) {
         self.backtracks = true;
-        // The back-reference is never tried. By it fancy-regex 0.20 knows that it matters what the group captured, and
-        // does not settle for the first of several ways to get there: `(?:(a)|a)(?(1)b|c)` must match `ac`. Also, two
-        // empty branches would make this a bare test of the group, which can fail.
+        // The engine never tries this back-reference. It makes fancy-regex 0.20 treat the group's capture as
+        // significant and try more than the first way to reach this point: `(?:(a)|a)(?(1)b|c)` must match `ac`. Also,
+        // with two empty branches fancy-regex would see a bare test of the group, which can fail.
         self.push(format_args!("(?({group})(?:\\{group}){{0}}"));
         self.node(yes);
         self.text.push('|');

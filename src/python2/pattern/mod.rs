@@ -1,14 +1,22 @@
-//! The patterns of `--include`, `--exclude` and the configuration files: regular expressions as Python 2.7 had them.
+//! The patterns of `--include`, `--exclude` and the configuration files: regular expressions of Python 2.7.
 //!
-//! Patterns and subjects are bytes, `\w` and `(?i)` are ASCII: `firefox|chrom(e|ium)`, `^(?!.*ssh)`,
-//! `(?i)SSH .*\.example\.com`. `parse` reads a pattern as Python did and refuses what cannot be given the meaning that
-//! it had there; `emit` writes it out for an engine. That is `regex`, which takes linear time whatever the subject, or
-//! where a pattern looks around or refers back, `fancy-regex`, which tries and steps back. Since other users write the
-//! subjects, it has a limit on that.
+//! Patterns and subjects are bytes; `\w` and `(?i)` are ASCII: `firefox|chrom(e|ium)`, `^(?!.*ssh)`,
+//! `(?i)SSH .*\.example\.com`.
 //!
-//! What Python's own engine got wrong is not imitated: now and then it took for captured what a failed attempt had left
-//! behind. And where a repetition repeats what may be empty, as in `(?:|a)+`, the engines may differ in how far a match
-//! reaches, not in whether there is one.
+//! ```text
+//! pattern ──► parse ──► tree ──► emit ──► regex, in linear time for any subject
+//!                                     └─► fancy-regex, if the pattern has a look-around or a back-reference
+//! ```
+//!
+//! `parse` reads a pattern as Python did, and rejects a pattern that cannot keep the meaning that it had there. `emit`
+//! writes it for an engine. `fancy-regex` backtracks; since other users write the subjects, a limit bounds its work.
+//!
+//! This module does not imitate an error of Python's own engine, which sometimes kept a capture from a failed attempt.
+//! If a repetition repeats an expression that may be empty, as in `(?:|a)+`, the engines may differ in where a match
+//! ends, not in whether there is one.
+//!
+//! Where to read on: `parse` for the syntax, `tree` for what is left of it, `emit` for the text that the engines get,
+//! `byte_set` for `[...]`, `\w` and case.
 
 mod byte_set;
 mod emit;
@@ -26,12 +34,12 @@ use emit::{Emitted, Subjects, emit};
 
 use crate::printable::printable;
 
-/// Memory for each expression that is compiled.
+/// The most memory for one compiled expression.
 const MAX_COMPILED_BYTES: usize = 16 << 20;
-/// Steps back in one search, some 30 ms.
-const MAX_STEPS_BACK: usize = 1_000_000;
-/// A step back may read the whole subject again, so there is a limit on that as well: half a second for
-/// `(?!.*ssh).*curl`.
+/// The most backtracking steps in one search, some 30 ms.
+const MAX_BACKTRACKS: usize = 1_000_000;
+/// The longest subject for the engine that backtracks, since each step may read the whole subject again: half a second
+/// for `(?!.*ssh).*curl`.
 const MAX_BACKTRACKED_BYTES: usize = 16 << 10;
 
 /// A compiled pattern.
@@ -39,17 +47,17 @@ const MAX_BACKTRACKED_BYTES: usize = 16 << 10;
 pub struct Pattern {
     text: Vec<u8>,
     usual: Engine,
-    /// For subjects that are empty or end in a newline, if those need another.
+    /// For subjects that are empty or end in a newline, if they need a different engine.
     unusual: Option<Engine>,
-    gave_up: AtomicBool,
-    /// Whether the user knows.
-    told: AtomicBool,
+    exceeded_limit: AtomicBool,
+    /// Whether [`limit_message_once`](Self::limit_message_once) has returned the message.
+    reported: AtomicBool,
 }
 
-/// Why a pattern was refused.
+/// Why a pattern was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PatternError {
-    /// The byte of the pattern at which it goes wrong; the first is 0.
+    /// The byte of the pattern where the error is, counted from 0.
     pub position: usize,
     /// What is wrong, and what would be right.
     pub message: String,
@@ -67,7 +75,8 @@ impl Pattern {
     /// Compiles a pattern.
     ///
     /// # Errors
-    /// What Python refused, what cannot be given the meaning that it had there, and what would grow too large.
+    /// If Python rejected the pattern, if the pattern cannot keep the meaning that it had there, or if its compiled
+    /// form would be too large.
     pub fn new(pattern: &[u8]) -> Result<Self, PatternError> {
         let tree = parse::parse(pattern)?;
         let for_usual = emit(&tree, Subjects::Usual);
@@ -81,21 +90,21 @@ impl Pattern {
             text: pattern.to_vec(),
             usual,
             unusual,
-            gave_up: AtomicBool::default(),
-            told: AtomicBool::default(),
+            exceeded_limit: AtomicBool::default(),
+            reported: AtomicBool::default(),
         })
     }
 
-    /// Where the pattern first matches in the subject.
+    /// The first match of the pattern in the subject.
     ///
-    /// None also if the search was [given up](Self::gave_up).
+    /// `None` also if the search [exceeded its limit](Self::exceeded_limit).
     pub fn find(&self, subject: &[u8]) -> Option<Range<usize>> {
         let engine = match &self.unusual {
             Some(engine) if subject.is_empty() || subject.ends_with(b"\n") => engine,
             _ => &self.usual,
         };
-        engine.find(subject).unwrap_or_else(|GaveUp| {
-            self.gave_up.store(true, Ordering::Relaxed);
+        engine.find(subject).unwrap_or_else(|LimitExceeded| {
+            self.exceeded_limit.store(true, Ordering::Relaxed);
             None
         })
     }
@@ -105,26 +114,27 @@ impl Pattern {
         self.find(subject).is_some()
     }
 
-    /// Whether the pattern matches a command line that ends in a blank, as they do where each argument is followed by
-    /// one, or the same without that blank.
+    /// Whether the pattern matches a command line, either as it is or without the space at its end. A command line has
+    /// that space because a space follows each argument.
     ///
-    /// The original saw the blank, so `curl $` matched there and `curl$` did not. A title that a process gave itself
-    /// need not end in a blank; none is added.
+    /// The original saw the space, so `curl $` matched there and `curl$` did not. A title that a process gave itself
+    /// may lack the space; this function does not add one.
     pub fn matches_command_line(&self, command_line: &[u8]) -> bool {
         self.is_match(command_line) || command_line.strip_suffix(b" ").is_some_and(|joined| self.is_match(joined))
     }
 
-    /// Whether a search was ever given up as too much work. Its subject then counts as not matching.
+    /// Whether any search exceeded its limit of work. The subject of such a search counts as not matching.
     ///
-    /// That takes a pattern that looks around or refers back, or one with `$` or `\B` and a subject that ends in a
-    /// newline; and a subject of more than 16 KiB, or one that leads the pattern astray.
-    pub fn gave_up(&self) -> bool {
-        self.gave_up.load(Ordering::Relaxed)
+    /// Only the engine that backtracks has a limit. A pattern needs it if it has a look-around or a back-reference, or
+    /// if it has `$` or `\B` and the subject ends in a newline. The search exceeds the limit if the subject is longer
+    /// than 16 KiB, or if it makes the engine backtrack too often.
+    pub fn exceeded_limit(&self) -> bool {
+        self.exceeded_limit.load(Ordering::Relaxed)
     }
 
-    /// What to tell the user once a search was [given up](Self::gave_up): one line, the first time that it is asked for.
-    pub fn note(&self) -> Option<String> {
-        (self.gave_up() && !self.told.swap(true, Ordering::Relaxed)).then(|| {
+    /// A line for the user, once, after a search has [exceeded its limit](Self::exceeded_limit).
+    pub(crate) fn limit_message_once(&self) -> Option<String> {
+        (self.exceeded_limit() && !self.reported.swap(true, Ordering::Relaxed)).then(|| {
             let pattern = printable(&self.text, 60);
             format!("the pattern {pattern} takes too long on some command lines; they count as not matching")
         })
@@ -144,7 +154,7 @@ enum Engine {
     Backtracking { regex: fancy_regex::Regex, lower_case: Option<Alphabet> },
 }
 
-struct GaveUp;
+struct LimitExceeded;
 
 impl Engine {
     fn new(emitted: &Emitted) -> Result<Self, PatternError> {
@@ -158,20 +168,20 @@ impl Engine {
         }
         let regex = fancy_regex::RegexBuilder::new(&emitted.text)
             .bytes_mode(fancy_regex::BytesMode::Ascii)
-            .backtrack_limit(MAX_STEPS_BACK)
+            .backtrack_limit(MAX_BACKTRACKS)
             .delegate_size_limit(MAX_COMPILED_BYTES)
             .build()
             .map_err(too_much)?;
         Ok(Engine::Backtracking { regex, lower_case: emitted.lower_case })
     }
 
-    fn find(&self, subject: &[u8]) -> Result<Option<Range<usize>>, GaveUp> {
+    fn find(&self, subject: &[u8]) -> Result<Option<Range<usize>>, LimitExceeded> {
         let (regex, lower_case) = match self {
             Engine::Linear(regex) => return Ok(regex.find(subject).map(|found| found.range())),
             Engine::Backtracking { regex, lower_case } => (regex, lower_case),
         };
         if subject.len() > MAX_BACKTRACKED_BYTES {
-            return Err(GaveUp);
+            return Err(LimitExceeded);
         }
         let subject = match lower_case {
             None => Cow::from(subject),
@@ -179,7 +189,7 @@ impl Engine {
         };
         match regex.find(&*subject) {
             Ok(found) => Ok(found.map(|found| found.range())),
-            Err(_) => Err(GaveUp),
+            Err(_) => Err(LimitExceeded),
         }
     }
 }

@@ -1,15 +1,15 @@
-//! A pattern taken apart, with every flag already applied: what is left says what it matches by itself.
+//! The syntax tree of a pattern. The parser has applied all flags, so that no node depends on them.
 
 use super::byte_set::{Alphabet, ByteSet};
 
 /// One part of a pattern.
 #[derive(Debug)]
 pub(super) enum Node {
-    /// One byte of the subject, out of a set.
+    /// One byte of the subject that is in the set.
     Bytes(ByteSet),
-    /// A condition on a place in the subject.
+    /// A condition on a position in the subject.
     At(Place),
-    /// One after the other; none is the empty match.
+    /// One after the other; no node is the empty match.
     Sequence(Vec<Node>),
     /// The first that leads to a match.
     Alternatives(Vec<Node>),
@@ -20,7 +20,7 @@ pub(super) enum Node {
     Repeat {
         body: Box<Node>,
         min: u32,
-        /// None is without limit.
+        /// `None` is no limit.
         max: Option<u32>,
         lazy: bool,
     },
@@ -29,13 +29,13 @@ pub(super) enum Node {
         negative: bool,
         body: Box<Node>,
     },
-    /// What the group matched, once more.
+    /// The text that the group matched, once more.
     BackReference {
         group: usize,
-        /// The alphabet in which case does not matter.
+        /// The alphabet in which it ignores case.
         ignore_case: Option<Alphabet>,
     },
-    /// `(?(1)yes|no)`: which, depends on whether the group has matched.
+    /// `(?(1)yes|no)`: `yes` if the group has matched, otherwise `no`.
     Conditional {
         group: usize,
         yes: Box<Node>,
@@ -43,7 +43,7 @@ pub(super) enum Node {
     },
 }
 
-/// A place between two bytes of the subject, or at its ends.
+/// A position between two bytes of the subject, or at one of its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Start,
@@ -58,7 +58,7 @@ pub(super) enum Place {
 }
 
 impl Node {
-    /// The least and the most bytes that it can match.
+    /// The lowest and the highest number of bytes that it can match.
     pub(super) fn width(&self) -> (u64, u64) {
         match self {
             Node::Bytes(_) => (1, 1),
@@ -78,7 +78,7 @@ impl Node {
         }
     }
 
-    /// How many single conditions it comes to when each repetition is written out.
+    /// The number of single conditions with all repetitions written out.
     pub(super) fn size(&self) -> u64 {
         match self {
             Node::Bytes(_) | Node::At(_) | Node::BackReference { .. } => 1,

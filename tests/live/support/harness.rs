@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, OnceLock};
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 use nix::unistd::geteuid;
 
@@ -96,7 +96,7 @@ impl Kind {
                 Self::User => "user namespaces",
                 Self::Root => "root",
             };
-            let tools = || fails(&format!("ip link add type veth && {TURN_ON}")).map(|why| format!("network tools ({why})"));
+            let tools = || fails(&format!("ip link add type veth && {ENABLE_COMMANDS}")).map(|why| format!("network tools ({why})"));
             fails("true").map(|why| format!("{place} ({why})")).or_else(tools)
         });
         lack.clone().map_or(Ok(()), |lack| Err(Lack(lack)))

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use bwmon::monitor::TURN_ON;
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 
 use super::monitor::{Figures, Monitor};
 use super::netns::{Namespace, address};
@@ -45,7 +45,7 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     pub fn new(host: &'a Namespace, remote: &'a Namespace, arguments: &[&str]) -> Self {
-        host.shell(TURN_ON);
+        host.shell(ENABLE_COMMANDS);
         let monitor = Monitor::start(arguments);
         // From then on it hears of every connection as it begins.
         let threads = format!("/proc/{}/task", monitor.program.child.id());

@@ -1,4 +1,4 @@
-//! What a set and a backslash mean: `[^\w.-]`, `\x1b`, `\1`.
+//! The syntax of sets and of backslashes: `[^\w.-]`, `\x1b`, `\1`.
 
 use super::{Parser, Result, error, lone_backslash};
 use crate::python2::pattern::byte_set::ByteSet;
@@ -20,12 +20,12 @@ impl Item {
 }
 
 impl Parser<'_> {
-    /// What stands behind the `[` at `start`.
+    /// The set after the `[` at `start`.
     pub(super) fn set(&mut self, start: usize) -> Result<ByteSet> {
         let negated = self.eat(b"^");
         let first = self.at;
         let mut set = ByteSet::empty();
-        // In the first place a `]` stands for itself.
+        // As the first character, `]` stands for itself.
         while self.at == first || self.peek() != Some(b']') {
             let at = self.at;
             let item = self.set_item(start)?;
@@ -59,12 +59,12 @@ impl Parser<'_> {
                 Ok(Item::Byte(8))
             }
             Some(b'0'..=b'7') => Ok(Item::Byte(self.octal())),
-            Some(b'8' | b'9') => error(at, r"in a set, `\` and digits are an octal number of 0 to 7"),
+            Some(b'8' | b'9') => error(at, r"in a set, `\` and digits are an octal number, with digits from 0 to 7"),
             Some(_) => self.byte_or_class(at),
         }
     }
 
-    /// What stands behind the backslash at `start`, outside of a set.
+    /// The meaning of the backslash at `start`, outside of a set.
     pub(super) fn escape(&mut self, start: usize) -> Result<Node> {
         let place = match self.peek() {
             None => return lone_backslash(start),
@@ -82,7 +82,7 @@ impl Parser<'_> {
         Ok(Node::At(place))
     }
 
-    /// What is the same in a set and outside.
+    /// The escapes with the same meaning in a set and outside.
     fn byte_or_class(&mut self, start: usize) -> Result<Item> {
         let Some(letter) = self.next() else {
             return lone_backslash(start);
@@ -91,8 +91,8 @@ impl Parser<'_> {
         Ok(match letter {
             b'd' => Item::Class(alphabet.digits()),
             b'D' => Item::Class(alphabet.digits().complement()),
-            b's' => Item::Class(alphabet.blanks()),
-            b'S' => Item::Class(alphabet.blanks().complement()),
+            b's' => Item::Class(alphabet.whitespace()),
+            b'S' => Item::Class(alphabet.whitespace().complement()),
             b'w' => Item::Class(alphabet.words()),
             b'W' => Item::Class(alphabet.words().complement()),
             b'a' => Item::Byte(7),
@@ -111,11 +111,11 @@ impl Parser<'_> {
         let (high, low) = (self.next().and_then(digit), self.next().and_then(digit));
         match (high, low) {
             (Some(high), Some(low)) => Ok((high * 16 + low) as u8),
-            _ => error(start, r"`\x` is followed by two hexadecimal digits, as in \x1b"),
+            _ => error(start, r"`\x` must be followed by two hexadecimal digits, as in \x1b"),
         }
     }
 
-    /// Up to three octal digits. Python cut off what exceeds a byte.
+    /// Up to three octal digits. Python kept only the low eight bits.
     fn octal(&mut self) -> u8 {
         let mut value = 0u8;
         for _ in 0..3 {
@@ -148,6 +148,6 @@ fn range(first: Item, last: Item, at: usize) -> Result<ByteSet> {
     match (first, last) {
         (Item::Byte(first), Item::Byte(last)) if first <= last => Ok(ByteSet::range(first, last)),
         (Item::Byte(_), Item::Byte(_)) => error(at, "this range ends before it begins"),
-        _ => error(at, r"a class such as \w is no end of a range; write `\-` for the character"),
+        _ => error(at, r"a class such as \w cannot be the end of a range; write `\-` for the character"),
     }
 }

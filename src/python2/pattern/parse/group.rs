@@ -1,32 +1,33 @@
-//! What a parenthesis opens: `(...)`, `(?:...)`, `(?P<name>...)`, `(?=...)`, `(?i)` and so on, and what refers to it.
+//! The syntax that begins with a parenthesis: `(...)`, `(?:...)`, `(?P<name>...)`, `(?=...)`, `(?i)` and so on; and
+//! references to groups.
 
-use super::{Parser, Result, error, number};
+use super::{Parser, Result, decimal, error};
 use crate::python2::pattern::tree::Node;
 
 /// Python's own limit.
 const MAX_GROUPS: usize = 99;
-/// Python gave up at a few hundred. The engine that looks around gives up at 64, and one group may be written as two.
+/// Python failed at a few hundred. `fancy-regex` fails at 64, and `emit` may write one group as two.
 const MAX_NESTING: usize = 30;
 
-/// The groups so far.
+/// The groups that the parser has seen so far.
 #[derive(Default)]
 pub(super) struct Groups<'p> {
     /// By number; group 1 is the first.
     captures: Vec<Capture>,
     names: Vec<(&'p [u8], usize)>,
-    /// How many groups are open, those that capture nothing included.
+    /// How many groups are open, including those that do not capture.
     nesting: usize,
-    /// How many look-behinds are.
+    /// How many look-behinds are open.
     lookbehinds: usize,
 }
 
-/// Whether it can be referred to what a group captured.
+/// Whether a group can be referenced.
 #[derive(Clone, Copy)]
 enum Capture {
-    /// Its `)` is still to come.
+    /// Not yet: its `)` has not come.
     Open,
     Usable,
-    /// It stands in a negative look-around.
+    /// No: it stands in a negative look-around, where it captures nothing.
     Negated,
 }
 
@@ -36,7 +37,7 @@ impl Groups<'_> {
         names.find(|(known, _)| *known == name).map(|&(_, n)| n)
     }
 
-    /// Refuses the references that Python refused, and those of which it made no sense.
+    /// Rejects the references that Python rejected, and those that it accepted but could not match sensibly.
     fn check_reference(&self, group: usize, at: usize) -> Result<()> {
         let index = group.checked_sub(1);
         let problem = match index.and_then(|index| self.captures.get(index)) {
@@ -51,7 +52,7 @@ impl Groups<'_> {
 }
 
 impl<'p> Parser<'p> {
-    /// What stands behind the `(` at `start`. A comment and flags leave no node.
+    /// The group after the `(` at `start`. A comment or flags give no node.
     pub(super) fn group(&mut self, start: usize) -> Result<Option<Node>> {
         if self.eat(b"?#") {
             return match self.skip_past(b')')? {
@@ -61,7 +62,7 @@ impl<'p> Parser<'p> {
         }
         self.groups.nesting += 1;
         if self.groups.nesting > MAX_NESTING {
-            return error(start, format!("more than {MAX_NESTING} groups within each other"));
+            return error(start, format!("groups nested more than {MAX_NESTING} deep"));
         }
         let node = if !self.eat(b"?") {
             self.capturing(start, None)?
@@ -90,7 +91,7 @@ impl<'p> Parser<'p> {
         Ok(Some(node))
     }
 
-    /// Up to and with the `)` that closes what was opened at `start`.
+    /// The alternatives up to the `)` that closes the `(` at `start`. Reads that `)`, too.
     fn body(&mut self, start: usize) -> Result<Box<Node>> {
         let body = self.alternatives()?;
         if !self.eat(b")") {
@@ -102,7 +103,10 @@ impl<'p> Parser<'p> {
     fn capturing(&mut self, start: usize, name: Option<&'p [u8]>) -> Result<Node> {
         let index = self.groups.captures.len();
         if index == MAX_GROUPS {
-            return error(start, format!("more than {MAX_GROUPS} groups; where nothing refers to one, write (?:...)"));
+            return error(
+                start,
+                format!("more than {MAX_GROUPS} groups; write (?:...) for those that nothing refers to"),
+            );
         }
         self.groups.captures.push(Capture::Open);
         self.groups.names.extend(name.map(|name| (name, index + 1)));
@@ -111,26 +115,26 @@ impl<'p> Parser<'p> {
         Ok(Node::Group { captures: true, body })
     }
 
-    /// `(?P<name>...)` from the name on.
+    /// `(?P<name>...)`, from the name on.
     fn named(&mut self, start: usize) -> Result<Node> {
         let at = self.at;
         let name = self.name(b'>')?;
         if !is_identifier(name) {
-            return error(at, "a group's name is made of letters, digits and `_`, no digit first");
+            return error(at, "a group's name consists of letters, digits and `_`, and does not begin with a digit");
         }
         if let Some(group) = self.groups.by_name(name) {
-            return error(at, format!("group {group} has this name already"));
+            return error(at, format!("group {group} already has this name"));
         }
         self.capturing(start, Some(name))
     }
 
-    /// `(?P=name)` from the name on.
+    /// `(?P=name)`, from the name on.
     fn named_reference(&mut self) -> Result<Node> {
         let at = self.at;
         let name = self.name(b')')?;
         match self.groups.by_name(name) {
             Some(group) => self.back_reference(group, at),
-            None => error(at, "no group has this name; (?P<name>...) would give it"),
+            None => error(at, "no group has this name; (?P<name>...) defines one"),
         }
     }
 
@@ -158,23 +162,29 @@ impl<'p> Parser<'p> {
         }
         let (least, most) = body.width();
         if behind && least != most {
-            return error(start, "a look-behind must have one length; write one for each, as in (?:(?<=a)|(?<=bc))");
+            return error(
+                start,
+                "a look-behind must have one length; write one for each length, as in (?:(?<=a)|(?<=bc))",
+            );
         }
         Ok(Node::Look { behind, negative, body })
     }
 
-    /// `(?(1)yes|no)` from the number or name on.
+    /// `(?(1)yes|no)`, from the number or name on.
     fn conditional(&mut self, start: usize) -> Result<Node> {
         let at = self.at;
         let name = self.name(b')')?;
-        let Some(group) = self.groups.by_name(name).or_else(|| number(name)) else {
-            return error(at, "`(?(` is followed by the number or name of a group");
+        let Some(group) = self.groups.by_name(name).or_else(|| decimal(name)) else {
+            return error(at, "`(?(` must be followed by the number or name of a group");
         };
         self.groups.check_reference(group, at)?;
         let yes = Box::new(self.sequence()?);
         let no = Box::new(if self.eat(b"|") { self.sequence()? } else { Node::Sequence(Vec::new()) });
         if self.peek() == Some(b'|') {
-            return error(self.at, "a condition has two branches; alternatives in one of them are (?:a|b)");
+            return error(
+                self.at,
+                "a condition has at most two branches; write alternatives in one of them as (?:a|b)",
+            );
         }
         if !self.eat(b")") {
             return unclosed(start);
@@ -194,7 +204,8 @@ impl<'p> Parser<'p> {
         }
         error(
             start,
-            "`(?` is followed by one of : = ! <= <! # P< P= ( or by flags, which hold for the whole pattern, as (?i)",
+            "`(?` must be followed by one of : = ! <= <! # P< P= ( or by flags, which apply to the whole pattern, \
+             as in (?i)",
         )
     }
 }

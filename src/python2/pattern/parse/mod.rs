@@ -1,9 +1,9 @@
 //! Reads a pattern as Python 2.7 read it.
 //!
-//! Syntax: <https://docs.python.org/2.7/library/re.html>. Where that page is silent, Python itself was asked; what it
-//! answered is in `tests/vectors/regex.json`. Some of its habits are not those of other dialects: a flag holds for the
-//! whole pattern wherever it stands, a brace that is no repetition stands for itself, so does a letter that means
-//! nothing behind a backslash, and `[` and `&&` have no meaning inside a set.
+//! Syntax: <https://docs.python.org/2.7/library/re.html>. `tests/vectors/regex.json` records how Python 2.7.18 itself
+//! answers the questions that this page leaves open. It differs from other dialects: a flag applies to the whole
+//! pattern wherever it stands; a brace that begins no repetition stands for itself, and so does a letter without a
+//! meaning after a backslash; `[` and `&&` have no meaning inside a set.
 
 mod escape;
 mod group;
@@ -14,14 +14,15 @@ use super::PatternError;
 use super::byte_set::{Alphabet, ByteSet};
 use super::tree::{Node, Place};
 
-/// Repetitions are compiled by writing them out. This leaves room for any count that makes sense in a command line.
+/// The largest [`Node::size`]: the engines write repetitions out. It suffices for any count that makes sense for a
+/// command line.
 const MAX_SIZE: u64 = 100_000;
 
 type Result<T> = std::result::Result<T, PatternError>;
 
-/// What the pattern means, or where and why it cannot be given the meaning that it had in Python.
+/// The tree of the pattern, or why and where the pattern cannot keep the meaning that it had in Python.
 pub(super) fn parse(pattern: &[u8]) -> Result<Node> {
-    // A flag may stand behind what it changes. So read once more with the flags that were found, until none is new.
+    // A flag may stand after the part that it changes, so parse again until a pass finds no new flag.
     let mut flags = Flags::default();
     loop {
         let mut parser = Parser::new(pattern, flags);
@@ -59,7 +60,7 @@ impl Flags {
         })
     }
 
-    /// `(?L)` wins over `(?u)`. The original never left the C locale, in which `(?L)` is ASCII.
+    /// `(?L)` overrides `(?u)`. The original stayed in the C locale, in which `(?L)` is ASCII.
     fn alphabet(self) -> Alphabet {
         if self.unicode && !self.locale { Alphabet::Latin1 } else { Alphabet::Ascii }
     }
@@ -167,12 +168,12 @@ impl<'p> Parser<'p> {
         Node::Bytes(self.in_any_case(ByteSet::range(byte, byte)))
     }
 
-    /// The set, with both cases if case is to be ignored.
+    /// The set, with both cases if the pattern ignores case.
     fn in_any_case(&self, set: ByteSet) -> ByteSet {
         if self.flags.ignore_case { set.ignoring_case(self.flags.alphabet()) } else { set }
     }
 
-    /// Skips a comment; false if the pattern ended first. A backslash takes the next byte along, here too.
+    /// Skips a comment; `false` if the pattern ends first. Here, too, a backslash escapes the next byte.
     fn skip_past(&mut self, end: u8) -> Result<bool> {
         while let Some(byte) = self.next() {
             if byte == end {
@@ -185,25 +186,25 @@ impl<'p> Parser<'p> {
         Ok(false)
     }
 
-    /// What stands behind the `{` at `start`, if it makes a repetition. If not, nothing is read.
+    /// The counts after the `{` at `start`; `None`, and nothing is read, if it begins no repetition.
     fn interval(&mut self, start: usize) -> Result<Option<(u32, Option<u32>)>> {
         let is_digit = |byte: u8| byte.is_ascii_digit();
-        let behind = self.at;
+        let after_brace = self.at;
         let least = self.take_while(is_digit);
         let most = if self.eat(b",") { self.take_while(is_digit) } else { least };
-        if self.at == behind || !self.eat(b"}") {
-            self.at = behind;
+        if self.at == after_brace || !self.eat(b"}") {
+            self.at = after_brace;
             return Ok(None);
         }
         let min = count(least, start)?.unwrap_or(0);
         let max = count(most, start)?;
         if max.is_some_and(|max| max < min) {
-            return error(start, "the first count of {least,most} is the greater one");
+            return error(start, "the first count of {least,most} is greater than the second");
         }
         Ok(Some((min, max)))
     }
 
-    /// Repeats the last of the nodes. The repetition is written at `start`.
+    /// Repeats the last of the nodes; the repetition stands at `start`.
     fn repeat(&mut self, nodes: &mut Vec<Node>, start: usize, min: u32, max: Option<u32>) -> Result<()> {
         let sign = char::from(self.pattern[start]);
         let lazy = self.eat(b"?");
@@ -236,19 +237,19 @@ fn check_size(node: &Node, at: usize) -> Result<()> {
     Ok(())
 }
 
-/// The count that the digits make; none if there are no digits.
+/// The count that the digits stand for; `None` if there are no digits.
 fn count(digits: &[u8], at: usize) -> Result<Option<u32>> {
     if digits.is_empty() {
         return Ok(None);
     }
-    // Python's word for "without limit" is the greatest of these numbers.
-    match number(digits).filter(|&count: &u32| count < u32::MAX) {
+    // Python's own value for "no limit" is the highest of these numbers.
+    match decimal(digits).filter(|&count: &u32| count < u32::MAX) {
         Some(count) => Ok(Some(count)),
         None => error(at, format!("a count must be less than {}", u32::MAX)),
     }
 }
 
-fn number<T: FromStr>(digits: &[u8]) -> Option<T> {
+fn decimal<T: FromStr>(digits: &[u8]) -> Option<T> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 

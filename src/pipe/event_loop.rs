@@ -1,0 +1,370 @@
+//! The thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::SigSet;
+
+use super::connection::{Connection, Outcome, PipeContext, Way};
+use super::cpu::CpuChoice;
+use super::log::{Failure, PipeLog};
+use super::mailbox::{Inbox, Mailbox, PipeMessage};
+use super::resolve::Target;
+use super::shaping::Turns;
+use super::slab::{ConnectionId, Slab};
+use super::socket::accept;
+use super::transfer::{Mover, PAUSE};
+use super::{PipeSettings, PipeStats};
+
+/// The epoll tokens of the descriptors that belong to no connection.
+const LISTENER: u64 = u64::MAX;
+const MAILBOX: u64 = u64::MAX - 1;
+
+/// The most events that one epoll_wait(2) returns.
+const EVENTS_PER_WAIT: usize = 256;
+
+/// The most connections that are accepted before the events of open connections are handled.
+const ACCEPTS_PER_EVENT: usize = 16;
+
+/// How long a shortage of descriptors or memory stops accepting, unless a connection ends earlier.
+const SHORTAGE_WAIT: Duration = Duration::from_millis(200);
+
+/// The shortest and the longest time between two checks of the connections' timeouts.
+const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The parts that the thread of a pipe needs to start.
+pub struct PipeThread {
+    pub listener: TcpListener,
+    pub settings: PipeSettings,
+    pub stats: Arc<PipeStats>,
+    pub log: Arc<PipeLog>,
+    pub mailbox: Mailbox,
+    pub inbox: Inbox,
+}
+
+impl PipeThread {
+    /// Serves until the listener is closed and the last connection has ended.
+    ///
+    /// # Errors
+    /// When epoll fails.
+    pub fn run(self) -> Result<()> {
+        // The thread that shows the figures takes the signals. SIGPIPE is blocked too, since splice(2) has no
+        // MSG_NOSIGNAL.
+        SigSet::all().thread_block().context("cannot block signals")?;
+        EventLoop::start(self)?.run()
+    }
+}
+
+/// Whether the pipe accepts clients.
+enum Accepting {
+    /// It does.
+    Open(TcpListener),
+    /// Not before `until`, or before a connection ends: descriptors or memory ran out.
+    Shortage { listener: TcpListener, until: Instant },
+    /// Not before a connection ends: as many are open as the settings allow.
+    Full(TcpListener),
+    /// Never again.
+    Closed,
+}
+
+/// The state of the running thread.
+struct EventLoop {
+    context: PipeContext,
+    accepting: Accepting,
+    connections: Slab<Connection>,
+    /// Connections that wait for the target's addresses.
+    unresolved: Vec<ConnectionId>,
+    /// Connections that wait for a descriptor. They get it before new clients do.
+    starved: VecDeque<ConnectionId>,
+    /// Whether a connection has ended, so that others can use its descriptors.
+    freed: bool,
+    /// When to check for timeouts next, if any connection can run into one.
+    sweep_at: Option<Instant>,
+    cpu_choice: CpuChoice,
+    mailbox: Mailbox,
+    inbox: Inbox,
+}
+
+impl EventLoop {
+    fn start(thread: PipeThread) -> Result<Self> {
+        let PipeThread { listener, settings, stats, log, mailbox, inbox } = thread;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
+        epoll.add(inbox.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX)).context("cannot watch an eventfd")?;
+        let now = Instant::now();
+        let mut event_loop = Self {
+            context: PipeContext {
+                epoll,
+                listening: listener.local_addr().context("cannot read the listener's address")?,
+                target: Target::new(&settings.target_host, settings.target_port),
+                mover: Mover::new(),
+                turns: Way::ALL.map(|_| Turns::new(settings.limit_bytes_per_s, now)),
+                coalescing: Vec::new(),
+                settings,
+                stats,
+                log,
+                now,
+            },
+            accepting: Accepting::Full(listener),
+            connections: Slab::new(),
+            unresolved: Vec::new(),
+            starved: VecDeque::new(),
+            freed: false,
+            sweep_at: None,
+            cpu_choice: CpuChoice::default(),
+            mailbox,
+            inbox,
+        };
+        event_loop.accept_again().context("cannot watch the listener")?;
+        Ok(event_loop)
+    }
+
+    fn run(mut self) -> Result<()> {
+        let mut events = [EpollEvent::empty(); EVENTS_PER_WAIT];
+        while !(matches!(self.accepting, Accepting::Closed) && self.connections.len() == 0) {
+            let timeout = self.timeout();
+            let got = match self.context.epoll.wait(&mut events, timeout) {
+                Ok(got) => got,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(errno).context("cannot wait for events"),
+            };
+            self.context.now = Instant::now();
+            for event in &events[..got] {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    MAILBOX => self.read_inbox(),
+                    token => {
+                        let (id, leg) = ConnectionId::from_token(token);
+                        self.with_connection(id, |connection, context| {
+                            connection.on_event(leg, event.events(), context)
+                        });
+                    }
+                }
+            }
+            self.give_turns();
+            self.check_pauses();
+            self.check_timers();
+            self.use_freed();
+        }
+        Ok(())
+    }
+
+    /// How long epoll may wait: until the earliest time at which there is something to do without an event.
+    fn timeout(&mut self) -> EpollTimeout {
+        let PipeContext { turns, coalescing, now, .. } = &mut self.context;
+        let now = *now;
+        let shortage_until = match self.accepting {
+            Accepting::Shortage { until, .. } => Some(until),
+            _ => None,
+        };
+        let times = [self.sweep_at, shortage_until].into_iter().flatten();
+        let waits =
+            turns.iter_mut().filter_map(|turns| turns.wait(now)).chain((!coalescing.is_empty()).then_some(PAUSE));
+        let wait = times.map(|time| time.saturating_duration_since(now)).chain(waits).min();
+        // Rounded up: rounded down, the loop would spin through the last millisecond.
+        wait.map_or(EpollTimeout::NONE, |wait| {
+            EpollTimeout::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(EpollTimeout::MAX)
+        })
+    }
+
+    /// Runs `action` on a connection, unless it has ended, and does what follows from its outcome.
+    fn with_connection(&mut self, id: ConnectionId, action: impl FnOnce(&mut Connection, &mut PipeContext) -> Outcome) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        match action(connection, &mut self.context) {
+            Outcome::Continues => {
+                if self.sweep_at.is_none() && connection.may_time_out(&self.context) {
+                    self.sweep_at = Some(self.context.now + self.sweep_interval());
+                }
+            }
+            Outcome::Starved(errno) => {
+                self.starved.push_back(id);
+                self.wait_out_shortage(errno);
+            }
+            Outcome::Ended => {
+                self.connections.remove(id);
+                self.context.stats.connections.store(self.connections.len(), Ordering::Relaxed);
+                self.freed = true;
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_EVENT {
+            let Accepting::Open(listener) = &self.accepting else { return };
+            match accept(listener) {
+                Ok((client, address)) => self.admit(client, address),
+                Err(Errno::EAGAIN) => return,
+                // The client has already closed its connection.
+                Err(Errno::ECONNABORTED) => {}
+                Err(errno) => self.wait_out_shortage(errno),
+            }
+        }
+    }
+
+    fn admit(&mut self, client: TcpStream, address: SocketAddr) {
+        let now = self.context.now;
+        let id = self.connections.insert(|id| Connection::new(id, client, address, now));
+        self.context.stats.connections.store(self.connections.len(), Ordering::Relaxed);
+        if let Some(addresses) = self.context.target.addresses(now) {
+            self.with_connection(id, |connection, context| connection.resolved(&Ok(addresses), context));
+        } else {
+            self.unresolved.push(id);
+            let mailbox = self.mailbox.clone();
+            self.context.target.look_up(move |resolution| mailbox.send(PipeMessage::Resolved(resolution)));
+            self.with_connection(id, |_, _| Outcome::Continues);
+        }
+        if self.is_full() {
+            let most = self.connections.len();
+            self.context
+                .log
+                .failure(Failure::Full, now, || format!("{most} connections are open, others have to wait"));
+            self.stop_accepting(Accepting::Full);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.context.settings.max_connections.is_some_and(|most| self.connections.len() >= most.get())
+    }
+
+    /// Descriptors or memory ran out: accepts no client for a while.
+    fn wait_out_shortage(&mut self, errno: Errno) {
+        let now = self.context.now;
+        let until = now + SHORTAGE_WAIT;
+        self.context.mover.pool.close_spare();
+        self.context.log.failure(Failure::Shortage, now, || {
+            format!("cannot accept connections for the moment: {}", io::Error::from(errno))
+        });
+        self.stop_accepting(|listener| Accepting::Shortage { listener, until });
+    }
+
+    fn stop_accepting(&mut self, state: impl FnOnce(TcpListener) -> Accepting) {
+        self.accepting = match std::mem::replace(&mut self.accepting, Accepting::Closed) {
+            Accepting::Open(listener) => {
+                // EPOLL_CTL_DEL does not fail on a descriptor that epoll watches.
+                let _ = self.context.epoll.delete(&listener);
+                state(listener)
+            }
+            Accepting::Shortage { listener, .. } | Accepting::Full(listener) => state(listener),
+            Accepting::Closed => Accepting::Closed,
+        };
+    }
+
+    fn accept_again(&mut self) -> Result<(), Errno> {
+        self.accepting = match std::mem::replace(&mut self.accepting, Accepting::Closed) {
+            Accepting::Shortage { listener, .. } | Accepting::Full(listener) if self.is_full() => {
+                Accepting::Full(listener)
+            }
+            Accepting::Shortage { listener, .. } | Accepting::Full(listener) => {
+                let watched = self.context.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER));
+                if let Err(errno) = watched {
+                    self.accepting = Accepting::Shortage { listener, until: self.context.now + SHORTAGE_WAIT };
+                    return Err(errno);
+                }
+                Accepting::Open(listener)
+            }
+            state => state,
+        };
+        Ok(())
+    }
+
+    fn read_inbox(&mut self) {
+        self.inbox.clear_wakeup();
+        while let Some(message) = self.inbox.receive() {
+            match message {
+                PipeMessage::StopAccepting(done) => {
+                    self.accepting = Accepting::Closed;
+                    drop(done);
+                }
+                PipeMessage::Close => {
+                    self.accepting = Accepting::Closed;
+                    for id in self.connections.ids() {
+                        self.with_connection(id, |connection, _| connection.reset());
+                    }
+                }
+                PipeMessage::Resolved(resolution) => {
+                    let resolution = self.context.target.store(resolution, self.context.now);
+                    for id in std::mem::take(&mut self.unresolved) {
+                        self.with_connection(id, |connection, context| connection.resolved(&resolution, context));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives each transfer that has more to move a turn, as far as the limit allows.
+    fn give_turns(&mut self) {
+        for way in Way::ALL {
+            for _ in 0..self.context.turns[way as usize].waiting() {
+                let turn = self.context.turns[way as usize].next(self.context.now);
+                let Some((id, allowance)) = turn else { break };
+                self.with_connection(id, |connection, context| connection.turn(way, allowance, context));
+            }
+        }
+    }
+
+    /// Sets SO_RCVLOWAT back to 1 on sources that have paused: the bytes that wait there may be too few to wake the
+    /// thread.
+    fn check_pauses(&mut self) {
+        let PipeContext { coalescing, now, .. } = &mut self.context;
+        coalescing.retain(|&(id, way)| {
+            self.connections.get_mut(id).is_some_and(|connection| connection.check_pause(way, *now))
+        });
+        self.choose_cpu();
+    }
+
+    /// Stays off the CPU of a local program that sends as fast as it can through the loopback interface.
+    fn choose_cpu(&mut self) {
+        let PipeContext { coalescing, now, .. } = &mut self.context;
+        if coalescing.is_empty() {
+            self.cpu_choice.allow_all();
+        } else if self.cpu_choice.is_due(*now) {
+            // Of several senders, one at a time, in turn.
+            coalescing.rotate_left(1);
+            let (id, way) = coalescing[0];
+            if let Some(connection) = self.connections.get_mut(id)
+                && let Some(incoming) = connection.incoming_cpu(way)
+            {
+                self.cpu_choice.avoid(incoming);
+            }
+        }
+    }
+
+    fn check_timers(&mut self) {
+        let now = self.context.now;
+        if matches!(self.accepting, Accepting::Shortage { until, .. } if until <= now) {
+            self.freed = true;
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep_at = None;
+            for id in self.connections.ids() {
+                self.with_connection(id, Connection::check_timeout);
+            }
+        }
+    }
+
+    fn sweep_interval(&self) -> Duration {
+        let settings = &self.context.settings;
+        let shortest =
+            settings.idle_timeout.map_or(settings.connect_timeout, |idle| idle.min(settings.connect_timeout));
+        (shortest / 4).clamp(SWEEP.0, SWEEP.1)
+    }
+
+    /// Gives freed descriptors to the connections that wait for one, and then to new clients.
+    fn use_freed(&mut self) {
+        while std::mem::take(&mut self.freed) {
+            let waiting = self.starved.len();
+            if let Some(id) = self.starved.pop_front() {
+                self.with_connection(id, Connection::retry);
+                self.freed |= self.starved.len() < waiting;
+            } else if let Err(errno) = self.accept_again() {
+                self.wait_out_shortage(errno);
+            }
+        }
+    }
+}
