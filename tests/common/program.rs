@@ -51,6 +51,12 @@ impl Running {
         Self { child, stdout, stderr }
     }
 
+    /// The next line on stdout.
+    pub fn line(&self) -> String {
+        let line = self.stdout.0.recv_timeout(DEADLINE);
+        line.unwrap_or_else(|error| panic!("no line on stdout: {error}; on stderr: {:#?}", self.stderr.so_far()))
+    }
+
     pub fn signal(&mut self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::common::user::User;
 use bwmon::kernel::conntrack::text::{self, Line};
 use bwmon::kernel::conntrack::{Malformed, Table, ctnetlink};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::netlink::messages;
-use crate::common::user::User;
 use nix::unistd::geteuid;
 use proptest::prelude::*;
 
@@ -220,7 +220,7 @@ fn no_length_makes_the_netlink_parser_panic() {
 
 #[test]
 fn where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it() {
-    const NAME: &str = "where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it";
+    const NAME: &str = "conntrack::where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it";
     if geteuid().is_root() {
         // Again, as somebody who is refused.
         let output = User::new().command(&std::env::current_exe().unwrap()).args([NAME, "--exact"]).output().unwrap();

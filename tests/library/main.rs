@@ -2,16 +2,16 @@
 
 #[path = "../common"]
 mod common {
-    pub mod fake_proc;
-    pub mod loopback;
-    pub mod net_tables;
     pub mod user;
     pub mod vectors;
 }
 
 mod aggregator;
 mod conntrack;
+mod fake_proc;
+mod loopback;
 mod monitor;
+mod net_tables;
 mod notification_command;
 mod owners;
 mod pattern;

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::fake_proc::{FakeProc, FakeProcess};
+use crate::net_tables::{fib_trie, if_inet6, socket_table};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{Monitor, MonitorSettings};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
-use crate::common::fake_proc::{FakeProc, FakeProcess};
-use crate::common::net_tables::{fib_trie, if_inet6, socket_table};
 
 struct Host {
     proc: FakeProc,

@@ -4,13 +4,13 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 
+use crate::fake_proc::{FakeProc, FakeProcess};
+use crate::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 use bwmon::attribution::per_tick::TickLookup;
 use bwmon::attribution::{Answer, Query};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::Processes;
 use bwmon::traffic::subject::Reason;
-use crate::common::fake_proc::{FakeProc, FakeProcess};
-use crate::common::net_tables::{SocketRow, fib_trie, if_inet6, socket_table};
 
 /// A process with nothing special about it that holds `sockets`.
 fn holder(pid: u32, sockets: &[u32]) -> FakeProcess<'_> {

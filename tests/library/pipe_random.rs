@@ -7,8 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::loopback::{PATIENCE, Random, patient, random_bytes, settings, wait_until};
 use bwmon::pipe::Pipe;
-use crate::common::loopback::{PATIENCE, Random, patient, random_bytes, settings, wait_until};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 

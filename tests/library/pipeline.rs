@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::common::vectors::{bytes, list, vectors};
+use crate::fake_proc::{FakeProc, FakeProcess};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{Monitor, MonitorSettings};
@@ -11,8 +13,6 @@ use bwmon::output::text::{self, Figures};
 use bwmon::program::Program;
 use bwmon::program::one_source::OneSource;
 use bwmon::python2::pattern::Pattern;
-use crate::common::fake_proc::{FakeProc, FakeProcess};
-use crate::common::vectors::{bytes, list, vectors};
 use serde_json::Value;
 
 /// A case in which the port shows something else than the original did.

@@ -1,37 +1,33 @@
-//! The program on real connections: in network namespaces of the tests' own, where they can be made without root or with
-//! it, else over loopback.
+//! What runmonitor counts: from conntrack, from the sockets, and for an ordinary user.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::prctl::set_dumpable;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
-use crate::common::inside::inside;
-use crate::common::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
-use crate::common::netns::{Namespace, address, host_and_remote};
 use crate::common::program::Running;
-use crate::common::role;
-use crate::common::role::{as_role, start_role, stay, tell, told};
-use crate::common::truth::{Bytes, Truth};
+use crate::common::runmonitor::{is_figure, on_a_terminal};
 use crate::common::user::User;
+use crate::support::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
+use crate::support::netns::{Namespace, address, host_and_remote};
+use crate::support::role::{as_role, start_role, stay, tell, told};
+use crate::support::truth::{Bytes, Truth};
 
-/// What a TCP client sends and what it is answered.
+/// The bytes that a TCP client sends, and those of the answer.
 const REQUEST: usize = 300_000;
 const ANSWER: usize = 2_000_000;
-/// The datagrams of a UDP client, each of which is sent back.
+/// The number and the size of the datagrams that a UDP client sends. The server sends each back.
 const DATAGRAMS: usize = 50;
 const DATAGRAM: usize = 700;
 
-/// No test, but what [`as_role`] is about.
-pub fn role() {
-    let Some(role) = role::role() else { return };
-    let words: Vec<&str> = role.split(' ').collect();
-    let [protocol, act, address, ref manner @ ..] = words[..] else { panic!("{role}") };
+/// Plays the roles of this module, and says whether `role` is one.
+pub fn play(role: &[&str]) -> bool {
+    let [protocol @ ("tcp" | "udp"), act, address, ref manner @ ..] = *role else { return false };
     if manner == ["hidden"] {
         // Like another user's process, whose descriptors only root may see.
         set_dumpable(false).unwrap();
@@ -79,28 +75,29 @@ pub fn role() {
             tell(socket.local_addr().unwrap().port());
             stay();
         }
-        _ => panic!("{role}"),
+        _ => return false,
     }
+    true
 }
 
 /// A flow between two processes, `<name>_client` and `<name>_server`.
 struct Flow<'a> {
     name: &'static str,
     protocol: &'static str,
-    /// Where the server runs, and the address it listens on.
+    /// The namespace of the server, and the address on which it listens.
     server: (&'a Namespace, &'a str),
-    /// Where the client runs, what it does, and the address it knows the server by.
+    /// The namespace of the client, its role, and the address to which it connects.
     client: (&'a Namespace, &'static str, &'a str),
 }
 
-/// The processes of flows whose bytes have all been sent.
+/// The processes of flows that have sent all their bytes.
 #[derive(Default)]
 struct Traffic {
     roles: Vec<Running>,
 }
 
 impl Traffic {
-    /// Has a flow send all it has to. `prepare` is called with the server's port before the first packet.
+    /// Runs a flow until all its bytes are sent. Calls `prepare` with the server's port before the first packet.
     fn send(&mut self, flow: &Flow, prepare: impl FnOnce(u16)) {
         let &Flow { name, protocol, server: (server_side, listen), client: (client_side, act, server_address) } = flow;
         let server = start_role(server_side, &format!("{name}_server"), &format!("{protocol} serve {listen}"));
@@ -113,8 +110,8 @@ impl Traffic {
     }
 }
 
-/// What the processes in these namespaces move that have an end of a flow, of which `truth` says by its name what it
-/// carried.
+/// The bytes of each process at an end of these flows, as far as it runs in one of these namespaces. `truth` has the bytes
+/// of each flow by its name.
 fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Figures {
     let mut expected = Figures::new();
     let among = |end| namespaces.iter().any(|namespace| std::ptr::eq(*namespace, end));
@@ -130,12 +127,12 @@ fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String
     expected
 }
 
-/// What those of TCP flows move, counted as payload.
+/// The payload bytes of both processes of these TCP flows.
 fn payload(names: &[&str]) -> Figures {
     let mut expected = Figures::new();
     for name in names {
         expected.insert(format!("{name}_server"), (REQUEST as u64, ANSWER as u64));
-        // TCP numbers the SYN of who connects as if it were a byte.
+        // The SYN has a sequence number of its own, so that tcp_info counts it as a byte sent.
         expected.insert(format!("{name}_client"), (ANSWER as u64, REQUEST as u64 + 1));
     }
     expected
@@ -145,7 +142,7 @@ pub fn conntrack_counts_every_kind_of_flow_exactly() {
     let (host, remote) = &host_and_remote();
     host.shell(ENABLE_COMMANDS);
     let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
-    // 192.0.2.1 is translated to the remote host, 192.0.2.2 to this one.
+    // The host translates 192.0.2.1 to the remote host, and 192.0.2.2 to itself.
     host.shell(&format!(
         "ip route add 192.0.2.1 via {remote_v4}; nft 'add table ip nat; \
          add chain ip nat output {{ type nat hook output priority -100; }}; \
@@ -185,16 +182,16 @@ pub fn conntrack_counts_every_kind_of_flow_exactly() {
     assert!(expected().values().all(|&(bytes_in, bytes_out)| bytes_in > 30_000 && bytes_out > 30_000));
     assert_eq!(monitor.end(), [""; 0]);
 
-    // One that comes when all is over finds the same.
+    // A monitor that starts when all traffic is over shows the same.
     Monitor::start(&[]).wait_for(expected);
 }
 
-pub fn a_container_is_shown_by_its_own_command_line() {
+pub fn traffic_of_a_container_is_shown_under_the_command_line_of_its_process() {
     let (host, remote) = &host_and_remote();
     let container = &Namespace::new();
     host.connect("bridge", address(5), container, address(6));
     host.shell(ENABLE_COMMANDS);
-    // As container engines do it: a network behind this host, which goes by this host's address outside.
+    // As container engines do it: the network is behind this host, which translates its addresses to its own.
     host.shell(
         "sysctl -w net.ipv4.ip_forward=1; nft 'add table ip nat; \
          add chain ip nat out { type nat hook postrouting priority 100; }; \
@@ -223,7 +220,7 @@ fn over_loopback<'a>(name: &'static str, protocol: &'static str, host: &'a Names
     Flow { name, protocol, server: (host, "127.0.0.1:0"), client: (host, "ask", "127.0.0.1") }
 }
 
-pub fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on() {
+pub fn without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it() {
     let (host, remote) = &host_and_remote();
     let [remote_v4, _] = address(2);
     let outside =
@@ -238,9 +235,9 @@ pub fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_o
     let said = monitor.end();
     let [note] = &said[..] else { panic!("{said:?}") };
     assert!(note.contains("TCP payload per socket is counted, without UDP and without packet headers"), "{note}");
-    let (_, turn_on) = note.split_once("For full counting run: ").expect(note);
+    let (_, enable) = note.split_once("For full counting run: ").expect(note);
 
-    host.shell(turn_on);
+    host.shell(enable);
     let flows = [over_loopback("now_counted", "tcp", host), over_loopback("now_too", "udp", host)];
     let truth = Truth::new(host);
     let mut monitor = Monitor::start(&[]);
@@ -251,7 +248,7 @@ pub fn without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_o
     assert_eq!(monitor.end(), [""; 0]);
 }
 
-pub fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original() {
+pub fn where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals() {
     let host = &Namespace::here();
     host.shell(&format!("{ENABLE_COMMANDS} && sysctl -w net.netfilter.nf_conntrack_acct=0"));
     let mut monitor = Monitor::start(&[]);
@@ -265,12 +262,12 @@ pub fn where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the
     assert!(note.starts_with(original) && note.contains("TCP payload per socket is counted"), "{note}");
 }
 
-pub fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
+pub fn with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled() {
     let host = &Namespace::here();
     let mut traffic = Traffic::default();
     let mut monitor = Monitor::start(&["--source=conntrack"]);
     traffic.send(&over_loopback("before", "tcp", host), |_| ());
-    // Once it has said so it has looked.
+    // The program says this after it has looked at the table.
     let note = monitor.program.stderr.line();
     assert!(note.contains("nothing is counted") && note.contains(ENABLE_COMMANDS), "{note}");
     host.shell(ENABLE_COMMANDS);
@@ -281,7 +278,7 @@ pub fn conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on() {
     assert!(!monitor.figures.contains_key("before_client"), "{:?}", monitor.figures);
 }
 
-pub fn the_sockets_own_counters_can_be_insisted_on() {
+pub fn with_source_sockets_payload_is_counted_even_where_conntrack_counts() {
     let host = &Namespace::here();
     host.shell(ENABLE_COMMANDS);
     let mut traffic = Traffic::default();
@@ -291,7 +288,7 @@ pub fn the_sockets_own_counters_can_be_insisted_on() {
     assert_eq!(monitor.end(), [""; 0]);
 }
 
-/// Starts a process of an ordinary user that acts, and gives what it tells.
+/// Starts a process of an ordinary user that plays `role`, and waits for the port that it tells.
 fn start_users_role(user: &User, name: &str, role: &str) -> (Running, u16) {
     let command = user.command(&std::env::current_exe().unwrap());
     let role = Running::start(&mut as_role(command, name, role));
@@ -299,8 +296,8 @@ fn start_users_role(user: &User, name: &str, role: &str) -> (Running, u16) {
     (role, told)
 }
 
-// An ordinary user is one over the host's own loopback, since in a user namespace of one's own one is root.
-pub fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
+// On the host's own loopback: in a user namespace the user would be root.
+pub fn an_ordinary_user_sees_only_their_own_processes_and_one_note_about_that() {
     let user = User::new();
     let mut monitor = Monitor::run(&mut user.command(Path::new(RUNMONITOR)));
     let (_own_server, port) = start_users_role(&user, "own_server", "tcp serve 127.0.0.1:0");
@@ -317,20 +314,30 @@ pub fn an_ordinary_user_sees_their_own_processes_and_is_told_once() {
     assert!(how.contains("as root (sudo)") && how.contains(ENABLE_COMMANDS), "{how}");
 }
 
-pub fn the_conntrack_command_is_read_where_nothing_else_may_be() {
+pub fn where_the_kernel_refuses_its_table_the_conntrack_command_is_read() {
     let user = User::new();
     let (_server, server) = start_users_role(&user, "server", "tcp serve 127.0.0.1:0");
     let (_client, client) = start_users_role(&user, "client", &format!("tcp ask 127.0.0.1:{server}"));
-    // One that may be run by everybody, as with a sudo of its own.
-    let command = user.programs().join("conntrack");
+    // A command that every user may run, such as a script that calls sudo.
+    let directory = TempDir::new().unwrap();
+    let script = directory.path().join("conntrack");
     let entry = format!(
         "tcp 6 9 ESTABLISHED src=127.0.0.1 dst=127.0.0.1 sport={client} dport={server} packets=1 bytes=1234 \
          src=127.0.0.1 dst=127.0.0.1 sport={server} dport={client} packets=1 bytes=56789 [ASSURED] use=1"
     );
-    std::fs::write(&command, format!("#!/bin/sh\necho '{entry}'\necho 1 flow entries >&2\n")).unwrap();
-    std::fs::set_permissions(&command, Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\necho '{entry}'\necho 1 flow entries >&2\n")).unwrap();
+    user.install(&script);
     let path = std::env::join_paths([user.programs(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
     let mut monitor = Monitor::run(user.command(Path::new(RUNMONITOR)).env("PATH", path));
     monitor.wait_for(|| [("client".into(), (56789, 1234)), ("server".into(), (1234, 56789))].into());
     assert_eq!(monitor.end(), [""; 0]);
+}
+
+pub fn notes_stay_below_the_table_of_a_terminal() {
+    let shown = on_a_terminal("xterm", &["--source=auto"], Signal::SIGINT);
+    for screen in shown.split("\x1b[H\x1b[2J").skip(1) {
+        let (figures, notes): (Vec<&str>, Vec<&str>) = screen.lines().partition(|line| is_figure(line));
+        assert!(screen.starts_with(&figures.join("\r\n")) && !figures.is_empty(), "{screen:?}");
+        assert!(notes.iter().any(|note| note.contains("For full counting run: ")), "{screen:?}");
+    }
 }

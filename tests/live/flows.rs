@@ -1,34 +1,32 @@
-//! Flows that are easily mistaken for each other, and bytes that are nobody's.
+//! Flows that are easily mistaken for each other, and bytes without an owner.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
-use crate::common::inside::{inside_each, inside_each_alone};
-use crate::common::monitor::{Figures, Monitor};
-use crate::common::netns::{Namespace, address, host_and_remote};
 use crate::common::program::wait_for;
-use crate::common::role::{self, start_role, stay, tell, told};
-use crate::common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
-use crate::common::truth::{Bytes, Truth};
+use crate::support::harness::{Outcome, needs_bpf, needs_command, stranger};
+use crate::support::monitor::{Figures, Monitor};
+use crate::support::netns::{Namespace, address, host_and_remote};
+use crate::support::role::{start_role, stay, tag, tell, told};
+use crate::support::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
+use crate::support::truth::{Bytes, Truth};
 
-/// How often the same two ports are used again.
+/// How often a connection follows between the same two ports.
 const AGAIN: usize = 20;
 
-/// No test, but what the processes do that the tests start.
-pub fn role() {
-    let Some(role) = role::role() else { return };
-    match role.split(' ').collect::<Vec<_>>()[..] {
-        // Ends every second connection itself, so that the client's port is free at once, and waits for the others' end.
+/// Plays the roles of this module, and says whether `role` is one.
+pub fn play(role: &[&str]) -> bool {
+    match *role {
+        // Closes every second connection first, so that the client's port is free at once, and the others after the client.
         ["serve", port, times] => {
             let listener = TcpListener::bind(("0.0.0.0", port.parse().unwrap())).unwrap();
             tell(listener.local_addr().unwrap().port());
@@ -65,7 +63,7 @@ pub fn role() {
             let listener = TcpListener::bind("0.0.0.0:0").unwrap();
             tell(listener.local_addr().unwrap().port());
             let (stream, _) = listener.accept().unwrap();
-            // A descriptor that is on its way from one end to the other is nobody's.
+            // No process holds a descriptor that is in a message between two sockets.
             let (sender, _receiver) = UnixStream::pair().unwrap();
             let fds = [stream.as_raw_fd()];
             let message = [ControlMessage::ScmRights(&fds)];
@@ -75,8 +73,9 @@ pub fn role() {
             tell(0);
             stay();
         }
-        _ => panic!("{role}"),
+        _ => return false,
     }
+    true
 }
 
 /// A TCP socket, in a namespace or here.
@@ -92,7 +91,7 @@ fn bind(socket: &OwnedFd, port: u16) {
     socket::bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
 }
 
-/// A client of the remote host that has a port, though no connection yet.
+/// A client of the remote host that is bound to a port and not yet connected.
 fn client(scene: &Scene) -> (OwnedFd, u16) {
     let client = socket(Some(scene.remote));
     bind(&client, 0);
@@ -107,13 +106,13 @@ fn connect(client: OwnedFd, port: u16) -> nix::Result<TcpStream> {
     Ok(client.into())
 }
 
-pub fn the_same_two_ports_again_are_another_flow() {
+pub fn a_new_connection_between_the_same_two_ports_is_another_flow() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (first, port) = scene.server("again", "first", "serve 0 1");
     let (_, from) = client(&scene);
     let again = || {
-        // Until the kernel has seen the end of the connection before.
+        // The port is free when the kernel has seen the end of the connection before.
         wait_for("the port to be free", || {
             let client = socket(Some(remote));
             bind(&client, from);
@@ -141,7 +140,7 @@ pub fn the_same_two_ports_again_are_another_flow() {
             socket::setsockopt(&stream, sockopt::Linger, &at_once).unwrap();
         }
     }
-    // Conntrack leaves out what it takes for an answer to another connection: of 20 a few packets without payload.
+    // Conntrack does not count a packet that it takes for an answer in the connection before: a few without payload.
     let truth = &scene.truth;
     scene.monitor.wait_until(|figures| {
         let seconds = less(truth.bytes()["again"], firsts);
@@ -152,7 +151,7 @@ pub fn the_same_two_ports_again_are_another_flow() {
     assert_eq!(scene.monitor.figures["first"], firsts);
 }
 
-pub fn each_of_a_group_on_one_port_has_its_own() {
+pub fn servers_that_share_a_port_are_credited_with_their_own_connections() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let one = start_role(host, "group_one", "join 0");
@@ -162,7 +161,7 @@ pub fn each_of_a_group_on_one_port_has_its_own() {
 
     let mut ports = [Vec::new(), Vec::new()];
     let mut streams = Vec::new();
-    // The kernel chooses by a hash of the ports, sooner or later the one and the other.
+    // The kernel chooses the server by a hash of the ports, so that both have their turn.
     while ports.iter().any(|ports| ports.len() < 2) {
         let (client, from) = client(&scene);
         scene.truth.count(&format!("p{from}"), "tcp", from);
@@ -182,7 +181,7 @@ pub fn each_of_a_group_on_one_port_has_its_own() {
         let truth = &scene.truth;
         scene.monitor.wait_for(|| {
             let bytes = truth.bytes();
-            // Here the counters' port is the client's.
+            // Here the counters are named after the client's port, and count from its point of view.
             let of = |ports: &[u16]| {
                 ports
                     .iter()
@@ -194,18 +193,15 @@ pub fn each_of_a_group_on_one_port_has_its_own() {
     }
 }
 
-pub fn counters_that_begin_again_cost_nothing_and_double_nothing() {
-    if Command::new("conntrack").arg("--version").output().is_err() {
-        let _ = writeln!(io::stderr(), "counters_that_begin_again… is skipped: there is no conntrack command");
-        return;
-    }
+pub fn counters_that_are_reset_to_zero_lose_no_byte_and_count_none_twice() -> Outcome {
+    needs_command("conntrack", &["--version"])?;
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (_server, port) = scene.server("zeroed", "server", "join 0");
     let mut stream = scene.connect(port);
     ask(&mut stream);
     for zero in ["conntrack -L -z >/dev/null", ""] {
-        // At two ticks the same: nothing is on its way any more, and the counters are seen as they are.
+        // The same at two ticks: the monitor has seen the last packet, and the counters as they are now.
         for _ in 0..2 {
             scene.wait_for_all("zeroed", "server");
         }
@@ -213,9 +209,30 @@ pub fn counters_that_begin_again_cost_nothing_and_double_nothing() {
     }
     ask(&mut stream);
     scene.wait_for_all("zeroed", "server");
+    Ok(())
 }
 
-pub fn containers_come_and_go_while_it_runs() {
+pub fn containers_that_start_and_end_while_it_runs_are_credited() {
+    run_containers(&[Life::Stays, Life::Stays]);
+}
+
+pub fn a_container_that_ends_at_once_is_credited() -> Outcome {
+    needs_bpf()?;
+    run_containers(&[Life::Stays, Life::EndsAtOnce, Life::Stays]);
+    Ok(())
+}
+
+/// How long a container's process lives.
+#[derive(Clone, Copy, PartialEq)]
+enum Life {
+    /// Until the monitor has shown its bytes.
+    Stays,
+    /// Until it has its answer.
+    EndsAtOnce,
+}
+
+/// Runs containers one after the other, all with the same addresses, and waits until each is credited with its bytes.
+fn run_containers(lives: &[Life]) {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     host.shell(
@@ -224,27 +241,18 @@ pub fn containers_come_and_go_while_it_runs() {
          add rule ip nat out oifname cable masquerade'",
     );
     let [[gateway, _], [remote_v4, _]] = [5, 2].map(address);
-    let noted = TcpOwners::attach().is_ok();
-    if !noted {
-        let _ = writeln!(io::stderr(), "containers that end at once are left out: nobody notes who connects");
-    }
-    for n in 0..3 {
-        let short = n % 2 == 1;
-        if short && !noted {
-            continue;
-        }
+    for (n, &life) in lives.iter().enumerate() {
         let listener = remote.run(|| TcpListener::bind("0.0.0.0:0").unwrap());
         let server = listener.local_addr().unwrap().port();
         let (flow, name) = (format!("flow{n}"), format!("container{n}"));
         scene.truth.count(&flow, "tcp", server);
         let thread = std::thread::spawn(move || serve(&mut listener.accept().unwrap().0));
-        // Each with the same addresses as the one before.
         let container = Namespace::new();
         host.connect("bridge", address(5), &container, address(6));
         container.shell(&format!("ip route add default via {gateway}"));
-        let manner = if short { "" } else { " and stay" };
+        let manner = if life == Life::EndsAtOnce { "" } else { " and stay" };
         let mut role = start_role(&container, &name, &format!("ask {remote_v4}:{server}{manner}"));
-        if short {
+        if life == Life::EndsAtOnce {
             assert!(role.child.wait().unwrap().success());
         } else {
             told(&role);
@@ -260,7 +268,7 @@ pub fn containers_come_and_go_while_it_runs() {
     }
 }
 
-/// Waits until all bytes of a flow whose server is elsewhere are this command line's.
+/// Waits until this command line has all bytes of a flow whose server is on another host.
 fn wait_for_client(scene: &mut Scene, flow: &str, command_line: &str) {
     let truth = &scene.truth;
     scene.monitor.wait_for(|| {
@@ -269,11 +277,11 @@ fn wait_for_client(scene: &mut Scene, flow: &str, command_line: &str) {
     });
 }
 
-pub fn what_is_nobodys_is_told_with_the_reason() {
+pub fn bytes_without_an_owner_are_shown_with_the_reason() {
     let (host, remote) = &host_and_remote();
     host.shell(ENABLE_COMMANDS);
     let truth = Truth::new(host);
-    // Whom the host forwards for: neither end is a process of its own, but a thread of this one.
+    // The host forwards this flow. A thread of this process is at either end of it.
     let other = Namespace::new();
     host.connect("bridge", address(5), &other, address(6));
     host.shell("sysctl -w net.ipv4.ip_forward=1");
@@ -294,22 +302,23 @@ pub fn what_is_nobodys_is_told_with_the_reason() {
     let mut monitor = Monitor::start(&["--unowned"]);
     let mut forwarded = remote.run(|| TcpStream::connect(format!("{other_v4}:{forwarded_to}")).unwrap());
     ask(&mut forwarded);
-    let reason = |name: &str| match name {
-        "forwarded" => "(no local socket: forwarded)",
-        _ => "(socket without process)",
-    };
-    let shown = |name: &str| {
+    // While there is a process whose descriptors it may not see, the monitor cannot say that no process holds a socket.
+    let unreadable = std::fs::read_dir(format!("/proc/{}/fd", stranger()))
+        .is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+    let of_nobodys = if unreadable { "(no permission to see the process)" } else { "(socket without process)" };
+    let shown = |name: &str, reason: &str| {
         let (to_server, from_server) = truth.bytes()[name];
-        // As whoever made the connection sees it.
-        (reason(name).to_owned(), (from_server, to_server))
+        // From the point of view of the client.
+        (reason.to_owned(), (from_server, to_server))
     };
     nobodys.write_all(&[7; REQUEST]).unwrap();
-    monitor.wait_for(|| Figures::from([shown("nobodys"), shown("forwarded")]));
+    monitor
+        .wait_for(|| Figures::from([shown("nobodys", of_nobodys), shown("forwarded", "(no local socket: forwarded)")]));
     drop(forwarded);
     thread.join().unwrap();
 }
 
-pub fn each_flow_of_the_table_can_be_asked_for() {
+pub fn each_flow_of_the_table_can_be_queried_by_its_tuples() {
     Namespace::here().shell(ENABLE_COMMANDS);
     let mut open = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {
@@ -325,7 +334,7 @@ pub fn each_flow_of_the_table_can_be_asked_for() {
     for flow in &flows {
         let mut got = Vec::new();
         table.get(&[flow.original, flow.original.reversed()], &mut |flow| got.push(*flow)).unwrap();
-        // By its reply tuple too, which is not the same way round.
+        // By its reply tuple too, which has its own direction.
         assert!(!got.is_empty() && got.iter().all(|got| got == flow), "{flow:?}: {got:?}");
     }
     let nowhere = Tuple { source: Endpoint::new(Ipv4Addr::LOCALHOST, 0), ..flows[0].original };
@@ -338,12 +347,13 @@ pub fn a_new_process_has_a_rate_from_its_first_tick() {
     let (_server, port) = scene.server("new", "new_server", "serve 0 1");
     let mut stream = scene.connect(port);
     ask(&mut stream);
-    // All of it is in one tick, or in two: a tick without a rate would leave half of it out at the least.
+    // The answer is in one tick or in two. If the first had no rate, the sum would stay below half of it.
+    let new_server = format!("new_server{} ", tag());
     let mut sum = 0;
     while sum < ANSWER / 3 {
         let line = scene.monitor.program.stdout.line();
         let (rates, name) = line.split_once(" -- ").unwrap();
-        if name.starts_with("new_server ") {
+        if name.starts_with(&new_server) {
             sum += rates.split_once('/').unwrap().1.trim().parse::<usize>().unwrap();
         }
     }

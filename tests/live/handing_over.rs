@@ -1,4 +1,4 @@
-//! Sockets that change hands: whoever holds a connection when its bytes are counted is the one that is shown.
+//! Sockets that one process hands to another: bytes count for the process that holds the connection when they move.
 
 use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,7 +7,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::exec_events::ExecEvents;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -15,26 +14,26 @@ use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
 use nix::unistd::close;
 use tempfile::TempDir;
 
-use crate::common::inside::{inside_each, inside_each_alone};
-use crate::common::netns::host_and_remote;
 use crate::common::program::Running;
-use crate::common::role::{self, role_command, start_role, tell, told};
-use crate::common::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
+use crate::support::harness::{Lack, Outcome, needs_bpf, needs_command};
+use crate::support::netns::host_and_remote;
+use crate::support::role::{role_command, start_role, tell, told};
+use crate::support::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
 
-/// How many connections end soon after they began, and how many where a process is started for each: enough that one of
-/// them is less than one in a hundred, should the machine be stopped while it runs.
+/// The number of short connections to a running process.
 const SHORT: usize = 40;
+/// The number of short connections for each of which a process is started. One of them is less than the error of one in a
+/// hundred that the test allows, should the machine be stopped for a moment.
 const STARTED: usize = 200;
 
-/// No test, but what the processes do that the tests start.
-pub fn role() {
-    let Some(role) = role::role() else { return };
+/// Plays the roles of this module, and says whether `role` is one.
+pub fn play(role: &[&str]) -> bool {
     let listen = || {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         tell(listener.local_addr().unwrap().port());
         listener
     };
-    match role.split(' ').collect::<Vec<_>>()[..] {
+    match *role {
         ["prefork", children] => {
             let listener = TcpListener::bind("0.0.0.0:0").unwrap();
             let start = |_| given(&listener, role_command("prefork_child", "accept")).spawn().unwrap();
@@ -44,23 +43,23 @@ pub fn role() {
         }
         ["accept"] => {
             set_pdeathsig(Signal::SIGKILL).unwrap();
-            let listener = TcpListener::from(given_to_me());
+            let listener = TcpListener::from(first_socket());
             listener.incoming().for_each(|stream| serve(&mut stream.unwrap()));
         }
         ["inetd"] => listen().incoming().for_each(|stream| {
             let mut child = given(stream.unwrap(), role_command("inetd_child", "serve")).spawn().unwrap();
             std::thread::spawn(move || child.wait());
         }),
-        ["serve"] => serve(&mut TcpStream::from(given_to_me())),
+        ["serve"] => serve(&mut TcpStream::from(first_socket())),
         ["exec"] => {
             let (mut stream, _) = listen().accept().unwrap();
             serve_once(&mut stream);
             wait_for_line();
-            panic!("{}", given(stream, role_command("exec_new", "serve and tell")).exec());
+            panic!("{}", given(stream, role_command("exec_new", "tell and serve")).exec());
         }
-        ["serve", "and", "tell"] => {
+        ["tell", "and", "serve"] => {
             tell(0);
-            serve(&mut TcpStream::from(given_to_me()));
+            serve(&mut TcpStream::from(first_socket()));
         }
         ["hand_on"] => {
             let (mut stream, _) = listen().accept().unwrap();
@@ -82,29 +81,30 @@ pub fn role() {
             tell(0);
             wait_for_line();
         }
-        _ => panic!("{role}"),
+        _ => return false,
     }
+    true
 }
 
-/// Has a process that is to start begin with a socket, in the place of its standard input.
+/// A command whose process starts with a socket in the place of its standard input.
 fn given(socket: impl AsFd, mut command: Command) -> Command {
     command.stdin(Stdio::from(socket.as_fd().try_clone_to_owned().unwrap()));
     command
 }
 
-/// The socket this process began with.
-fn given_to_me() -> OwnedFd {
+/// The socket with which this process started.
+fn first_socket() -> OwnedFd {
     io::stdin().as_fd().try_clone_to_owned().unwrap()
 }
 
-/// Waits for the test to say something.
+/// Waits for a line of the test.
 fn wait_for_line() -> String {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).unwrap();
     line.trim().into()
 }
 
-/// Waits to be told a path, and passes a descriptor on to who listens there.
+/// Waits for a path from the test, and passes a descriptor to the process that listens there.
 fn hand_on(fd: RawFd) {
     let receiver = UnixStream::connect(wait_for_line()).unwrap();
     let message = [ControlMessage::ScmRights(&[fd])];
@@ -123,7 +123,7 @@ fn receive(sender: &UnixStream) -> RawFd {
     }
 }
 
-/// A socket that came over another.
+/// A socket that came in a message of another.
 struct Received(RawFd);
 
 impl Read for Received {
@@ -142,12 +142,12 @@ impl Write for Received {
     }
 }
 
-/// Says a line to a role that waits for one.
+/// Sends a line to a process that waits for one.
 fn say(role: &mut Running, line: &str) {
     writeln!(role.child.stdin.as_mut().unwrap(), "{line}").unwrap();
 }
 
-pub fn a_prefork_servers_child_is_credited() {
+pub fn the_child_of_a_prefork_server_that_accepts_a_connection_is_credited() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (_server, port) = scene.server("long", "prefork_parent", "prefork 2");
@@ -173,18 +173,22 @@ pub fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
         ask(&mut stream);
         scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
     }
-    drop(stream);
-    if let Err(error) = ExecEvents::subscribe().and_then(|_| Ok(TcpOwners::attach()?)) {
-        let _ = writeln!(io::stderr(), "children that end at once are left out: {error:#}");
-        return;
-    }
+}
+
+pub fn children_that_end_at_once_are_credited_with_the_connections_they_were_given() -> Outcome {
+    needs_bpf()?;
+    ExecEvents::subscribe().map_err(|error| Lack(format!("the kernel's process events ({error:#})")))?;
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("long", "inetd_parent", "inetd");
     for _ in 0..STARTED {
         ask(&mut scene.connect(port));
     }
     scene.wait_for_shares("long", |all| vec![("inetd_child", all), ("inetd_parent", (0, 0))]);
+    Ok(())
 }
 
-pub fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
+pub fn a_connection_passed_to_another_process_counts_for_that_process_from_then_on() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let sockets = TempDir::new().unwrap();
@@ -218,7 +222,7 @@ pub fn a_connection_that_is_passed_on_is_the_receivers_from_then_on() {
     });
 }
 
-pub fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
+pub fn bytes_after_an_exec_count_for_the_new_command_line() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (mut server, port) = scene.server("exec", "exec_old", "exec");
@@ -232,11 +236,8 @@ pub fn what_a_process_moves_after_an_exec_is_its_new_command_lines() {
     scene.wait_for_shares("exec", |all| vec![("exec_old", before), ("exec_new", less(all, before))]);
 }
 
-pub fn a_title_that_is_rewritten_counts_from_then_on() {
-    if Command::new("perl").arg("-e1").output().is_err() {
-        let _ = writeln!(io::stderr(), "a_title_that_is_rewritten_counts_from_then_on is skipped: there is no perl");
-        return;
-    }
+pub fn bytes_after_a_process_has_rewritten_its_title_count_for_the_new_title() -> Outcome {
+    needs_command("perl", &["-e1"])?;
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let program = format!(
@@ -258,4 +259,5 @@ pub fn a_title_that_is_rewritten_counts_from_then_on() {
     told(&server);
     ask(&mut stream);
     scene.wait_for_shares("title", |all| vec![("title_old", before), ("title_new", less(all, before))]);
+    Ok(())
 }

@@ -6,9 +6,8 @@
 
 #[path = "../common"]
 mod common {
-    pub mod loopback;
     pub mod program;
-    pub mod terminal;
+    pub mod runmonitor;
     pub mod user;
 }
 mod support;
@@ -18,9 +17,7 @@ mod counting;
 mod flows;
 mod handing_over;
 mod ipv6_pipe;
-mod lookup;
 mod tcp_owners;
-mod terminal;
 
 use std::process::ExitCode;
 
@@ -29,41 +26,47 @@ use support::harness::{self, Test};
 use support::role::{self, stay, tell};
 
 const TESTS: &[Test] = tests! {
-    Here:
-        counting::an_ordinary_user_sees_their_own_processes_and_is_told_once,
-        counting::the_conntrack_command_is_read_where_nothing_else_may_be,
+    Here {
+        counting::an_ordinary_user_sees_only_their_own_processes_and_one_note_about_that,
+        counting::where_the_kernel_refuses_its_table_the_conntrack_command_is_read,
         ipv6_pipe::an_ipv6_target_may_be_in_brackets,
-        ipv6_pipe::by_default_a_pipe_listens_on_ipv6_too,
-        lookup::who_accepts_is_not_looked_for_while_something_waits,
-    OwnProcess:
-        tcp_owners::what_is_noted,
-    Namespace:
-        aggregator::by_application_with_a_notification_that_recovers,
-        aggregator::by_program,
-        aggregator::by_command_line,
+        ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
+    }
+    OwnProcess {
+        tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
+        tcp_owners::the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket,
+        tcp_owners::the_next_connection_between_the_same_ports_begins_without_a_record,
+    }
+    Namespace {
+        aggregator::each_application_shows_its_rate_and_a_notification_recovers,
+        aggregator::with_auto_group_each_program_shows_its_rate_until_a_reload_deselects_it,
+        aggregator::without_grouping_each_command_line_shows_its_rate,
         counting::conntrack_counts_every_kind_of_flow_exactly,
-        counting::a_container_is_shown_by_its_own_command_line,
-        counting::without_conntrack_payload_is_counted_and_the_user_is_told_what_turns_it_on,
-        counting::where_conntrack_does_not_count_bytes_the_user_is_told_in_the_words_of_the_original,
-        counting::conntrack_that_is_insisted_on_counts_from_when_it_is_turned_on,
-        counting::the_sockets_own_counters_can_be_insisted_on,
-        terminal::notes_stay_below_the_table_of_a_terminal,
-    EachKind:
-        flows::the_same_two_ports_again_are_another_flow,
-        flows::each_of_a_group_on_one_port_has_its_own,
-        flows::counters_that_begin_again_cost_nothing_and_double_nothing,
-        flows::containers_come_and_go_while_it_runs,
-        flows::what_is_nobodys_is_told_with_the_reason,
-        flows::each_flow_of_the_table_can_be_asked_for,
+        counting::notes_stay_below_the_table_of_a_terminal,
+        counting::traffic_of_a_container_is_shown_under_the_command_line_of_its_process,
+        counting::where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals,
+        counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
+        counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
+        counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
+    }
+    EachKind {
+        flows::a_new_connection_between_the_same_two_ports_is_another_flow,
         flows::a_new_process_has_a_rate_from_its_first_tick,
-        handing_over::a_prefork_servers_child_is_credited,
+        flows::bytes_without_an_owner_are_shown_with_the_reason,
+        flows::containers_that_start_and_end_while_it_runs_are_credited,
+        flows::counters_that_are_reset_to_zero_lose_no_byte_and_count_none_twice,
+        flows::each_flow_of_the_table_can_be_queried_by_its_tuples,
+        flows::servers_that_share_a_port_are_credited_with_their_own_connections,
         handing_over::a_child_that_is_started_with_an_accepted_connection_is_credited,
-        handing_over::a_connection_that_is_passed_on_is_the_receivers_from_then_on,
-        handing_over::what_a_process_moves_after_an_exec_is_its_new_command_lines,
-        handing_over::a_title_that_is_rewritten_counts_from_then_on,
-    RootAlone:
+        handing_over::a_connection_passed_to_another_process_counts_for_that_process_from_then_on,
+        handing_over::bytes_after_a_process_has_rewritten_its_title_count_for_the_new_title,
+        handing_over::bytes_after_an_exec_count_for_the_new_command_line,
+        handing_over::the_child_of_a_prefork_server_that_accepts_a_connection_is_credited,
+    }
+    RootAlone {
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
+    }
 };
 
 fn main() -> ExitCode {

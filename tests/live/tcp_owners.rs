@@ -1,15 +1,20 @@
-//! What the kernel notes of connections, over loopback.
+//! What the BPF program records of TCP connections, over loopback.
+//!
+//! Each test runs in a process of its own: a process that another test starts has a copy of this one's sockets until it
+//! calls execve(2), so that a close here would not be the last.
 
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 
 use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
-/// A connection whose client has this port, or any where that is 0.
+use crate::support::harness::{Outcome, needs_bpf, needs_ipv6};
+
+/// A connection whose client has this port; 0 is any.
 fn connect(from: u16, to: SocketAddr) -> TcpStream {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let client = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -24,27 +29,26 @@ fn tuple(source: SocketAddr, destination: SocketAddr) -> Tuple {
     Tuple { protocol: Protocol::Tcp, source, destination }
 }
 
-/// A program that has a connection as its standard input, and ends when it hears of its end there.
-fn reader(stream: TcpStream) -> std::process::Child {
-    Command::new("cat").stdin(Stdio::from(std::os::fd::OwnedFd::from(stream))).stdout(Stdio::null()).spawn().unwrap()
+/// A process whose standard input is a connection, and which ends with it.
+fn reader(stream: TcpStream) -> Child {
+    Command::new("cat").stdin(Stdio::from(OwnedFd::from(stream))).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// One test for all, since a process that another starts has this one's connections for a moment.
-pub fn what_is_noted() {
-    match TcpOwners::attach() {
-        Ok(owners) => {
-            let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
-            whoever_closes_is_noted_at_either_end(&owners, v4, v4);
-            whoever_closes_is_noted_at_either_end(&owners, v4, Ipv6Addr::UNSPECIFIED.into());
-            whoever_closes_is_noted_at_either_end(&owners, v6, v6);
-            the_next_connection_with_the_same_ends_begins_without_notes(&owners);
-        }
-        // Past the test harness, which shows what a test prints only if it fails.
-        Err(error) => writeln!(io::stderr(), "what_is_noted is skipped: {error}").unwrap(),
-    }
+pub fn the_connecting_and_the_closing_process_of_a_connection_are_recorded() -> Outcome {
+    let owners = needs_bpf()?;
+    connecting_and_closing_are_recorded(&owners, Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into());
+    Ok(())
 }
 
-fn whoever_closes_is_noted_at_either_end(owners: &TcpOwners, address: IpAddr, listen: IpAddr) {
+pub fn the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket() -> Outcome {
+    let owners = needs_bpf()?;
+    needs_ipv6()?;
+    connecting_and_closing_are_recorded(&owners, Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+    connecting_and_closing_are_recorded(&owners, Ipv4Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into());
+    Ok(())
+}
+
+fn connecting_and_closing_are_recorded(owners: &TcpOwners, address: IpAddr, listen: IpAddr) {
     let listener = TcpListener::bind((listen, 0)).unwrap();
     let server = SocketAddr::new(address, listener.local_addr().unwrap().port());
     let client = connect(0, server);
@@ -56,7 +60,7 @@ fn whoever_closes_is_noted_at_either_end(owners: &TcpOwners, address: IpAddr, li
     assert_eq!(owners.owner(&to_client), None);
 
     let mut child = reader(accepted);
-    // The child closes what it got of ours a moment after it has begun, so that a mere close may not be the last.
+    // Not close(2): the child has a copy of this socket until it calls execve(2).
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(owners.closed_by(&to_server), Some(std::process::id()));
     assert!(child.wait().unwrap().success());
@@ -64,20 +68,22 @@ fn whoever_closes_is_noted_at_either_end(owners: &TcpOwners, address: IpAddr, li
     assert_eq!(owners.owner(&to_client), Some(child.id()));
 }
 
-fn the_next_connection_with_the_same_ends_begins_without_notes(owners: &TcpOwners) {
+pub fn the_next_connection_between_the_same_ports_begins_without_a_record() -> Outcome {
+    let owners = needs_bpf()?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let server = listener.local_addr().unwrap();
     let first = connect(0, server);
     let port = first.local_addr().unwrap().port();
     let to_server = tuple(first.local_addr().unwrap(), server);
-    // The server closes first, so that the client's port is free at once.
+    // The server closes first and keeps the TIME_WAIT, so that the client's port is free at once.
     drop(listener.accept().unwrap());
     assert_eq!((&first).read(&mut [0]).unwrap(), 0);
     drop(first);
-    let me = Some(std::process::id());
-    assert_eq!((owners.closed_by(&to_server), owners.closed_by(&to_server.reversed())), (me, me));
+    let this = Some(std::process::id());
+    assert_eq!((owners.closed_by(&to_server), owners.closed_by(&to_server.reversed())), (this, this));
 
     let _second = connect(port, server);
-    assert_eq!((owners.owner(&to_server), owners.closed_by(&to_server)), (me, None));
+    assert_eq!((owners.owner(&to_server), owners.closed_by(&to_server)), (this, None));
     assert_eq!(owners.owner(&to_server.reversed()), None);
+    Ok(())
 }

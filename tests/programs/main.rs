@@ -4,7 +4,7 @@
 mod common {
     pub mod golden;
     pub mod program;
-    pub mod terminal;
+    pub mod runmonitor;
     pub mod vectors;
 }
 

@@ -1,23 +1,26 @@
-//! The README says what the programs say.
+//! The README quotes the programs literally.
 
 use std::process::Command;
 
-const README: &str = include_str!("../../README.md");
+use crate::common::golden::assert_readme_block;
 
-#[test]
-fn the_options_are_those_of_help() {
-    for program in
-        [env!("CARGO_BIN_EXE_runmonitor"), env!("CARGO_BIN_EXE_runpipe"), env!("CARGO_BIN_EXE_runaggregator")]
-    {
-        let output = Command::new(program).arg("--help").env_remove("COLUMNS").output().unwrap();
-        let help = String::from_utf8(output.stdout).unwrap();
-        assert!(README.contains(&format!("```\n{help}```\n")), "the README lacks this:\n{help}");
-    }
+/// The standard output of a program.
+fn printed(program: &str, argument: &str) -> String {
+    let output = Command::new(program).arg(argument).env_remove("COLUMNS").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
-fn the_commands_that_turn_counting_on_are_those_that_are_printed() {
+fn the_readme_shows_the_help_of_each_program() {
+    assert_readme_block("Usage: runmonitor ", &printed(env!("CARGO_BIN_EXE_runmonitor"), "--help"));
+    assert_readme_block("Usage: runpipe ", &printed(env!("CARGO_BIN_EXE_runpipe"), "--help"));
+    assert_readme_block("Usage: runaggregator ", &printed(env!("CARGO_BIN_EXE_runaggregator"), "--help"));
+}
+
+#[test]
+fn the_readme_has_the_commands_that_enable_conntrack() {
+    let readme = include_str!("../../README.md");
     for command in bwmon::monitor::advice::ENABLE_COMMANDS.split(" && ") {
-        assert!(README.contains(command), "the README lacks {command}");
+        assert!(readme.contains(command), "the README lacks {command}");
     }
 }

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::common::golden::{self, assert_golden};
 use crate::common::program::{Running, wait_for, wait_until_it_runs};
 use crate::common::vectors::{list, vectors};
 
@@ -52,45 +53,19 @@ fn the_samples_load_as_shipped() {
 }
 
 #[test]
-fn every_mistake_of_all_files_is_told_at_once() {
-    let directory = directory(&[
-        (
-            "monitors.cfg",
-            "[General]\ntype=monitor\nexlude=ssh\ninclude=(x\nignorelocal=maybe\n\
-             [SSH]\ntype=pipe\nport=22x\nnewhost=\nnewport=0\nshape_threshold=fast\njunk\n[Other]\ntype=Pipe\n",
-        ),
-        ("apps.cfg", "[Web]\na=ok\nb=*\n[Empty]\n"),
-        (
-            "notifications.cfg",
-            "[Web]\nproces_filter=x\nin_threshold=5.5\ninterval=%(every)s\nnotification_command=sh -c \"a ; b\"\n",
-        ),
-    ]);
-    let findings = "\
-apps.cfg:3: [Web] b: \"*\" is not a valid pattern: at byte 0: `*` has nothing to repeat; write `\\*` for the character
-apps.cfg:4: warning: [Empty] name: no pattern, so nothing belongs to it; add a line such as name=pattern
-monitors.cfg:3: warning: [General] exlude: unknown key, did you mean exclude?
-monitors.cfg:4: [General] include: \"(x\" is not a valid pattern: at byte 0: \
-no `)` closes this; write `\\(` for the character
-monitors.cfg:5: [General] ignorelocal: \"maybe\" is neither true nor false
-monitors.cfg:8: [SSH] port: \"22x\" is not a whole number such as 8080
-monitors.cfg:9: [SSH] newhost: names no host; for this host, write localhost
-monitors.cfg:10: [SSH] newport: \"0\" is not between 1 and 65535
-monitors.cfg:11: [SSH] shape_threshold: \"fast\" is not a whole number such as 100
-monitors.cfg:12: [SSH] neither '=' nor ':'; write key=value, not \"junk\"
-monitors.cfg:14: warning: [Other] type: unknown monitor type \"Pipe\", section ignored; the type is monitor or pipe
-notifications.cfg:1: [Web] process_filter: missing; add a line such as process_filter=firefox
-notifications.cfg:2: warning: [Web] proces_filter: unknown key, did you mean process_filter?
-notifications.cfg:3: [Web] in_threshold: \"5.5\" is not a whole number such as 50
-notifications.cfg:4: [Web] interval: %(every) names a key that is neither in this section nor in [DEFAULT]; in a \
-pattern, write [%]( for %( itself
-notifications.cfg:5: [Web] notification_command: \"sh -c \\\"a\" is not a valid command: a quote is opened and \
-not closed (a ; after a blank begins a comment; write it without the blank)
-";
-    let expected = format!("runaggregator: 12 mistakes in the configuration:\n{findings}");
+fn all_mistakes_in_all_files_are_reported_at_once() {
     for arguments in [&CHECK[..], &CHECK[1..]] {
-        let output = runaggregator(directory.path()).args(arguments).output().unwrap();
-        assert_eq!(told(output), (Some(1), String::new(), expected.clone()));
+        let output = runaggregator(&golden::path("mistakes")).args(arguments).output().unwrap();
+        let (code, stdout, stderr) = told(output);
+        assert_eq!((code, stdout), (Some(1), String::new()));
+        assert_golden("mistakes/stderr.txt", &stderr);
     }
+}
+
+#[test]
+fn the_short_help_has_a_line_for_each_option() {
+    let output = runaggregator(Path::new("/")).arg("-h").output().unwrap();
+    assert_golden("runaggregator-h.txt", &told(output).1);
 }
 
 #[test]

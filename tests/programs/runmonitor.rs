@@ -2,57 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::inside::inside;
-use crate::common::program::{Running, wait_for, wait_until_it_runs};
+use crate::common::program::{Running, wait_until_it_runs};
+use crate::common::runmonitor::{Traffic, exit_code, is_figure, on_a_terminal, runmonitor};
 use crate::common::vectors::{list, vectors};
-
-/// The program, counting what the sockets count: that needs neither root nor firewall rules.
-fn runmonitor(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_runmonitor"));
-    command.arg("--source=sockets").args(arguments).stdin(Stdio::null()).env_remove("TERM").env_remove("COLUMNS");
-    command
-}
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
-}
-
-/// A connection of this process with itself that has carried something: with it the program has a line to show.
-struct Traffic {
-    _ends: (TcpStream, TcpStream),
-}
-
-impl Traffic {
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
-        client.write_all(&[7; 5000]).unwrap();
-        server.read_exact(&mut [0; 5000]).unwrap();
-        Self { _ends: (client, server) }
-    }
-}
-
-/// Whether it is one of the original's lines: bytes in and out in ten columns each or more, and a name.
-fn is_figure(line: &str) -> bool {
-    let number = |column: &str| column.len() >= 10 && column.trim_start().parse::<u64>().is_ok();
-    let Some((figures, _name)) = line.split_once(" -- ") else { return false };
-    figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
-}
-
-/// How the program ends, which it is about to do.
-fn exit_code(child: &mut Child) -> Option<i32> {
-    wait_for("the program's end", || child.try_wait().unwrap()).code()
 }
 
 /// How the original ended with a command line, as far as it told it by itself.
@@ -179,48 +142,21 @@ fn a_signal_ends_it_quietly_and_with_success() {
 }
 
 #[test]
-fn a_pattern_chooses_what_is_shown() {
-    let _traffic = Traffic::new();
-    let own_name = std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    let program = Running::start(&mut runmonitor(&[&format!("--include={own_name}")]));
-    assert!(is_figure(&program.stdout.line()));
-    let hidden = runmonitor(&[&format!("--exclude={own_name}"), "--exclude="]);
-    let mut child = { hidden }.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // It shows something twice while the other, that began later, shows nothing.
+fn include_selects_what_is_shown_and_exclude_wins_over_it() {
+    let traffic = Traffic::new();
+    let [include, exclude] = ["include", "exclude"].map(|option| format!("--{option}={}", traffic.name));
+    let program = Running::start(&mut runmonitor(&[&include]));
+    let line = program.stdout.line();
+    assert!(is_figure(&line) && line.contains(&traffic.name), "{line}");
+    let mut excluding = runmonitor(&[&include, &exclude]);
+    let mut child = excluding.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Two more ticks of the one program, while the other, which started later, shows nothing.
     wait_until_it_runs(&mut child);
     program.stdout.line();
     program.stdout.line();
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), ""));
-}
-
-/// Runs the program on a terminal of type `term` until it has shown this process twice, and sends it `signal` then. All
-/// that the terminal was sent.
-fn on_a_terminal(term: &str, arguments: &[&str], signal: Signal) -> String {
-    let _traffic = Traffic::new();
-    // As much of the command line as is shown at least.
-    let this: String = std::env::current_exe().unwrap().display().to_string().chars().take(57).collect();
-    let pty = openpty(None, None).unwrap();
-    let mut command = runmonitor(arguments);
-    let (stdout, stderr) = (pty.slave.try_clone().unwrap(), pty.slave);
-    let mut child = command.env("TERM", term).stdout(stdout).stderr(stderr).spawn().unwrap();
-    // It holds the other end of the terminal, which is to close with the program.
-    drop(command);
-    let mut terminal = File::from(pty.master);
-    let mut shown = Vec::new();
-    let mut signalled = false;
-    let mut buffer = [0; 4096];
-    // EIO is how a terminal says that nobody has it open any more.
-    while let Ok(length @ 1..) = terminal.read(&mut buffer) {
-        shown.extend(&buffer[..length]);
-        if !signalled && text(&shown).matches(&this).count() >= 2 {
-            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-            signalled = true;
-        }
-    }
-    assert_eq!(exit_code(&mut child), Some(0));
-    String::from_utf8(shown).unwrap()
 }
 
 #[test]
@@ -231,19 +167,6 @@ fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
     assert!(screens.len() >= 3, "{shown:?}");
     for screen in &screens[1..] {
         assert!(screen.lines().next().is_some_and(is_figure), "{screen:?}");
-    }
-}
-
-#[test]
-fn notes_stay_below_the_table_of_a_terminal() {
-    if !inside("notes_stay_below_the_table_of_a_terminal") {
-        return;
-    }
-    let shown = on_a_terminal("xterm", &["--source=auto"], Signal::SIGINT);
-    for screen in shown.split("\x1b[H\x1b[2J").skip(1) {
-        let (figures, notes): (Vec<&str>, Vec<&str>) = screen.lines().partition(|line| is_figure(line));
-        assert!(screen.starts_with(&figures.join("\r\n")) && !figures.is_empty(), "{screen:?}");
-        assert!(notes.iter().any(|note| note.contains("For full counting run: ")), "{screen:?}");
     }
 }
 

@@ -5,10 +5,14 @@
 //! host does not allow is left out, and one line at the end says what and why.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, TcpListener};
+use std::num::NonZero;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, OnceLock};
+use std::thread::available_parallelism;
 
+use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 use nix::unistd::geteuid;
@@ -32,6 +36,21 @@ pub struct Lack(pub String);
 
 /// How a test ends that does not panic.
 pub type Outcome = Result<(), Lack>;
+
+/// For a test that needs the records of the BPF program.
+pub fn needs_bpf() -> Result<TcpOwners, Lack> {
+    TcpOwners::attach().map_err(|error| Lack(format!("BPF ({error})")))
+}
+
+/// For a test that needs IPv6 on the host's own loopback.
+pub fn needs_ipv6() -> Outcome {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).map(drop).map_err(|error| Lack(format!("IPv6 ({error})")))
+}
+
+/// For a test that needs a command, which succeeds with these arguments.
+pub fn needs_command(command: &str, arguments: &[&str]) -> Outcome {
+    Command::new(command).args(arguments).output().map(drop).map_err(|error| Lack(format!("{command} ({error})")))
+}
 
 /// What a test function may return.
 pub trait IntoOutcome {
@@ -87,7 +106,8 @@ impl Kind {
     fn possible(self) -> Result<(), Lack> {
         static POSSIBLE: [OnceLock<Option<String>>; 2] = [const { OnceLock::new() }; 2];
         let lack = POSSIBLE[self as usize].get_or_init(|| {
-            let fails = |command: &str| match Command::new("unshare").args([self.flags(), "sh", "-c", command]).output() {
+            let fails = |command: &str| match Command::new("unshare").args([self.flags(), "sh", "-c", command]).output()
+            {
                 Ok(output) if output.status.success() => None,
                 Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
                 Err(error) => Some(format!("unshare: {error}")),
@@ -96,7 +116,10 @@ impl Kind {
                 Self::User => "user namespaces",
                 Self::Root => "root",
             };
-            let tools = || fails(&format!("ip link add type veth && {ENABLE_COMMANDS}")).map(|why| format!("network tools ({why})"));
+            let tools = || {
+                fails(&format!("ip link add type veth && ip addr add ::2 dev lo && {ENABLE_COMMANDS}"))
+                    .map(|why| format!("network tools ({why})"))
+            };
             fails("true").map(|why| format!("{place} ({why})")).or_else(tools)
         });
         lack.clone().map_or(Ok(()), |lack| Err(Lack(lack)))
@@ -113,7 +136,7 @@ pub struct Test {
 /// The tests of some modules, each list behind the place where they run.
 #[macro_export]
 macro_rules! tests {
-    ($($place:ident: $($module:ident::$test:ident,)+)+) => {
+    ($($place:ident { $($module:ident::$test:ident,)+ })+) => {
         &[$($($crate::support::harness::Test {
             name: concat!(stringify!($module), "::", stringify!($test)),
             place: $crate::support::harness::Place::$place,
@@ -134,7 +157,9 @@ impl Test {
     fn attempt(&self, stranger: u32) -> Result<Done, String> {
         let kinds: &[Kind] = match self.place {
             Place::Here => return Ok((self.run)().map_or_else(Done::Nothing, |()| Done::All)),
-            Place::OwnProcess => return Ok(self.in_own_process(None, stranger)?.map_or_else(Done::Nothing, |()| Done::All)),
+            Place::OwnProcess => {
+                return Ok(self.in_own_process(None, stranger)?.map_or_else(Done::Nothing, |()| Done::All));
+            }
             Place::Namespace | Place::EachKind => &[Kind::User, Kind::Root],
             Place::RootAlone => &[Kind::Root],
         };
@@ -224,7 +249,9 @@ static LEFT_OUT: Mutex<BTreeMap<(bool, String), usize>> = Mutex::new(BTreeMap::n
 
 /// Runs the tests that the command line asks for.
 pub fn run(tests: &'static [Test]) -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Most of the time they wait for a monitor's next tick.
+    arguments.test_threads.get_or_insert_with(|| 2 * available_parallelism().map_or(1, NonZero::get));
     let stranger = start_stranger();
     let pid = stranger.child.id();
     let trial = |test: &'static Test| Trial::ignorable_test(test.name, move || run_trial(test, pid));
@@ -255,7 +282,8 @@ fn summary() -> String {
         let reasons = left_out.iter().filter(|((in_part, _), _)| *in_part == wanted);
         let counts: Vec<_> = reasons.map(|((_, lack), count)| (*count, lack)).collect();
         let sum: usize = counts.iter().map(|(count, _)| count).sum();
-        let needs = |&(count, lack): &(usize, &String)| format!("{count} need{} {lack}", if count == 1 { "s" } else { "" });
+        let needs =
+            |&(count, lack): &(usize, &String)| format!("{count} need{} {lack}", if count == 1 { "s" } else { "" });
         let needs: Vec<String> = counts.iter().map(needs).collect();
         let plural = if sum == 1 { "" } else { "s" };
         (sum > 0).then(|| format!("{sum} test{plural}: {}", needs.join(", ")))

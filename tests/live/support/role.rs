@@ -51,5 +51,5 @@ pub fn start_role(namespace: &Namespace, name: &str, role: &str) -> Running {
 
 /// The port that a process tells.
 pub fn told(role: &Running) -> u16 {
-    role.stdout.line().parse().unwrap()
+    role.line().parse().unwrap()
 }
