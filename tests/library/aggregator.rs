@@ -1,4 +1,4 @@
-//! The aggregator of the original over recorded tables: what was printed, tick by tick, and what was notified.
+//! The aggregator on recorded tables, compared with the original: its lines and its notifications, tick by tick.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use bwmon::traffic::source::{Reading, Source};
 use bwmon::traffic::subject::Subject;
 use serde_json::Value;
 
-/// Where a recording is not answered as the original answered it, and why.
+/// The recordings on which the output differs from the original's, and why.
 const DEVIATIONS: [(&str, &str); 6] = [
     ("agg_apps_line_order", "lines are sorted, as the monitor's; they came in the order of a hash table"),
     ("agg_notify_long", "notifications are sorted too"),
@@ -32,7 +32,7 @@ fn latin1(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
 
-/// What a test says that a source has counted.
+/// A source whose totals the test sets.
 #[derive(Clone, Default)]
 struct Counted(Rc<RefCell<BTreeMap<String, (u64, u64)>>>);
 
@@ -46,7 +46,7 @@ impl Source for Counted {
     }
 }
 
-/// The totals that a tick's tables give for each command line: those of its connections, found by their ports.
+/// The totals of each command line in the tables of a tick: those of its connections, which are found by their ports.
 fn totals(tick: &Value) -> BTreeMap<String, (u64, u64)> {
     let mut totals = BTreeMap::new();
     for row in tick["tcp"].as_str().unwrap().lines().filter(|row| row.contains(':')) {
@@ -65,7 +65,7 @@ fn totals(tick: &Value) -> BTreeMap<String, (u64, u64)> {
     totals
 }
 
-/// What is printed on stdout and on stderr at each tick of a recording.
+/// The output on stdout and on stderr at each tick of a recording.
 fn replay(vector: &Value) -> Vec<(String, String)> {
     let options = &vector["options"];
     let list = |name: &str| options[name].as_array().cloned().unwrap_or_default();
@@ -106,7 +106,7 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
             let n = i as u64;
             counted.0.borrow_mut().insert("pipe-2222:host:22".to_owned(), (2048 * n, 4096 * n));
         } else {
-            // As the monitor, which does not forget a command line within a minute.
+            // The monitor keeps the totals of a command line for a minute.
             counted.0.borrow_mut().extend(totals(tick));
         }
         let now = start + Duration::from_secs_f64(tick["time"].as_f64().unwrap() - 1000.0);
@@ -129,11 +129,11 @@ fn pipeline() -> Vec<Value> {
 }
 
 #[test]
-fn recordings_are_answered_as_by_the_original() {
+fn recorded_tables_give_the_output_of_the_original() {
     let mut deviations = Vec::new();
     for vector in pipeline().iter().filter(|vector| vector["tool"] == "aggregator") {
         let name = vector["name"].as_str().unwrap();
-        // Its pattern is refused at the start; the original ended when it first came to use it.
+        // We reject its pattern at the start; the original ended when it first used it.
         if name == "agg_app_bad_regex" {
             continue;
         }
@@ -154,7 +154,7 @@ fn recordings_are_answered_as_by_the_original() {
 }
 
 #[test]
-fn what_deviates_is_what_was_meant() {
+fn the_output_that_differs_from_the_originals_is_the_intended_one() {
     let shown = |name: &str| replay(pipeline().iter().find(|vector| vector["name"] == name).unwrap());
     let expected = |name: &str, tick: usize, stream: &str| -> Vec<String> {
         let vectors = pipeline();
@@ -175,6 +175,6 @@ fn what_deviates_is_what_was_meant() {
     assert_eq!(shown("agg_apps_two_match")[1].0, line("Work"));
     assert_eq!(shown("agg_auto_group_quote")[1].0, line("sh"));
     assert_eq!(shown("agg_auto_group_empty_cmdline")[1].0, line(""));
-    // 40960 bytes in the three seconds since the tick before.
+    // 40960 bytes in the three seconds since the previous tick.
     assert_eq!(shown("agg_gap")[2].0, "      0.00 KiB /      13.33 KiB -- wget http://x/ \n");
 }

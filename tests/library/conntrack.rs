@@ -1,5 +1,5 @@
-//! The conntrack table, read from what real kernels and the real command gave out, and from twins of that which were
-//! broken on purpose.
+//! The conntrack table, read from the output of real kernels and of conntrack(8), and from twins of these files with
+//! mistakes made by hand.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// What the table has whose text is in a file.
+/// The flows of a table whose text is in a file, and its malformed lines.
 fn dump_file(path: PathBuf) -> (Vec<Flow>, Malformed) {
     let mut flows = Vec::new();
     let malformed = Table::File(path).dump(&mut |flow| flows.push(*flow)).unwrap();
@@ -69,7 +69,7 @@ fn flow(protocol: Protocol, source: Endpoint, destination: Endpoint, original: u
     }
 }
 
-/// What was in the kernel's table when the fixtures were captured, but for its ICMP entry.
+/// The kernel's table when the fixtures were captured, without its ICMP entry.
 fn captured() -> Vec<Flow> {
     use Protocol::{Tcp, Udp};
     let translated = flow(Tcp, end("10.79.0.1", 49040), end("10.9.9.9", 7001), 50536, 477);
@@ -90,19 +90,19 @@ fn without_ids(flows: &[Flow]) -> Vec<Flow> {
 }
 
 #[test]
-fn the_file_and_the_command_say_the_same() {
+fn the_file_and_the_command_give_the_same_flows() {
     assert_eq!(dump("nf_conntrack-6.18"), captured());
     assert_eq!(dump("conntrack-1.4.7"), captured());
 }
 
 #[test]
-fn the_older_file_has_no_columns_for_the_network_protocol() {
+fn ip_conntrack_is_read_without_columns_for_the_network_protocol() {
     let ipv4: Vec<Flow> = captured().into_iter().filter(|flow| flow.original.source.ipv4().is_some()).collect();
     assert_eq!(dump("ip_conntrack-cut-from-nf_conntrack-6.18"), ipv4);
 }
 
 #[test]
-fn the_command_can_tell_ids() {
+fn the_output_of_the_command_with_ids_is_read() {
     let flows = dump("conntrack-1.4.7-id");
     let ids = [451_710_458, 1_589_295_009, 3_890_090_195, 3_695_258_200, 2_300_555_785, 2_388_180_403, 2_869_716_658];
     assert_eq!(flows.iter().map(|flow| flow.id).collect::<Vec<_>>(), ids);
@@ -110,7 +110,7 @@ fn the_command_can_tell_ids() {
 }
 
 #[test]
-fn an_entry_that_was_not_counted_has_no_counters() {
+fn an_entry_without_byte_counts_has_no_counters() {
     let source = end("10.79.0.1", 56746);
     let expected = flow(Protocol::Tcp, source, end("10.79.0.2", 7001), 0, 0);
     assert_eq!(dump("conntrack-1.4.7-no-counters"), [Flow { counters: None, open: false, ..expected }]);
@@ -118,13 +118,13 @@ fn an_entry_that_was_not_counted_has_no_counters() {
 
 #[test]
 #[cfg_attr(target_endian = "big", ignore = "the dump was recorded on a little-endian host")]
-fn netlink_says_the_same_as_the_text_and_tells_ids() {
+fn netlink_gives_the_same_flows_as_the_text_and_their_ids() {
     assert_eq!(dump_netlink("ctnetlink-6.18.bin"), dump("conntrack-1.4.7-id"));
 }
 
 #[test]
 #[cfg_attr(target_endian = "big", ignore = "the dump was recorded on a little-endian host")]
-fn a_netlink_message_that_lies_about_its_lengths_costs_its_own_flow_only() {
+fn a_netlink_message_with_wrong_lengths_loses_only_its_own_flow() {
     // An address of 14 bytes, a tuple longer than its message, and an end in the middle of the last flow.
     let mut expected = dump("conntrack-1.4.7-id");
     expected.remove(6);
@@ -134,7 +134,7 @@ fn a_netlink_message_that_lies_about_its_lengths_costs_its_own_flow_only() {
 }
 
 #[test]
-fn a_malformed_line_is_left_out_counted_and_quoted_once() {
+fn malformed_lines_are_skipped_and_counted_and_the_first_is_quoted() {
     for name in TEXTS {
         let read = |name: &str| std::fs::read(fixture(&format!("{name}.txt"))).unwrap();
         let (good, twin) = (read(name), read(&format!("{name}-broken")));
@@ -154,7 +154,7 @@ fn a_malformed_line_is_left_out_counted_and_quoted_once() {
 }
 
 #[test]
-fn words_that_mean_nothing_here_are_passed_over() {
+fn unknown_words_in_a_line_are_ignored() {
     let [plain, adorned] = [
         "tcp 6 9 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2 packets=1 bytes=10 src=10.0.0.2 dst=10.0.0.1 \
          sport=2 dport=1 packets=1 bytes=20 use=1",
@@ -168,7 +168,7 @@ fn words_that_mean_nothing_here_are_passed_over() {
 }
 
 #[test]
-fn equal_tuples_in_two_zones_are_told_apart() {
+fn the_zone_of_a_flow_is_read() {
     let line = |zone: &str| {
         let line = format!(
             "udp 17 9 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2 src=10.0.0.2 dst=10.0.0.1 sport=2 dport=1 {zone}"
@@ -182,7 +182,7 @@ fn equal_tuples_in_two_zones_are_told_apart() {
 }
 
 #[test]
-fn what_has_no_ports_is_skipped_without_complaint() {
+fn lines_of_protocols_without_ports_are_not_malformed() {
     for line in [
         "",
         "  \n",
@@ -204,10 +204,10 @@ fn a_line_without_end_is_read_in_pieces() {
 }
 
 #[test]
-fn no_length_makes_the_netlink_parser_panic() {
+fn no_attribute_length_makes_the_netlink_parser_panic() {
     let datagrams = std::fs::read(fixture("ctnetlink-6.18.bin")).unwrap();
     for message in messages(&datagrams) {
-        // The length of each attribute, nested ones too, is at a multiple of four; and so is much else.
+        // The length of each attribute, also of a nested one, is at a multiple of four; so are many other fields.
         for (at, length) in
             (0..message.payload.len() / 4).flat_map(|word| (0..64).map(move |length| (word * 4, length)))
         {
@@ -219,10 +219,10 @@ fn no_length_makes_the_netlink_parser_panic() {
 }
 
 #[test]
-fn where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it() {
-    const NAME: &str = "conntrack::where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it";
+fn where_netlink_is_refused_nf_conntrack_is_read_or_else_ip_conntrack() {
+    const NAME: &str = "conntrack::where_netlink_is_refused_nf_conntrack_is_read_or_else_ip_conntrack";
     if geteuid().is_root() {
-        // Again, as somebody who is refused.
+        // Once more as an ordinary user, whom the kernel refuses.
         let output = User::new().command(&std::env::current_exe().unwrap()).args([NAME, "--exact"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -242,7 +242,7 @@ fn where_netlink_is_refused_the_newer_file_is_read_and_the_older_without_it() {
     }
 }
 
-/// Bytes that are nearly a table: captured lines or messages, some of their bytes changed, cut somewhere.
+/// Bytes that are nearly a table: captured lines or messages with some bytes changed, and cut somewhere.
 fn nearly(original: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = original.len();
     let changes = proptest::collection::vec((0..length, any::<u8>()), 0..8);

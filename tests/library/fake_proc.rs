@@ -1,4 +1,4 @@
-//! A /proc of our own making, in a temporary directory that goes away with it.
+//! A fake /proc, in a temporary directory that is removed with it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,7 +12,7 @@ pub struct FakeProcess<'a> {
     pub start_time: u64,
     /// With its NUL bytes.
     pub command_line: &'a [u8],
-    /// The inodes of the sockets it holds.
+    /// The inodes of the sockets that it holds.
     pub sockets: &'a [u32],
 }
 
@@ -22,9 +22,9 @@ pub struct FakeProc {
 
 impl FakeProc {
     pub fn new() -> Self {
-        // In memory where that can be had: it is a great many small files.
+        // In memory where possible, since it is many small files.
         let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
-        // Others may look, as they may in the real one.
+        // All users may read it, as the real one.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(root.path().join("net")).unwrap();
         Self { root }
@@ -58,7 +58,7 @@ impl FakeProc {
         self.name_task(pid, start_time, b"task");
     }
 
-    /// Writes the file that has the start time and the short name of a process, which is not its command line's.
+    /// Writes the file with the start time and the short name of a process, which is not from its command line.
     pub fn name_task(&self, pid: u32, start_time: u64, comm: &[u8]) {
         let mut stat = format!("{pid} (").into_bytes();
         stat.extend(comm);
@@ -67,7 +67,7 @@ impl FakeProc {
         fs::write(self.process_dir(pid).join("stat"), stat).unwrap();
     }
 
-    /// Takes a process away, if it is there.
+    /// Removes a process, if it exists.
     pub fn end(&self, pid: u32) {
         if self.process_dir(pid).exists() {
             fs::remove_dir_all(self.process_dir(pid)).unwrap();

@@ -1,4 +1,4 @@
-//! The monitor on tables that the original could not make sense of.
+//! The monitor on tables that the original misread, on a fake /proc.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ struct Host {
 }
 
 impl Host {
-    /// A host with the addresses 10.0.0.1 and fd00::1 and without processes, watched with one selection per filter.
+    /// A host with the addresses 10.0.0.1 and fd00::1 and without processes, and a monitor with one selection per filter.
     fn new(filters: Vec<Filter>) -> Self {
         let proc = FakeProc::new();
         proc.write("net/fib_trie", fib_trie(&["10.0.0.1"]));
@@ -29,7 +29,7 @@ impl Host {
         Self { proc, monitor, now: Instant::now() }
     }
 
-    /// A host with one process, `server`, that has one TCP connection: to `remote` from `local`.
+    /// A host with one process, `server`, which has one TCP connection from `local` to `remote`.
     fn with_server(local: &str, remote: &str) -> Self {
         let host = Self::new(vec![Filter::default()]);
         host.run(10, b"server\0", &[1]);
@@ -41,14 +41,14 @@ impl Host {
         self.proc.run(&FakeProcess { pid, start_time: 1, command_line, sockets });
     }
 
-    /// Writes one of the tables in /proc/net: own end, other end, inode.
+    /// Writes one of the tables in /proc/net: local end, remote end, inode.
     fn sockets(&self, table: &str, sockets: &[(&str, &str, u32)]) {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let rows = sockets.iter().map(|(local, remote, inode)| (address(local), address(remote), 1, *inode));
         self.proc.write(&format!("net/{table}"), socket_table(&rows.collect::<Vec<_>>()));
     }
 
-    /// A second passes. What each command line has received and sent, and what the user is told.
+    /// Lets a second pass. Returns the bytes that each command line has received and sent, and the notes for the user.
     fn tick(&mut self, conntrack: &[&str]) -> (Vec<(String, u64, u64)>, Vec<String>) {
         self.proc.write("net/nf_conntrack", conntrack.join("\n"));
         self.now += Duration::from_secs(1);
@@ -60,7 +60,7 @@ impl Host {
         (figures, self.monitor.notes())
     }
 
-    /// The same, of a host where there is nothing to be told.
+    /// The same, at a tick without notes.
     fn figures(&mut self, conntrack: &[&str]) -> Vec<(String, u64, u64)> {
         let (figures, notes) = self.tick(conntrack);
         assert_eq!(notes, [""; 0]);
@@ -72,7 +72,7 @@ fn figure(name: &str, bytes_in: u64, bytes_out: u64) -> (String, u64, u64) {
     (name.into(), bytes_in, bytes_out)
 }
 
-/// A server's connection as conntrack has it, from a client on another host.
+/// A line of conntrack: the connection of a client on another host to the server.
 fn connection(bytes_in: u64, bytes_out: u64) -> String {
     format!(
         "tcp 6 9 ESTABLISHED src=10.0.0.2 dst=10.0.0.1 sport=40000 dport=80 packets=1 bytes={bytes_in} \
@@ -104,7 +104,7 @@ fn udp_and_ipv6_are_counted() {
 }
 
 #[test]
-fn a_server_whose_address_is_translated_is_found_by_the_answers() {
+fn a_server_behind_a_translated_address_is_found_by_the_reply_tuple() {
     let mut host = host_of_the_server();
     let figures = host
         .figures(&["tcp 6 9 ESTABLISHED src=10.0.0.2 dst=192.0.2.1 sport=40000 dport=8080 packets=1 bytes=300 \
@@ -113,7 +113,7 @@ fn a_server_whose_address_is_translated_is_found_by_the_answers() {
 }
 
 #[test]
-fn a_client_on_a_dual_stack_socket_is_found() {
+fn the_owner_of_a_dual_stack_socket_is_found() {
     let mut host = Host::new(vec![Filter::default()]);
     host.run(10, b"server\0", &[1]);
     host.sockets("tcp6", &[("[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:40000", 1)]);
@@ -121,15 +121,15 @@ fn a_client_on_a_dual_stack_socket_is_found() {
 }
 
 #[test]
-fn a_row_that_is_there_twice_counts_once() {
+fn a_row_that_a_dump_has_twice_counts_once() {
     let mut host = host_of_the_server();
     assert_eq!(host.figures(&[&connection(5, 6), &connection(5, 6)]), [figure("server ", 5, 6)]);
-    // Read a moment later, and so ahead of the first.
+    // The second was read a moment later, with more bytes.
     assert_eq!(host.figures(&[&connection(10, 6), &connection(11, 6)]), [figure("server ", 11, 6)]);
 }
 
 #[test]
-fn a_row_that_is_missing_once_goes_on_when_it_is_back() {
+fn a_flow_that_one_dump_misses_counts_on_when_it_is_back() {
     let mut host = host_of_the_server();
     host.figures(&[&connection(5, 6)]);
     host.figures(&[]);
@@ -137,7 +137,7 @@ fn a_row_that_is_missing_once_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn entries_without_counters_are_passed_over_while_others_have_them() {
+fn entries_without_counters_are_ignored_while_others_have_them() {
     let mut host = host_of_the_server();
     let uncounted = "tcp 6 9 ESTABLISHED src=10.0.0.2 dst=10.0.0.1 sport=5 dport=80 src=10.0.0.1 dst=10.0.0.2 sport=80 \
                      dport=5 [ASSURED] use=1";
@@ -145,7 +145,7 @@ fn entries_without_counters_are_passed_over_while_others_have_them() {
 }
 
 #[test]
-fn mangled_lines_are_told_once_and_cost_nothing_else() {
+fn malformed_lines_are_reported_once_and_lose_nothing_else() {
     let mut host = host_of_the_server();
     let (figures, notes) = host.tick(&["tcp what\x1b[2J is this", &connection(5, 6), "udp 17 9 src=nowhere"]);
     assert_eq!(figures, [figure("server ", 5, 6)]);
@@ -155,10 +155,10 @@ fn mangled_lines_are_told_once_and_cost_nothing_else() {
 }
 
 #[test]
-fn the_last_bytes_of_a_process_are_its_own() {
+fn the_last_bytes_of_an_ending_process_are_credited_to_it() {
     let mut host = host_of_the_server();
     host.figures(&[&connection(5, 6)]);
-    // It is ending: its memory, its command line and its descriptors are gone.
+    // It is ending: its command line and its descriptors are gone.
     host.run(10, b"", &[]);
     host.sockets("tcp", &[]);
     assert_eq!(host.figures(&[&connection(8, 6)]), [figure("server ", 8, 6)]);
@@ -167,7 +167,7 @@ fn the_last_bytes_of_a_process_are_its_own() {
 }
 
 #[test]
-fn a_connection_that_is_handed_on_belongs_to_whoever_has_it_when_the_bytes_move() {
+fn bytes_count_for_the_process_that_holds_the_connection_when_they_move() {
     let mut host = host_of_the_server();
     host.figures(&[&connection(5, 6)]);
     host.run(10, b"server\0", &[]);
@@ -177,7 +177,7 @@ fn a_connection_that_is_handed_on_belongs_to_whoever_has_it_when_the_bytes_move(
 }
 
 #[test]
-fn a_new_process_under_an_old_pid_does_not_inherit_its_bytes() {
+fn a_new_process_with_the_pid_of_an_earlier_one_does_not_get_its_bytes() {
     let mut host = host_of_the_server();
     host.figures(&[&connection(5, 6)]);
     host.proc.run(&FakeProcess { pid: 10, start_time: 2, command_line: b"stranger\0", sockets: &[] });
@@ -186,7 +186,7 @@ fn a_new_process_under_an_old_pid_does_not_inherit_its_bytes() {
 }
 
 #[test]
-fn what_several_selections_take_counts_once() {
+fn bytes_that_several_selections_match_count_once() {
     let filter = |include: &str| Filter::new(vec![Pattern::new(include.as_bytes()).unwrap()], vec![]);
     let mut host = Host::new(vec![filter("serv"), filter("er"), filter("nothing")]);
     host.run(10, b"server\0", &[1]);

@@ -1,9 +1,9 @@
-//! The texts in /proc/net: of the sockets in tcp, tcp6, udp and udp6, of the addresses in fib_trie and if_inet6.
+//! The texts of /proc/net: the sockets in tcp, tcp6, udp and udp6, the addresses in fib_trie and if_inet6.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// One socket: own end, other end, state, inode.
+/// One socket: local end, remote end, state, inode.
 pub type SocketRow = (SocketAddr, SocketAddr, u8, u32);
 
 /// The text of a table.
@@ -18,7 +18,7 @@ pub fn socket_table(rows: &[SocketRow]) -> String {
     text
 }
 
-/// An address as the kernel writes it there: each 32 bits as a number of the host's byte order.
+/// An address as the kernel writes it in them: 32 bits at a time, as a number in host byte order.
 fn kernel_hex(address: &SocketAddr) -> String {
     let octets = match address {
         SocketAddr::V4(v4) => v4.ip().octets().to_vec(),

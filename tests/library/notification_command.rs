@@ -1,4 +1,4 @@
-//! The commands of a notification file, run for real.
+//! The commands of a notification file, run as processes.
 
 use std::fs;
 use std::io::Read;
@@ -14,7 +14,7 @@ use bwmon::traffic::subject::Subject;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-/// A section with the commands that `file` adds to it.
+/// A rule with the commands in `file`, which are lines of its section.
 fn rule(file: &str) -> Rule {
     let text = format!("[Web]\nprocess_filter=.\nin_threshold=1\n{file}\n");
     let mut diagnostics = Diagnostics::default();
@@ -35,7 +35,7 @@ fn notification(recovered: bool) -> Notification {
     }
 }
 
-/// A named pipe: reading it waits for the command that writes it, and ends with it.
+/// A named pipe. Reading it waits for the command that writes it, until that ends.
 fn fifo(directory: &Path) -> String {
     let path = directory.join("fifo");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
@@ -48,13 +48,13 @@ fn read(fifo: &str) -> Vec<u8> {
     text
 }
 
-/// The processes that this one has started and not taken leave of, zombies too.
+/// The children of this thread that it has not reaped, zombies too.
 fn children() -> String {
     fs::read_to_string("/proc/thread-self/children").unwrap()
 }
 
 #[test]
-fn a_command_learns_what_happened_and_has_no_shell() {
+fn a_command_gets_the_event_in_its_environment_and_runs_without_a_shell() {
     let directory = tempfile::tempdir().unwrap();
     let fifo = fifo(directory.path());
     let print = r#"'printf "%s\n" "$@" "$BWMON_APPLICATION" "$BWMON_DIRECTION" "$BWMON_THRESHOLD_KB_PER_S" "$BWMON_VALUE_KB_PER_S" "$BWMON_EVENT" > "$0"; cat'"#;
@@ -66,7 +66,7 @@ fn a_command_learns_what_happened_and_has_no_shell() {
     assert_eq!(read(&fifo), b"$HOME\na  b|\nweb \xff\nout\n50\n51.24\nexceeded\n");
     commands.start(&rule, &notification(true)).unwrap();
     assert_eq!(read(&fifo), b"web \xff\nout\n50\n51.24\nrecovered\n");
-    // The last word of both is a cat, which ends only because its stdin is empty.
+    // Both end with a cat, which ends only because its stdin is empty.
     while !children().is_empty() {
         commands.reap();
     }
@@ -85,7 +85,7 @@ fn a_command_inherits_no_socket() {
 }
 
 #[test]
-fn without_a_command_nothing_is_started() {
+fn without_a_command_no_process_is_started() {
     let mut commands = Commands::default();
     commands.start(&rule(""), &notification(false)).unwrap();
     commands.start(&rule("notification_command=\"\""), &notification(false)).unwrap();
@@ -94,14 +94,14 @@ fn without_a_command_nothing_is_started() {
 }
 
 #[test]
-fn a_command_that_cannot_be_started_is_one_line() {
+fn the_error_of_a_command_that_cannot_be_started_is_one_line() {
     let mut commands = Commands::default();
     let error = commands.start(&rule("notification_command=/no/such\x1bprogram x"), &notification(false)).unwrap_err();
     assert_eq!(error, r"[Web] cannot start /no/such\u{1b}program: No such file or directory (os error 2)");
 }
 
 #[test]
-fn commands_that_hang_do_not_pile_up() {
+fn at_most_64_commands_run_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
     let fifo = fifo(directory.path());
     // Each waits until its fifo is opened for writing.
@@ -116,7 +116,7 @@ fn commands_that_hang_do_not_pile_up() {
     drop(fs::OpenOptions::new().write(true).open(&fifo).unwrap());
     while !children().is_empty() {
         commands.reap();
-        // For those that had not got as far as opening it.
+        // For commands that had not opened it yet.
         let _ = fs::OpenOptions::new().read(true).write(true).open(&fifo);
     }
     commands.start(&rule, &notification(true)).unwrap();

@@ -1,4 +1,4 @@
-//! Whose socket it is, on a /proc of our own making.
+//! The owners of sockets, on a fake /proc.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +12,13 @@ use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::Processes;
 use bwmon::traffic::subject::Reason;
 
-/// A process with nothing special about it that holds `sockets`.
+/// An ordinary process that holds `sockets`.
 fn holder(pid: u32, sockets: &[u32]) -> FakeProcess<'_> {
     FakeProcess { pid, start_time: 100, command_line: b"server\0", sockets }
 }
 
-/// Who was found: the pid and whether the socket is the connection's own, else why nobody, and no reason for an address
-/// that is elsewhere.
+/// The pid of the owner and whether the socket is the connection's own, or the reason why there is no owner: `None` where
+/// the address is not on this host.
 type Found = Result<(u32, bool), Option<Reason>>;
 
 const ELSEWHERE: Found = Err(None);
@@ -55,7 +55,7 @@ fn a_socket_in_several_processes_belongs_to_the_youngest() {
 }
 
 #[test]
-fn after_the_pids_began_again_the_youngest_has_a_low_one() {
+fn after_the_pids_have_wrapped_the_youngest_process_has_a_low_pid() {
     let proc = FakeProc::new();
     for pid in [9, 300, 301, 32000] {
         proc.run(&holder(pid, &[7]));
@@ -66,7 +66,7 @@ fn after_the_pids_began_again_the_youngest_has_a_low_one() {
 }
 
 #[test]
-fn without_a_last_pid_the_highest_is_the_youngest() {
+fn where_the_last_pid_is_unknown_the_highest_is_the_youngest() {
     let proc = FakeProc::new();
     for pid in [9, 300, 32000] {
         proc.run(&holder(pid, &[7]));
@@ -77,10 +77,10 @@ fn without_a_last_pid_the_highest_is_the_youngest() {
 }
 
 #[test]
-fn what_vanished_or_is_no_process_is_passed_over() {
+fn processes_that_have_ended_and_other_files_are_skipped() {
     let proc = FakeProc::new();
     proc.run(&holder(10, &[7]));
-    // Gone between the listing and the look at it: the whole process, its descriptors, one descriptor.
+    // These end between the listing and the look at them: the whole process, its descriptors, one descriptor.
     fs::create_dir(proc.process_dir(11)).unwrap();
     proc.run(&holder(12, &[]));
     fs::remove_dir_all(proc.process_dir(12).join("fd")).unwrap();
@@ -95,7 +95,7 @@ fn what_vanished_or_is_no_process_is_passed_over() {
 }
 
 #[test]
-fn a_descriptor_that_only_looks_like_a_socket_is_none() {
+fn a_link_that_only_looks_like_a_sockets_is_not_a_socket() {
     let proc = FakeProc::new();
     proc.run(&holder(10, &[7]));
     for (at, target) in ["socket:[", "socket:[x]", "socket:[-7]", "[socket]:7", "/tmp/socket:[8]"].iter().enumerate() {
@@ -105,7 +105,7 @@ fn a_descriptor_that_only_looks_like_a_socket_is_none() {
 }
 
 #[test]
-fn another_users_descriptors_are_noticed_and_the_rest_is_found() {
+fn unreadable_descriptors_are_noticed_and_other_owners_are_found() {
     let proc = FakeProc::new();
     proc.run(&holder(10, &[7]));
     proc.run(&holder(11, &[8]));
@@ -120,12 +120,12 @@ fn another_users_descriptors_are_noticed_and_the_rest_is_found() {
     assert_eq!(as_ordinary_user(look), [Ok((10, true)), Ok((11, true))]);
 }
 
-/// Does what root would be permitted to as somebody who is not.
+/// Calls `look` without the rights of root.
 fn as_ordinary_user<T: Send>(look: impl FnOnce() -> T + Send) -> T {
     const NOBODY: u32 = 65534;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // The file system's idea of the user is this thread's own, and with it go the rights of root.
+            // The thread's file system uid; when it is not 0, the kernel drops the capabilities for files (capabilities(7)).
             nix::unistd::setfsuid(nix::unistd::Uid::from_raw(NOBODY));
             look()
         });
@@ -134,7 +134,7 @@ fn as_ordinary_user<T: Send>(look: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn a_name_is_the_command_line_with_blanks() {
+fn nul_bytes_of_a_command_line_are_shown_as_blanks() {
     let proc = FakeProc::new();
     let run = |pid, command_line| proc.run(&FakeProcess { pid, start_time: 1, command_line, sockets: &[] });
     run(10, b"curl\0-s\0http://example.com/\0");
@@ -147,7 +147,7 @@ fn a_name_is_the_command_line_with_blanks() {
 }
 
 #[test]
-fn a_process_without_command_line_goes_by_its_short_name() {
+fn a_process_without_a_command_line_is_shown_by_its_short_name() {
     let proc = FakeProc::new();
     proc.run(&FakeProcess { pid: 10, start_time: 4711, command_line: b"", sockets: &[7] });
     for (comm, shown) in [
@@ -162,20 +162,20 @@ fn a_process_without_command_line_goes_by_its_short_name() {
         assert_eq!(process.command_line, shown.as_bytes());
         assert_eq!((process.pid, process.start_time, process.nameless), (10, 4711, true));
     }
-    // Not even a file for it, as of a process of another user on a host that hides them.
+    // Nor may the file be read, as that of another user's process on a host that hides them.
     fs::remove_file(proc.process_dir(10).join("cmdline")).unwrap();
     assert_eq!(name(&proc, 10), b"[]");
 }
 
 #[test]
-fn a_very_long_command_line_is_cut() {
+fn a_very_long_command_line_is_truncated() {
     let proc = FakeProc::new();
     proc.run(&FakeProcess { pid: 10, start_time: 1, command_line: &b"java\0-cp\0".repeat(100_000), sockets: &[] });
     assert_eq!(name(&proc, 10).len(), 4096);
 }
 
 #[test]
-fn a_pid_that_was_given_out_again_is_another_process() {
+fn a_process_with_the_pid_of_an_earlier_one_is_another_process() {
     let proc = FakeProc::new();
     let mut processes = Processes::new(proc.root());
     proc.run(&FakeProcess { pid: 10, start_time: 100, command_line: b"first\0", sockets: &[7] });
@@ -190,7 +190,7 @@ fn a_pid_that_was_given_out_again_is_another_process() {
 }
 
 #[test]
-fn ten_thousand_processes_are_walked() {
+fn the_owners_among_ten_thousand_processes_are_found() {
     const COUNT: u32 = 10_000;
     let proc = FakeProc::new();
     for pid in 1..=COUNT {
@@ -214,8 +214,8 @@ fn ask(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> Que
     Query::Tuple(Tuple { protocol, source: end(source), destination: end(destination) })
 }
 
-/// A host with the addresses 10.0.0.1, 10.0.0.9 and fd00::1, where the sockets with the inodes 1 to 9 are held by the
-/// processes 10 to 90.
+/// A host with the addresses 10.0.0.1, 10.0.0.9 and fd00::1, where the processes 10 to 90 hold the sockets with the inodes
+/// 1 to 9.
 fn fake_host() -> FakeProc {
     let proc = FakeProc::new();
     proc.write("net/fib_trie", fib_trie(&["10.0.0.1", "10.0.0.9"]));
@@ -226,13 +226,13 @@ fn fake_host() -> FakeProc {
     proc
 }
 
-/// The connection's own socket, held by this process.
+/// This process owns the connection's own socket.
 fn own(pid: u32) -> Found {
     Ok((pid, true))
 }
 
 #[test]
-fn tcp_sockets_are_found_by_both_ends_whatever_their_family() {
+fn tcp_sockets_of_both_families_are_found_by_their_two_ends() {
     let proc = fake_host();
     proc.write("net/tcp", socket_table(&[row(("10.0.0.1", 1), ("10.0.0.2", 80), 1)]));
     let dual_stack = row(("::ffff:10.0.0.1", 443), ("::ffff:10.0.0.3", 5), 2);
@@ -252,7 +252,7 @@ fn tcp_sockets_are_found_by_both_ends_whatever_their_family() {
 }
 
 #[test]
-fn udp_sockets_are_found_by_as_much_as_they_are_bound_to() {
+fn udp_sockets_are_found_by_the_ends_that_they_are_bound_to() {
     let proc = fake_host();
     proc.write(
         "net/udp",
@@ -272,7 +272,7 @@ fn udp_sockets_are_found_by_as_much_as_they_are_bound_to() {
             ask(Protocol::Udp, ("10.0.0.1", 123), ("10.0.0.2", 6)),
             ask(Protocol::Udp, ("fd00::1", 53), ("fd00::2", 6)),
             ask(Protocol::Udp, ("10.0.0.1", 54), ("10.0.0.2", 6)),
-            // The same port on another host is not what a socket for every address of this one is bound to.
+            // A socket for all addresses of this host does not own the same port of another host.
             ask(Protocol::Udp, ("10.0.0.2", 53), ("10.0.0.1", 5)),
         ],
     );
@@ -283,7 +283,7 @@ fn udp_sockets_are_found_by_as_much_as_they_are_bound_to() {
 }
 
 #[test]
-fn a_socket_that_no_process_holds_is_nobodys() {
+fn a_socket_that_no_process_holds_has_no_owner_and_a_reason() {
     let proc = fake_host();
     let closed = (address(("10.0.0.1", 1)), address(("10.0.0.2", 80)), 6, 0);
     proc.write("net/tcp", socket_table(&[closed, row(("10.0.0.1", 2), ("10.0.0.2", 80), 77)]));
@@ -299,7 +299,7 @@ fn a_socket_that_no_process_holds_is_nobodys() {
 }
 
 #[test]
-fn an_odd_row_does_not_empty_its_table() {
+fn a_malformed_row_loses_no_other_row_of_its_table() {
     let proc = fake_host();
     let good = socket_table(&[row(("10.0.0.1", 1), ("10.0.0.2", 80), 1), row(("10.0.0.1", 2), ("10.0.0.2", 80), 2)]);
     let (header, rows) = good.split_once('\n').unwrap();

@@ -1,4 +1,4 @@
-//! The monitor from recorded tables to exact lines, held against what the original printed for the same tables.
+//! The monitor from recorded tables to exact lines, compared with the lines that the original printed for them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,11 +15,11 @@ use bwmon::program::one_source::OneSource;
 use bwmon::python2::pattern::Pattern;
 use serde_json::Value;
 
-/// A case in which the port shows something else than the original did.
+/// A case in which the output differs from the original's.
 struct Difference {
     case: &'static str,
     because: &'static str,
-    /// What is printed at each tick.
+    /// The output at each tick.
     shown: &'static [&'static str],
 }
 
@@ -146,7 +146,7 @@ const DIFFERENCES: &[Difference] = &[
     },
 ];
 
-/// What the port prints for a case, tick by tick.
+/// The output for a case, tick by tick.
 fn play(case: &Value) -> Vec<String> {
     let options = &case["options"];
     let bandwidth = options["mode"] == "bandwidth";
@@ -171,7 +171,7 @@ fn play(case: &Value) -> Vec<String> {
     let recorded = |number: usize| ticks[number]["time"].as_f64().unwrap() - ticks[0]["time"].as_f64().unwrap();
     let wall_clock_set = name(case).starts_with("clock_");
     let play = |(number, tick): (usize, &Value)| {
-        // Where only the wall clock was set a second has passed all the same.
+        // In a case where the wall clock is set, one second passes at each tick all the same.
         let seconds = if wall_clock_set { number as f64 } else { recorded(number) };
         run_processes(&host, &tick["fds"], &mut running, number as u64);
         host.write("net/tcp", bytes(&tick["tcp"]));
@@ -184,7 +184,7 @@ fn play(case: &Value) -> Vec<String> {
     ticks.iter().enumerate().map(play).collect()
 }
 
-/// Has exactly those processes run that hold the descriptors of a tick. `running` says since when each does.
+/// Makes those processes run that hold the descriptors of a tick, and no other. `running` has the tick at which each began.
 fn run_processes(host: &FakeProc, descriptors: &Value, running: &mut BTreeMap<u32, u64>, tick: u64) {
     let mut processes: BTreeMap<u32, (Vec<u8>, Vec<u32>)> = BTreeMap::new();
     for descriptor in descriptors.as_array().unwrap() {
@@ -213,31 +213,31 @@ fn name(case: &Value) -> &str {
     case["name"].as_str().unwrap()
 }
 
-/// The cases of the monitor; those named `agg_` are the aggregator's.
+/// The cases of the monitor: those whose names do not begin with `agg_`.
 fn cases() -> Vec<Value> {
     let all = vectors(include_str!("../vectors/pipeline.json"));
     all.into_iter().filter(|case| !name(case).starts_with("agg_")).collect()
 }
 
-/// What the original printed, tick by tick.
+/// The output of the original, tick by tick.
 fn recorded(case: &Value) -> Vec<String> {
     let text = |tick: &Value| String::from_utf8_lossy(&bytes(&tick["stdout"])).into_owned();
     case["expect"].as_array().unwrap().iter().map(text).collect()
 }
 
 #[test]
-fn every_case_shows_what_the_original_showed_or_a_difference_that_is_told() {
+fn every_case_gives_the_lines_of_the_original_or_a_listed_difference() {
     for case in cases() {
         let shown = play(&case);
         match DIFFERENCES.iter().find(|difference| difference.case == name(&case)) {
             None => assert_eq!(shown, recorded(&case), "{}", name(&case)),
-            Some(told) => assert_eq!(shown, told.shown, "{}: {}", told.case, told.because),
+            Some(listed) => assert_eq!(shown, listed.shown, "{}: {}", listed.case, listed.because),
         }
     }
 }
 
 #[test]
-fn each_difference_is_one() {
+fn each_listed_difference_differs_from_the_original() {
     let cases = cases();
     for difference in DIFFERENCES {
         let case = cases.iter().find(|case| name(case) == difference.case).expect(difference.case);

@@ -281,7 +281,7 @@ pub fn bytes_without_an_owner_are_shown_with_the_reason() {
     let (host, remote) = &host_and_remote();
     host.shell(ENABLE_COMMANDS);
     let truth = Truth::new(host);
-    // The host forwards this flow. A thread of this process is at either end of it.
+    // The host forwards this flow. No process is in the namespaces of its ends.
     let other = Namespace::new();
     host.connect("bridge", address(5), &other, address(6));
     host.shell("sysctl -w net.ipv4.ip_forward=1");

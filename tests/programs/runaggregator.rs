@@ -1,4 +1,4 @@
-//! The program as it is run: what it makes of its files, what it prints where, and how it ends.
+//! The program runaggregator, started as its users start it: its files, its output, and how it ends.
 
 use std::ffi::OsString;
 use std::fs;
@@ -32,31 +32,31 @@ fn directory(files: &[(&str, &str)]) -> TempDir {
 }
 
 /// Exit code, stdout and stderr.
-fn told(output: Output) -> (Option<i32>, String, String) {
+fn result(output: Output) -> (Option<i32>, String, String) {
     let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     (output.status.code(), stdout, stderr)
 }
 
-/// To check a file of each kind.
+/// The arguments that check a file of each kind.
 const CHECK: [&str; 4] =
     ["--check", "--monitor-config=monitors.cfg", "--app-config=apps.cfg", "--notification-config=notifications.cfg"];
 
 #[test]
-fn the_samples_load_as_shipped() {
+fn the_sample_files_have_no_mistake() {
     let output = runaggregator(Path::new(env!("CARGO_MANIFEST_DIR")))
         .args(["--check", "--monitor-config=monitors.sample.cfg", "--app-config=group.sample.cfg"])
         .arg("--notification-config=notifications.sample.cfg")
         .output()
         .unwrap();
     let summary = "2 monitors, 1 pipe, 5 applications, 2 notifications: no mistake\n";
-    assert_eq!(told(output), (Some(0), summary.to_owned(), String::new()));
+    assert_eq!(result(output), (Some(0), summary.to_owned(), String::new()));
 }
 
 #[test]
 fn all_mistakes_in_all_files_are_reported_at_once() {
     for arguments in [&CHECK[..], &CHECK[1..]] {
         let output = runaggregator(&golden::path("mistakes")).args(arguments).output().unwrap();
-        let (code, stdout, stderr) = told(output);
+        let (code, stdout, stderr) = result(output);
         assert_eq!((code, stdout), (Some(1), String::new()));
         assert_golden("mistakes/stderr.txt", &stderr);
     }
@@ -65,29 +65,29 @@ fn all_mistakes_in_all_files_are_reported_at_once() {
 #[test]
 fn the_short_help_has_a_line_for_each_option() {
     let output = runaggregator(Path::new("/")).arg("-h").output().unwrap();
-    assert_golden("runaggregator-h.txt", &told(output).1);
+    assert_golden("runaggregator-h.txt", &result(output).1);
 }
 
 #[test]
-fn a_file_that_is_not_there_is_a_mistake() {
+fn a_missing_file_is_a_mistake() {
     let output = runaggregator(directory(&[("apps.cfg", "")]).path()).args(CHECK).output().unwrap();
     let expected = "runaggregator: 2 mistakes in the configuration:\n\
         monitors.cfg: cannot be read: No such file or directory (os error 2)\n\
         notifications.cfg: cannot be read: No such file or directory (os error 2)\n";
-    assert_eq!(told(output), (Some(1), String::new(), expected.to_owned()));
+    assert_eq!(result(output), (Some(1), String::new(), expected.to_owned()));
 }
 
 #[test]
-fn warnings_do_not_keep_it_from_running() {
+fn warnings_are_no_mistakes() {
     let directory = directory(&[("m.cfg", "[A]\ntype=monitor\nexlude=x\n")]);
     let warning = "m.cfg:3: warning: [A] exlude: unknown key, did you mean exclude?\n";
     let output = runaggregator(directory.path()).args(["--check", "--m=m.cfg"]).output().unwrap();
     let summary = "1 monitor, 0 pipes, 0 applications, 0 notifications: no mistake\n";
-    assert_eq!(told(output), (Some(0), summary.to_owned(), warning.to_owned()));
+    assert_eq!(result(output), (Some(0), summary.to_owned(), warning.to_owned()));
 }
 
 #[test]
-fn ports_that_are_taken_are_told_with_their_sections() {
+fn ports_in_use_are_reported_with_their_sections() {
     let taken = [TcpListener::bind("[::]:0").unwrap(), TcpListener::bind("[::]:0").unwrap()];
     let ports = taken.each_ref().map(|listener| listener.local_addr().unwrap().port());
     let section =
@@ -103,18 +103,18 @@ fn ports_that_are_taken_are_told_with_their_sections() {
         in_use("3: [A]", ports[0]),
         in_use("8: [B]", ports[1])
     );
-    assert_eq!(told(output), (Some(1), String::new(), expected));
+    assert_eq!(result(output), (Some(1), String::new(), expected));
 }
 
-/// Whether a command line ends with help or with an error: as it did, or for words that are no options, which the original
-/// ignored.
+/// Whether a command line ends with help or with an error: as in the original, or because of positional arguments, which the
+/// original ignored.
 fn is_ending(case: &Value) -> bool {
     case["positionals"].as_array().is_some_and(|words| !words.is_empty()) || case["exit"].is_number()
 }
 
 #[test]
-fn every_recorded_command_line_means_what_it_meant() {
-    // How many sections a file has tells, in what --check says, which switch it was given to.
+fn every_recorded_command_line_has_the_same_meaning() {
+    // Each file has another number of sections, so that the output of --check shows which option got it.
     let names = ["f", "g", "h", "a", "b", "--auto-group"];
     let section = |n: usize| format!("[{n}]\ntype=monitor\nprocess_filter=x\nnotification_threshold=1\n");
     let texts: Vec<String> = (2..2 + names.len()).map(|count| (0..count).map(section).collect()).collect();
@@ -128,7 +128,7 @@ fn every_recorded_command_line_means_what_it_meant() {
     for case in vectors(include_str!("../vectors/optparse.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
         let arguments = list(&case["argv"]).into_iter().map(OsString::from_vec);
         let output = runaggregator(directory.path()).arg("--check").args(arguments).output().unwrap();
-        let (code, stdout, stderr) = told(output);
+        let (code, stdout, stderr) = result(output);
         if is_ending(case) {
             let help = case["exit"] == 0;
             assert_eq!(
@@ -154,10 +154,10 @@ fn every_recorded_command_line_means_what_it_meant() {
 fn every_recorded_run_ends_as_it_did() {
     let directory = directory(&[]);
     for case in vectors(include_str!("../vectors/cli.json")).iter().filter(|c| c["tool"] == "runaggregator.py") {
-        // A missing file was no file, and a terminal that is not known was the end.
+        // The original took a missing file for an empty one, and ended on an unknown terminal.
         let is_missing = case["argv"].to_string().contains("/nonexistent");
         let mut command = runaggregator(directory.path());
-        // That needs neither root nor firewall rules.
+        // This source needs neither root nor firewall rules.
         command.arg("--source=sockets").args(list(&case["argv"]).into_iter().map(OsString::from_vec));
         if !is_missing && (case["rc"].is_null() || case["how"].is_object()) {
             let mut program = Running::start(&mut command);
@@ -166,7 +166,7 @@ fn every_recorded_run_ends_as_it_did() {
             assert_eq!(program.end().0.code(), Some(0), "{case}");
             continue;
         }
-        let (code, stdout, stderr) = told(command.output().unwrap());
+        let (code, stdout, stderr) = result(command.output().unwrap());
         let expected = if is_missing { Some(1) } else { case["rc"].as_i64() };
         assert_eq!(code.map(i64::from), expected, "{case}");
         assert_eq!((stdout.is_empty(), stderr.is_empty()), (code != Some(0), code == Some(0)), "{case}");
@@ -174,7 +174,7 @@ fn every_recorded_run_ends_as_it_did() {
 }
 
 #[test]
-fn only_ctrl_c_is_asked_to_wait() {
+fn only_ctrl_c_prints_please_wait() {
     for (signal, last) in [(Signal::SIGINT, Some("Please wait...")), (Signal::SIGTERM, None)] {
         let mut program = Running::start(runaggregator(directory(&[]).path()).arg("--source=sockets"));
         wait_until_it_runs(&mut program.child);
@@ -185,7 +185,7 @@ fn only_ctrl_c_is_asked_to_wait() {
     }
 }
 
-/// A program with pipes to a host of our own, in a directory of its own.
+/// The program with a pipe to a listener of the test, in a directory of its own.
 struct Piped {
     directory: TempDir,
     target: TcpListener,
@@ -194,7 +194,7 @@ struct Piped {
 }
 
 impl Piped {
-    /// With a pipe on any free port, and what `files` has.
+    /// With a pipe on a free port, and these files.
     fn new(files: &[(&str, &str)], arguments: &[&str]) -> Self {
         let directory = directory(files);
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -230,7 +230,7 @@ fn pipe_to(port: u16, target: &TcpListener) -> String {
     format!("[Pipe]\ntype=pipe\nport={port}\nnewhost={}\nnewport={}\n", target.ip(), target.port())
 }
 
-/// A connection through a pipe, both its ends.
+/// Both ends of a connection through a pipe.
 fn connect(port: u16, target: &TcpListener) -> (TcpStream, TcpStream) {
     let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     (client, target.accept().unwrap().0)
@@ -242,7 +242,7 @@ fn is_open((client, server): &mut (TcpStream, TcpStream)) {
 }
 
 #[test]
-fn a_reload_keeps_what_did_not_change() {
+fn a_reload_keeps_the_pipes_that_did_not_change() {
     let mut piped = Piped::new(&[], &[]);
     let port = piped.port();
     let mut first = connect(port, &piped.target);
@@ -253,13 +253,13 @@ fn a_reload_keeps_what_did_not_change() {
     piped.wait_for_note("everything goes on as before");
     is_open(&mut connect(port, &piped.target));
 
-    // What has not changed stays open, and keeps its port.
+    // A pipe that has not changed keeps its port and its connections.
     piped.reload(&format!("[Monitor]\ntype=monitor\n{}", pipe_to(0, &piped.target)));
     piped.wait_for_note("read the configuration again: 1 monitor, 1 pipe, 0 applications, 0 notifications");
     is_open(&mut first);
     is_open(&mut connect(port, &piped.target));
 
-    // Another target on the same port: for new connections.
+    // Another target on the same port is for new connections.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     piped.reload(&pipe_to(port, &other));
     piped.wait_for_note("read the configuration again: 0 monitors, 1 pipe");
@@ -267,14 +267,14 @@ fn a_reload_keeps_what_did_not_change() {
     is_open(&mut second);
     is_open(&mut first);
 
-    // No pipe at all: connections that are open stay, new ones are refused.
+    // Without a pipe, open connections stay open and new ones are refused.
     piped.reload("");
     piped.wait_for_note("read the configuration again: 0 monitors, 0 pipes");
     is_open(&mut first);
     is_open(&mut second);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
 
-    // A port that another program has is no reason to let go of anything.
+    // If another program has the new port, nothing changes.
     piped.reload(&pipe_to(0, &other));
     let port = piped.port();
     let text = pipe_to(piped.target.local_addr().unwrap().port(), &other);
@@ -285,7 +285,7 @@ fn a_reload_keeps_what_did_not_change() {
 }
 
 #[test]
-fn a_pipe_is_shown_and_notified_and_recovers() {
+fn a_pipe_has_a_line_and_a_notification_that_recovers() {
     let say = "sh -c 'echo told $BWMON_APPLICATION $BWMON_DIRECTION $BWMON_THRESHOLD_KB_PER_S $BWMON_EVENT >&2'";
     let notifications = format!(
         "[Pipes]\nprocess_filter=^Our\nin_threshold=10\nnotification_command={say}\nrecovery_command={say}\n\

@@ -1,4 +1,4 @@
-//! The program as it is run: what it prints where, and how it ends.
+//! The program runmonitor, started as its users start it: its output, and how it ends.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// How the original ended with a command line, as far as it told it by itself.
+/// The ways in which a command line may end the program by itself.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Help,
@@ -27,7 +27,7 @@ enum Outcome {
     Runs,
 }
 
-/// What a command line led to, and what leads to now: two cases differ, of which the README tells.
+/// How a recorded command line ended, or how it ends now in the two cases where the README says that this differs.
 fn recorded(case: &Value) -> Outcome {
     let positional = |word: &Value| matches!(word.as_str(), Some("-" | "extra"));
     let arguments = case["argv"].as_array().unwrap();
@@ -38,13 +38,13 @@ fn recorded(case: &Value) -> Outcome {
     match (case["rc"].as_i64(), case["note"].as_str()) {
         (Some(0), _) => Outcome::Help,
         (Some(2), _) => Outcome::WrongUsage,
-        // A terminal without name was the end of it, and so was each signal in its own way.
+        // The original ended with a traceback on an unknown terminal, and on each signal in another way.
         (_, Some("TERM" | "sigint" | "sigterm" | "sighup")) | (None, _) => Outcome::Runs,
         (Some(_), _) => Outcome::BadPattern,
     }
 }
 
-/// Starts the program as a case has it, with the variable that it sets: `{'TERM': 'linux'}`.
+/// The command of a case, with the variable that the case sets: `{'TERM': 'linux'}`.
 fn command_of(case: &Value) -> Command {
     let mut command = runmonitor(&[]);
     command.args(list(&case["argv"]).into_iter().map(OsString::from_vec));
@@ -79,7 +79,7 @@ fn every_recorded_command_line_ends_as_it_did() {
 }
 
 #[test]
-fn a_bad_pattern_is_one_clear_line() {
+fn a_bad_pattern_is_one_line_that_names_it() {
     let output = runmonitor(&["--include=ok", "--include=(x"]).output().unwrap();
     let said = text(&output.stderr);
     assert!(said.starts_with("runmonitor: --include=(x: ") && said.lines().count() == 1, "{said}");
@@ -87,11 +87,11 @@ fn a_bad_pattern_is_one_clear_line() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_a_success() {
+fn a_reader_that_closes_the_pipe_after_a_line_ends_the_program_with_success() {
     let _traffic = Traffic::new();
     let mut child = runmonitor(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = String::new();
-    // What `| head -1` does.
+    // As `| head -1` does.
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(is_figure(first.trim_end_matches('\n')), "{first}");
     assert_eq!(exit_code(&mut child), Some(0));
@@ -101,7 +101,7 @@ fn a_reader_that_has_seen_enough_is_a_success() {
 }
 
 #[test]
-fn a_reader_that_goes_while_there_is_nothing_to_show_is_missed_at_once() {
+fn a_reader_that_closes_the_pipe_while_nothing_is_shown_ends_the_program() {
     let mut child = runmonitor(&["--exclude="]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     wait_until_it_runs(&mut child);
     drop(child.stdout.take());
@@ -109,7 +109,7 @@ fn a_reader_that_goes_while_there_is_nothing_to_show_is_missed_at_once() {
 }
 
 #[test]
-fn a_reader_that_was_never_there_is_a_success() {
+fn a_pipe_without_a_reader_ends_the_program_with_success() {
     let _traffic = Traffic::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -118,7 +118,7 @@ fn a_reader_that_was_never_there_is_a_success() {
 }
 
 #[test]
-fn a_disk_that_is_full_is_told() {
+fn a_full_disk_is_an_error() {
     let _traffic = Traffic::new();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let output = runmonitor(&[]).stdout(full).output().unwrap();
@@ -127,7 +127,7 @@ fn a_disk_that_is_full_is_told() {
 }
 
 #[test]
-fn a_signal_ends_it_quietly_and_with_success() {
+fn a_signal_ends_the_program_with_success_and_without_a_message() {
     let _traffic = Traffic::new();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut program = Running::start(&mut runmonitor(&[]));
@@ -136,13 +136,13 @@ fn a_signal_ends_it_quietly_and_with_success() {
         let (status, shown, said) = program.end();
         assert_eq!(status.code(), Some(0), "{signal}");
         assert!([first].iter().chain(&shown).all(|line| is_figure(line)), "{shown:?}");
-        // Who is not root is told of that.
+        // As an ordinary user the program says this.
         assert!(said.iter().all(|line| line.starts_with("only your own processes are shown")), "{said:?}");
     }
 }
 
 #[test]
-fn include_selects_what_is_shown_and_exclude_wins_over_it() {
+fn include_selects_processes_and_exclude_wins_over_it() {
     let traffic = Traffic::new();
     let [include, exclude] = ["include", "exclude"].map(|option| format!("--{option}={}", traffic.name));
     let program = Running::start(&mut runmonitor(&[&include]));
@@ -178,7 +178,7 @@ fn a_terminal_that_cannot_clear_gets_a_blank_line() {
 }
 
 #[test]
-fn what_is_no_terminal_gets_no_clear_sequence() {
+fn a_pipe_gets_no_clear_sequence() {
     let _traffic = Traffic::new();
     let program = Running::start(runmonitor(&[]).env("TERM", "xterm"));
     let lines = [program.stdout.line(), program.stdout.line()];

@@ -5,6 +5,7 @@
 //! host does not allow is left out, and one line at the end says what and why.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv6Addr, TcpListener};
 use std::num::NonZero;
 use std::os::unix::process::CommandExt;
@@ -37,19 +38,26 @@ pub struct Lack(pub String);
 /// How a test ends that does not panic.
 pub type Outcome = Result<(), Lack>;
 
-/// For a test that needs the records of the BPF program.
+impl Lack {
+    fn of(what: &str, error: &io::Error) -> Self {
+        let why = error.to_string();
+        Self(format!("{what} ({})", why.split(" (os error ").next().unwrap()))
+    }
+}
+
+/// For a test that needs the BPF program.
 pub fn needs_bpf() -> Result<TcpOwners, Lack> {
-    TcpOwners::attach().map_err(|error| Lack(format!("BPF ({error})")))
+    TcpOwners::attach().map_err(|error| Lack::of("BPF", &error))
 }
 
 /// For a test that needs IPv6 on the host's own loopback.
 pub fn needs_ipv6() -> Outcome {
-    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).map(drop).map_err(|error| Lack(format!("IPv6 ({error})")))
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).map(drop).map_err(|error| Lack::of("IPv6", &error))
 }
 
-/// For a test that needs a command, which succeeds with these arguments.
+/// For a test that needs a command, which ends at once with these arguments.
 pub fn needs_command(command: &str, arguments: &[&str]) -> Outcome {
-    Command::new(command).args(arguments).output().map(drop).map_err(|error| Lack(format!("{command} ({error})")))
+    Command::new(command).args(arguments).output().map(drop).map_err(|error| Lack::of(command, &error))
 }
 
 /// What a test function may return.
@@ -106,15 +114,14 @@ impl Kind {
     fn possible(self) -> Result<(), Lack> {
         static POSSIBLE: [OnceLock<Option<String>>; 2] = [const { OnceLock::new() }; 2];
         let lack = POSSIBLE[self as usize].get_or_init(|| {
-            let fails = |command: &str| match Command::new("unshare").args([self.flags(), "sh", "-c", command]).output()
-            {
+            let fails = |line: &str| match command("unshare").args([self.flags(), "sh", "-c", line]).output() {
                 Ok(output) if output.status.success() => None,
                 Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
                 Err(error) => Some(format!("unshare: {error}")),
             };
             let place = match self {
                 Self::User => "user namespaces",
-                Self::Root => "root",
+                Self::Root => "root's rights",
             };
             let tools = || {
                 fails(&format!("ip link add type veth && ip addr add ::2 dev lo && {ENABLE_COMMANDS}"))
@@ -124,6 +131,13 @@ impl Kind {
         });
         lack.clone().map_or(Ok(()), |lack| Err(Lack(lack)))
     }
+}
+
+/// A command that finds the administrator's programs too, which Debian leaves out of the PATH of ordinary users.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
+    command
 }
 
 /// A test, and where it runs.
@@ -189,7 +203,7 @@ impl Test {
         let this = std::env::current_exe().unwrap();
         let mut command = match kind {
             Some(kind) => {
-                let mut unshare = Command::new("unshare");
+                let mut unshare = command("unshare");
                 unshare.arg(kind.flags()).arg(this);
                 unshare
             }

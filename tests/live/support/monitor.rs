@@ -1,4 +1,4 @@
-//! The program while it monitors.
+//! A running runmonitor, and what it shows.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -11,17 +11,17 @@ use crate::common::program::{DEADLINE, Running};
 
 pub const RUNMONITOR: &str = env!("CARGO_BIN_EXE_runmonitor");
 
-/// How the program begins to tell a user that there are processes that are not shown.
+/// The beginning of the note that some processes are not shown.
 pub const ONLY_OWN: &str = "only your own processes are shown";
 
-/// Bytes in and out by the first word of a command line, without the tag of this test; by the whole reason for what nobody
-/// owns.
+/// Bytes in and out by the first word of a command line, without the tag of this test; by the whole reason for bytes
+/// without an owner.
 pub type Figures = BTreeMap<String, (u64, u64)>;
 
-/// The program while it monitors.
+/// A running runmonitor.
 pub struct Monitor {
     pub program: Running,
-    /// As last shown.
+    /// The last figures of each name.
     pub figures: Figures,
 }
 
@@ -34,7 +34,7 @@ impl Monitor {
         Self { program: Running::start(command.stdin(Stdio::null())), figures: Figures::new() }
     }
 
-    /// Waits until it shows what is `expected`, which is asked for again and again.
+    /// Waits until it shows the `expected` figures, which grow while it waits.
     pub fn wait_for(&mut self, expected: impl Fn() -> Figures) {
         self.wait_until(|figures| {
             let expected = expected();
@@ -43,11 +43,11 @@ impl Monitor {
         });
     }
 
-    /// Waits until what it shows is fine; the error is what it ought to be.
+    /// Waits until `fine` accepts the figures; its error says what they should be.
     pub fn wait_until(&mut self, fine: impl Fn(&Figures) -> Result<(), String>) {
         let give_up = Instant::now() + DEADLINE;
         loop {
-            // One screen, or about that.
+            // The lines of about one tick.
             for _ in 0..=self.figures.len() {
                 self.read_line();
             }
@@ -65,12 +65,12 @@ impl Monitor {
         self.figures.insert(name.strip_suffix(&tag()).unwrap_or(name).into(), figures);
     }
 
-    /// Ends it: what it said on stderr, but for what it says of the host's processes, which are not the test's.
+    /// Ends it. Returns its lines on stderr, without the note on other processes of the host.
     pub fn end(self) -> Vec<String> {
         self.end_with(|line| !line.starts_with(ONLY_OWN))
     }
 
-    /// Ends it: those lines on stderr that are `wanted`.
+    /// Ends it. Returns the lines on stderr that are `wanted`.
     pub fn end_with(mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         self.program.signal(Signal::SIGTERM);
         let (status, _, mut said) = self.program.end();

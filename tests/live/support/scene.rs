@@ -1,4 +1,4 @@
-//! A monitor between two hosts, and what it is to show of the traffic.
+//! A monitor on one of two hosts, their traffic, and the bytes that it should show.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,16 +11,16 @@ use super::role::{start_role, told};
 use super::truth::{Bytes, Truth};
 use crate::common::program::{Running, wait_for};
 
-/// What a client sends and what it is answered.
+/// The bytes that a client sends, and those of the answer.
 pub const REQUEST: usize = 20_000;
 pub const ANSWER: usize = 200_000;
 
-/// Serves a client as often as it asks, until it goes.
+/// Answers a client as often as it asks, until it closes the connection.
 pub fn serve(stream: &mut (impl Read + Write)) {
     while serve_once(stream) {}
 }
 
-/// Serves a client once, and says whether it asked.
+/// Answers a client once. Returns whether it asked.
 pub fn serve_once(stream: &mut (impl Read + Write)) -> bool {
     if stream.read_exact(&mut [0; REQUEST]).is_err() {
         return false;
@@ -29,7 +29,7 @@ pub fn serve_once(stream: &mut (impl Read + Write)) -> bool {
     true
 }
 
-/// Asks a server and takes its answer.
+/// Asks a server, and reads its answer.
 pub fn ask(stream: &mut (impl Read + Write)) {
     stream.write_all(&[7; REQUEST]).unwrap();
     stream.read_exact(&mut vec![0; ANSWER]).unwrap();
@@ -47,13 +47,13 @@ impl<'a> Scene<'a> {
     pub fn new(host: &'a Namespace, remote: &'a Namespace, arguments: &[&str]) -> Self {
         host.shell(ENABLE_COMMANDS);
         let monitor = Monitor::start(arguments);
-        // From then on it hears of every connection as it begins.
+        // From then on it gets an event when a connection begins.
         let threads = format!("/proc/{}/task", monitor.program.child.id());
         wait_for("the program to watch", || (std::fs::read_dir(&threads).unwrap().count() == 2).then_some(()));
         Self { host, remote, truth: Truth::new(host), monitor }
     }
 
-    /// Starts a server on the host, whose flows are counted as `name`.
+    /// Starts a server on the host. The truth counts its flows as `name`.
     pub fn server(&self, name: &str, command_line: &str, role: &str) -> (Running, u16) {
         let server = start_role(self.host, command_line, role);
         let port = told(&server);
@@ -61,19 +61,20 @@ impl<'a> Scene<'a> {
         (server, port)
     }
 
-    /// Connects from the remote host, where this is not a process' connection: only the host's end has an owner.
+    /// Connects from the remote host. The end there has no owner: a monitor looks only into the namespaces of processes, and
+    /// no process is in that one.
     pub fn connect(&self, port: u16) -> TcpStream {
         let [host_v4, _] = address(1);
         self.remote.run(|| TcpStream::connect(format!("{host_v4}:{port}")).unwrap())
     }
 
-    /// The bytes that the server of `name` has been sent and has sent.
+    /// The bytes that the server of `name` has received and sent.
     pub fn bytes(&self, name: &str) -> Bytes {
         self.truth.bytes()[name]
     }
 
-    /// Waits until exactly all bytes of the flow `name` are shown, each of these command lines with its share of them, but
-    /// for one in a hundred bytes.
+    /// Waits until exactly all bytes of the flow `name` are shown, and each of these command lines has its share of them, with
+    /// an error of at most one in a hundred.
     pub fn wait_for_shares(&mut self, name: &str, shares: impl Fn(Bytes) -> Vec<(&'static str, Bytes)>) {
         let truth = &self.truth;
         self.monitor.wait_until(|figures| {
@@ -90,7 +91,7 @@ impl<'a> Scene<'a> {
         });
     }
 
-    /// Waits until all bytes of the flow `name` are this command line's.
+    /// Waits until this command line has all bytes of the flow `name`.
     pub fn wait_for_all(&mut self, name: &str, command_line: &str) {
         let truth = &self.truth;
         self.monitor.wait_for(|| Figures::from([(command_line.into(), truth.bytes()[name])]));

@@ -1,21 +1,21 @@
-//! Bytes as nftables counts them.
+//! The true bytes of a flow, counted by nftables.
 
 use std::collections::BTreeMap;
 
 use super::netns::Namespace;
 
-/// Counters of nftables, which take IP packets as conntrack does.
+/// Counters of nftables, which count IP packets as conntrack does.
 pub struct Truth<'a> {
     namespace: &'a Namespace,
 }
 
-/// Sent by the client, and by the server.
+/// The bytes that the client has sent, and those that the server has sent.
 pub type Bytes = (u64, u64);
 
 impl<'a> Truth<'a> {
-    /// Nothing is counted yet.
+    /// Without counters.
     pub fn new(namespace: &'a Namespace) -> Self {
-        // The packets as they are when conntrack takes them. Over loopback each comes by in both places.
+        // The packets as conntrack sees them. Over loopback each passes both hooks.
         namespace.shell(
             "nft 'add table inet truth; \
              add chain inet truth sent { type filter hook output priority -300; }; \
@@ -25,7 +25,7 @@ impl<'a> Truth<'a> {
         Self { namespace }
     }
 
-    /// Counts from now on as `name` what a server that listens on `port` is sent and sends.
+    /// Counts as `name`, from now on, the bytes to and from a server that listens on `port`.
     pub fn count(&self, name: &str, protocol: &str, port: u16) {
         for (counter, end) in [("to", "dport"), ("from", "sport")] {
             let rule = format!("{protocol} {end} {port} counter name {counter}_{name}");
