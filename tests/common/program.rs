@@ -1,5 +1,5 @@
-//! A program that runs beside the test: started, read line by line, told to end.
-#![allow(dead_code, reason = "each test has need of some of it")]
+//! A program that runs beside the test, which reads its lines and sends it signals.
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long anything may take before it counts as never; a busy machine is slow.
+/// A test fails if it waits for longer than this. A busy machine is slow.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Tries again and again until `attempt` gives something; `what` is awaited.
+/// Repeats `attempt` until it returns something; `what` names that in the message of a failure.
 pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let give_up = Instant::now() + DEADLINE;
     loop {
@@ -24,7 +24,7 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Waits until the program answers signals.
+/// Waits until the program handles signals.
 pub fn wait_until_it_runs(child: &mut Child) {
     let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);
     let pid = child.id();
@@ -36,7 +36,7 @@ pub fn wait_until_it_runs(child: &mut Child) {
     });
 }
 
-/// The program. Killed if the test ends before it does.
+/// A running program. It is killed if the test ends first.
 pub struct Running {
     pub child: Child,
     pub stdout: Lines,
@@ -51,11 +51,17 @@ impl Running {
         Self { child, stdout, stderr }
     }
 
+    /// The next line on stdout.
+    pub fn line(&self) -> String {
+        let line = self.stdout.0.recv_timeout(DEADLINE);
+        line.unwrap_or_else(|error| panic!("no line on stdout: {error}; on stderr: {:#?}", self.stderr.so_far()))
+    }
+
     pub fn signal(&mut self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits for its end: how it ended, and the rest of stdout and stderr.
+    /// Waits for its end. Returns its status, and the rest of stdout and stderr.
     pub fn end(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
         let status = wait_for("the program's end", || self.child.try_wait().unwrap());
         (status, self.stdout.0.iter().collect(), self.stderr.0.iter().collect())
@@ -69,7 +75,7 @@ impl Drop for Running {
     }
 }
 
-/// Lines that are read as they come, so that the program never waits for its reader.
+/// Lines that a thread reads as they come, so that the program never waits for its reader.
 pub struct Lines(Receiver<String>);
 
 impl Lines {
@@ -85,12 +91,12 @@ impl Lines {
         Self(receiver)
     }
 
-    /// Those that came so far.
+    /// The lines that have come since the last call.
     pub fn so_far(&self) -> Vec<String> {
         self.0.try_iter().collect()
     }
 
-    /// The next one.
+    /// The next line.
     pub fn line(&self) -> String {
         self.0.recv_timeout(DEADLINE).expect("a line")
     }

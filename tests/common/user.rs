@@ -1,19 +1,19 @@
-//! An ordinary user: whoever runs the tests, or nobody where that is root.
+//! An ordinary user: the user who runs the tests, or nobody where that is root.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
-/// Who is nobody in particular on any Linux.
-const NOBODY: u32 = 65534;
+/// The user without rights of any Linux: `overflowuid` in proc_sys_kernel(5).
+pub const NOBODY: u32 = 65534;
 
 pub struct User {
-    /// Programs in a place that is theirs to enter.
+    /// Programs in a directory that this user may enter.
     programs: TempDir,
 }
 
@@ -24,17 +24,26 @@ impl User {
         Self { programs }
     }
 
+    #[allow(dead_code, reason = "not every test program uses it")]
     pub fn programs(&self) -> &Path {
         self.programs.path()
     }
 
-    /// What runs `program` as this user.
-    pub fn command(&self, program: &Path) -> Command {
-        let copy = self.programs().join(program.file_name().unwrap());
-        if !copy.exists() {
-            std::fs::copy(program, &copy).unwrap();
+    /// Makes a program of this user from a file.
+    pub fn install(&self, file: &Path) -> PathBuf {
+        let program = self.programs.path().join(file.file_name().unwrap());
+        if !program.exists() {
+            // Not by this process: a child that another thread starts meanwhile would have the file open for writing, and
+            // execve(2) would refuse it with ETXTBSY.
+            let status = Command::new("install").args(["-m", "755"]).args([file, &program]).status().unwrap();
+            assert!(status.success());
         }
-        let mut command = Command::new(copy);
+        program
+    }
+
+    /// A command that runs `program` as this user.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(self.install(program));
         if geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }

@@ -1,4 +1,4 @@
-//! The vectors recorded from the original: JSON whose strings hold one character per byte.
+//! The vectors recorded from the original: JSON whose strings have one character per byte.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ pub fn bytes(value: &Value) -> Vec<u8> {
     value.as_str().unwrap().chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
 }
 
-/// The bytes of each string of a list; none where there is no list.
+/// The bytes of each string in a list; nothing if it is not a list.
 pub fn list(value: &Value) -> Vec<Vec<u8>> {
     value.as_array().map(|list| list.iter().map(bytes).collect()).unwrap_or_default()
 }

@@ -1,0 +1,20 @@
+//! Tests of the library's modules that need no privileges, no tool and no network but loopback.
+
+#[path = "../common"]
+mod common {
+    pub mod user;
+    pub mod vectors;
+}
+
+mod aggregator;
+mod conntrack;
+mod fake_proc;
+mod loopback;
+mod monitor;
+mod net_tables;
+mod notification_command;
+mod owners;
+mod pattern;
+mod pipe;
+mod pipe_random;
+mod pipeline;

@@ -1,0 +1,93 @@
+//! Tests on real connections. Some need root, a tool or a feature of the kernel; what this host lacks is left out, and
+//! one line at the end says so.
+//!
+//! [`support::harness`] runs them. The processes that make their traffic are this program once more: see
+//! [`support::role`].
+
+#[path = "../common"]
+mod common {
+    pub mod program;
+    pub mod runmonitor;
+    pub mod user;
+}
+mod support;
+
+mod aggregator;
+mod counting;
+mod flows;
+mod handing_over;
+mod ipv6_pipe;
+mod tcp_owners;
+
+use std::process::ExitCode;
+
+use nix::sys::prctl::set_dumpable;
+use support::harness::{self, Test};
+use support::role::{self, stay, tell};
+
+const TESTS: &[Test] = tests! {
+    Here {
+        counting::an_ordinary_user_sees_only_their_own_processes_and_one_note_about_that,
+        counting::where_the_kernel_refuses_its_table_the_conntrack_command_is_read,
+        ipv6_pipe::an_ipv6_target_may_be_in_brackets,
+        ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
+    }
+    OwnProcess {
+        tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
+        tcp_owners::the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket,
+        tcp_owners::the_next_connection_between_the_same_ports_begins_without_a_record,
+    }
+    Namespace {
+        aggregator::each_application_shows_its_rate_and_a_notification_recovers,
+        aggregator::with_auto_group_each_program_shows_its_rate_until_a_reload_deselects_it,
+        aggregator::without_grouping_each_command_line_shows_its_rate,
+        counting::conntrack_counts_every_kind_of_flow_exactly,
+        counting::notes_stay_below_the_table_of_a_terminal,
+        counting::traffic_of_a_container_is_shown_under_the_command_line_of_its_process,
+        counting::where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals,
+        counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
+        counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
+        counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
+    }
+    EachKind {
+        flows::a_new_connection_between_the_same_two_ports_is_another_flow,
+        flows::a_new_process_has_a_rate_from_its_first_tick,
+        flows::bytes_without_an_owner_are_shown_with_the_reason,
+        flows::containers_that_start_and_end_while_it_runs_are_credited,
+        flows::counters_that_are_reset_to_zero_lose_no_byte_and_count_none_twice,
+        flows::each_flow_of_the_table_can_be_queried_by_its_tuples,
+        flows::servers_that_share_a_port_are_credited_with_their_own_connections,
+        handing_over::a_child_that_is_started_with_an_accepted_connection_is_credited,
+        handing_over::a_connection_passed_to_another_process_counts_for_that_process_from_then_on,
+        handing_over::bytes_after_a_process_has_rewritten_its_title_count_for_the_new_title,
+        handing_over::bytes_after_an_exec_count_for_the_new_command_line,
+        handing_over::the_child_of_a_prefork_server_that_accepts_a_connection_is_credited,
+    }
+    RootAlone {
+        flows::a_container_that_ends_at_once_is_credited,
+        handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
+    }
+};
+
+fn main() -> ExitCode {
+    if let Some(role) = role::role() {
+        play(&role);
+        return ExitCode::SUCCESS;
+    }
+    match harness::inside() {
+        Some(name) => harness::run_inside(TESTS, &name),
+        None => harness::run(TESTS),
+    }
+}
+
+/// Does what a process is to do that makes traffic.
+fn play(role: &str) {
+    let words: Vec<&str> = role.split(' ').collect();
+    if words == ["hide"] {
+        set_dumpable(false).unwrap();
+        tell(0);
+        return stay();
+    }
+    let modules = [aggregator::play, counting::play, flows::play, handing_over::play];
+    assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
+}

@@ -1,0 +1,14 @@
+//! Tests that start the programs as their users do. They need no privileges.
+
+#[path = "../common"]
+mod common {
+    pub mod golden;
+    pub mod program;
+    pub mod runmonitor;
+    pub mod vectors;
+}
+
+mod readme;
+mod runaggregator;
+mod runmonitor;
+mod runpipe;

@@ -1,0 +1,186 @@
+//! The program runmonitor, started as its users start it: its output, and how it ends.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::common::program::{Running, wait_until_it_runs};
+use crate::common::runmonitor::{Traffic, exit_code, is_figure, on_a_terminal, runmonitor};
+use crate::common::vectors::{list, vectors};
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The ways in which a command line may end the program by itself.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Help,
+    WrongUsage,
+    BadPattern,
+    Runs,
+}
+
+/// How a recorded command line ended, or how it ends now in the two cases where the README says that this differs.
+fn recorded(case: &Value) -> Outcome {
+    let positional = |word: &Value| matches!(word.as_str(), Some("-" | "extra"));
+    let arguments = case["argv"].as_array().unwrap();
+    let after_the_options = case["argv"] == serde_json::json!(["--", "--foo"]);
+    if arguments.iter().any(positional) || after_the_options {
+        return Outcome::WrongUsage;
+    }
+    match (case["rc"].as_i64(), case["note"].as_str()) {
+        (Some(0), _) => Outcome::Help,
+        (Some(2), _) => Outcome::WrongUsage,
+        // The original ended with a traceback on an unknown terminal, and on each signal in another way.
+        (_, Some("TERM" | "sigint" | "sigterm" | "sighup")) | (None, _) => Outcome::Runs,
+        (Some(_), _) => Outcome::BadPattern,
+    }
+}
+
+/// The command of a case, with the variable that the case sets: `{'TERM': 'linux'}`.
+fn command_of(case: &Value) -> Command {
+    let mut command = runmonitor(&[]);
+    command.args(list(&case["argv"]).into_iter().map(OsString::from_vec));
+    let environment: Vec<&str> = case["how"]["env"].as_str().unwrap_or_default().split('\'').collect();
+    if let [_, name, _, value, _] = environment[..] {
+        command.env(name, value);
+    }
+    command
+}
+
+#[test]
+fn every_recorded_command_line_ends_as_it_did() {
+    for case in vectors(include_str!("../vectors/cli.json")).iter().filter(|case| case["tool"] == "runmonitor.py") {
+        let mut command = command_of(case);
+        if recorded(case) == Outcome::Runs {
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            wait_until_it_runs(&mut child);
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+            assert_eq!(exit_code(&mut child), Some(0), "{case}");
+            continue;
+        }
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let (stdout, stderr) = (text(&stdout), text(&stderr));
+        let outcome = match status.code() {
+            Some(0) if stderr.is_empty() && stdout.contains("Usage: runmonitor") => Outcome::Help,
+            Some(2) if stdout.is_empty() && stderr.starts_with("error: ") => Outcome::WrongUsage,
+            Some(1) if stdout.is_empty() && stderr.starts_with("runmonitor: --") => Outcome::BadPattern,
+            other => panic!("{case} ended with {other:?}, {stdout}, {stderr}"),
+        };
+        assert_eq!(outcome, recorded(case), "{case}");
+    }
+}
+
+#[test]
+fn a_bad_pattern_is_one_line_that_names_it() {
+    let output = runmonitor(&["--include=ok", "--include=(x"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.starts_with("runmonitor: --include=(x: ") && said.lines().count() == 1, "{said}");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_after_a_line_ends_the_program_with_success() {
+    let _traffic = Traffic::new();
+    let mut child = runmonitor(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    // As `| head -1` does.
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(is_figure(first.trim_end_matches('\n')), "{first}");
+    assert_eq!(exit_code(&mut child), Some(0));
+    let mut said = String::new();
+    child.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert!(!said.contains("stdout") && !said.contains("panic"), "{said}");
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_while_nothing_is_shown_ends_the_program() {
+    let mut child = runmonitor(&["--exclude="]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until_it_runs(&mut child);
+    drop(child.stdout.take());
+    assert_eq!(exit_code(&mut child), Some(0));
+}
+
+#[test]
+fn a_pipe_without_a_reader_ends_the_program_with_success() {
+    let _traffic = Traffic::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = runmonitor(&[]).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(exit_code(&mut child), Some(0));
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let _traffic = Traffic::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = runmonitor(&[]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("runmonitor: cannot write to stdout: No space left on device"));
+}
+
+#[test]
+fn a_signal_ends_the_program_with_success_and_without_a_message() {
+    let _traffic = Traffic::new();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut program = Running::start(&mut runmonitor(&[]));
+        let first = program.stdout.line();
+        program.signal(signal);
+        let (status, shown, said) = program.end();
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert!([first].iter().chain(&shown).all(|line| is_figure(line)), "{shown:?}");
+        // As an ordinary user the program says this.
+        assert!(said.iter().all(|line| line.starts_with("only your own processes are shown")), "{said:?}");
+    }
+}
+
+#[test]
+fn include_selects_processes_and_exclude_wins_over_it() {
+    let traffic = Traffic::new();
+    let [include, exclude] = ["include", "exclude"].map(|option| format!("--{option}={}", traffic.name));
+    let program = Running::start(&mut runmonitor(&[&include]));
+    let line = program.stdout.line();
+    assert!(is_figure(&line) && line.contains(&traffic.name), "{line}");
+    let mut excluding = runmonitor(&[&include, &exclude]);
+    let mut child = excluding.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Two more ticks of the one program, while the other, which started later, shows nothing.
+    wait_until_it_runs(&mut child);
+    program.stdout.line();
+    program.stdout.line();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), ""));
+}
+
+#[test]
+fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
+    let shown = on_a_terminal("xterm", &[], Signal::SIGINT);
+    let screens: Vec<&str> = shown.split("\x1b[H\x1b[2J").collect();
+    assert_eq!(screens[0], "");
+    assert!(screens.len() >= 3, "{shown:?}");
+    for screen in &screens[1..] {
+        assert!(screen.lines().next().is_some_and(is_figure), "{screen:?}");
+    }
+}
+
+#[test]
+fn a_terminal_that_cannot_clear_gets_a_blank_line() {
+    let shown = on_a_terminal("dumb", &[], Signal::SIGTERM);
+    assert!(shown.starts_with("\r\n") && !shown.contains('\x1b'), "{shown:?}");
+    assert!(shown.lines().nth(1).is_some_and(is_figure), "{shown:?}");
+}
+
+#[test]
+fn a_pipe_gets_no_clear_sequence() {
+    let _traffic = Traffic::new();
+    let program = Running::start(runmonitor(&[]).env("TERM", "xterm"));
+    let lines = [program.stdout.line(), program.stdout.line()];
+    assert!(lines.iter().all(|line| is_figure(line)), "{lines:?}");
+}
