@@ -68,7 +68,8 @@ pub struct Monitor {
     lookup: TickLookup,
     ledger: Ledger,
     notes: Notes,
-    wanted: CountersFrom,
+    /// What the sources are chosen by; `None` where there is nothing to choose.
+    wanted: Option<CountersFrom>,
     /// The number of ticks so far.
     ticks: u32,
 }
@@ -82,7 +83,8 @@ impl Monitor {
         let mut notes = Notes::default();
         let counters = counters::open(settings.counters_from, &mut notes)?;
         let lookup = TickLookup::of_this_host(counters.tcp_owners());
-        Ok(Self::new(counters, lookup, settings, notes))
+        let wanted = Some(settings.counters_from);
+        Ok(Self { wanted, ..Self::new(counters, lookup, settings, notes) })
     }
 
     /// A monitor of the files below `proc_root`, with the conntrack table in `net/nf_conntrack`.
@@ -91,9 +93,8 @@ impl Monitor {
     }
 
     fn new(counters: Box<dyn CounterSource>, lookup: TickLookup, settings: MonitorSettings, notes: Notes) -> Self {
-        let wanted = settings.counters_from;
         let ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
-        Self { counters, lookup, ledger, notes, wanted, ticks: 0 }
+        Self { counters, lookup, ledger, notes, wanted: None, ticks: 0 }
     }
 
     /// From now on, counts what any of these selects.
@@ -106,7 +107,8 @@ impl Source for Monitor {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
         self.ticks += 1;
         if self.ticks.is_multiple_of(REOPEN_EVERY)
-            && let Some(counters) = counters::reopen(self.wanted, &mut *self.counters, &mut self.notes)
+            && let Some(wanted) = self.wanted
+            && let Some(counters) = counters::reopen(wanted, &mut *self.counters, &mut self.notes)
         {
             self.lookup = TickLookup::of_this_host(counters.tcp_owners());
             self.counters = counters;

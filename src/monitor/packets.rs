@@ -108,7 +108,9 @@ fn enter_existing(into: &mut dyn FlowSink) -> Result<HashMap<u64, bool>> {
         for protocol in PROTOCOLS {
             // A protocol that this kernel does not list has no sockets here, or they are found as they move.
             let _ = namespace.diag.dump_open(protocol, |flow| {
-                let counters = past.get(&flow.original).copied().or(flow.counters);
+                // The counters of a listener are not those of the handshakes, which count as its own.
+                let is_connected = flow.original.destination.port != 0;
+                let counters = past.get(&flow.original).copied().or(flow.counters).filter(|_| is_connected);
                 existing.insert(flow.id, counters.is_some());
                 into.existing_socket(&Flow { counters, ..*flow });
             });

@@ -171,7 +171,7 @@ fn a_process_without_a_command_line_is_shown_by_its_short_name() {
 fn a_very_long_command_line_is_truncated() {
     let proc = FakeProc::new();
     proc.run(&FakeProcess { pid: 10, start_time: 1, command_line: &b"java\0-cp\0".repeat(100_000), sockets: &[] });
-    assert_eq!(name(&proc, 10).len(), 4096);
+    assert_eq!(name(&proc, 10).len(), 32 * 1024);
 }
 
 #[test]

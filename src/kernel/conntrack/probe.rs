@@ -28,7 +28,7 @@ pub enum Tracking {
 pub struct Probe {
     /// For IPv4.
     pub ipv4: Tracking,
-    /// For IPv6; as for IPv4 where this host has no IPv6.
+    /// For IPv6; as for IPv4 where that cannot be found out, since this host has no IPv6 or tracks no loopback traffic.
     pub ipv6: Tracking,
     /// The tuples of the datagrams that are in the table: they stay there for some seconds and are not the host's traffic.
     pub sent: Vec<Tuple>,
@@ -61,7 +61,9 @@ pub fn probe(table: &mut Table) -> Result<Probe> {
         None => Tracking::Off,
     };
     let ipv4 = tracking(0);
-    let ipv6 = if sent[1].is_some() || others[1].is_some() { tracking(1) } else { ipv4 };
+    // Where not even the IPv4 datagram is tracked, the other one says nothing.
+    let says_something = (ours[0].is_some() && sent[1].is_some()) || ours[1].or(others[1]).is_some();
+    let ipv6 = if says_something { tracking(1) } else { ipv4 };
     let in_table = sent.into_iter().zip(ours).filter(|(_, ours)| ours.is_some());
     Ok(Probe { ipv4, ipv6, sent: in_table.filter_map(|(tuple, _)| tuple).collect() })
 }

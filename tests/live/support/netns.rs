@@ -29,7 +29,8 @@ impl Namespace {
             });
             thread.join().unwrap()
         });
-        namespace.shell("ip link set lo up");
+        // Without packets of GSO each packet has its own headers, and nft counts what passes the wire.
+        namespace.shell("ip link set lo up gso_max_segs 1");
         namespace
     }
 
@@ -58,7 +59,7 @@ impl Namespace {
         self.shell(&format!("ip link add {name} type veth peer name {name} netns {there}"));
         for (namespace, [v4, v6]) in [(self, ends), (other, other_ends)] {
             namespace.shell(&format!(
-                "ip addr add {v4}/30 dev {name}; ip addr add {v6}/126 dev {name} nodad; ip link set {name} up"
+                "ip addr add {v4}/30 dev {name}; ip addr add {v6}/126 dev {name} nodad; ip link set {name} up gso_max_segs 1"
             ));
         }
     }
