@@ -14,10 +14,10 @@
 //!
 //! Where to read on: this file has the types of queries and answers; then `per_tick`, the simpler lookup.
 
+mod history;
 pub(crate) mod per_event;
 pub mod per_tick;
 pub(crate) mod process_cache;
-mod history;
 mod socket;
 mod view;
 pub(crate) mod watcher;

@@ -64,11 +64,7 @@ impl<'l> AttributingTick<'l> {
 
     /// Hands flows over to new processes that hold the sockets of earlier owners, such as a child that was forked to
     /// serve a connection. `sockets_of_new` has, by inode, each socket of a new process and that process's pid.
-    pub fn hand_over(
-        &mut self,
-        sockets_of_new: &HashMap<u32, (u32, Handle)>,
-        processes: &mut dyn ProcessLookup,
-    ) {
+    pub fn hand_over(&mut self, sockets_of_new: &HashMap<u32, (u32, Handle)>, processes: &mut dyn ProcessLookup) {
         if sockets_of_new.is_empty() {
             return;
         }
@@ -82,7 +78,11 @@ impl<'l> AttributingTick<'l> {
                     // A child has a copy of every socket of its parent. The process that made one keeps it until it
                     // closes it; one that it accepted it may have forked the child for.
                     let keeps = entry.is_made()
-                        && self.ledger.processes.get(process).is_some_and(|owner| processes.holds(owner.identity.pid, held));
+                        && self
+                            .ledger
+                            .processes
+                            .get(process)
+                            .is_some_and(|owner| processes.holds(owner.identity.pid, held));
                     if !keeps {
                         let connected = matches!(socket, SocketState::Own(_));
                         let answer = Answer::Held { pid, handle: Some(handle), connected };

@@ -95,8 +95,13 @@ impl<'l> OpenTick<'l> {
     pub fn existing_socket(&mut self, flow: &Flow) {
         let ledger = &mut *self.ledger;
         let key = FlowKey::Socket { cookie: flow.id, loopback: false };
-        let mut entry =
-            FlowEntry::of_socket(Some(flow.original), flow.socket.unwrap_or_default(), false, flow.is_local(), ledger.tick);
+        let mut entry = FlowEntry::of_socket(
+            Some(flow.original),
+            flow.socket.unwrap_or_default(),
+            false,
+            flow.is_local(),
+            ledger.tick,
+        );
         let before = flow.counters.unwrap_or_default();
         entry.start_from(if ledger.lookback { Counters::default() } else { before }, before);
         if ledger.flows.insert(key, entry).is_none() {
@@ -127,7 +132,13 @@ impl<'l> OpenTick<'l> {
                 let sibling = FlowKey::Socket { cookie: socket.cookie, loopback: !socket.loopback };
                 let known = ledger.flows.get(&sibling).and_then(FlowEntry::socket);
                 let (tuple, inode) = known.unwrap_or_default();
-                let entry = FlowEntry::of_socket(socket.tuple.or(tuple), inode, socket.maker.is_some(), socket.loopback, ledger.tick);
+                let entry = FlowEntry::of_socket(
+                    socket.tuple.or(tuple),
+                    inode,
+                    socket.maker.is_some(),
+                    socket.loopback,
+                    ledger.tick,
+                );
                 ledger.sockets += 1;
                 (ledger.flows.insert_full(key, entry).0, true)
             }

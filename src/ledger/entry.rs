@@ -126,7 +126,11 @@ enum ReplyTuple {
     /// The row is a socket with this inode; its flow has only one end.
     Socket(u32),
     /// The packets of a socket, of which this is known. `made`: the kernel recorded the process that made it.
-    Packets { tuple: Option<Box<Tuple>>, inode: u32, made: bool },
+    Packets {
+        tuple: Option<Box<Tuple>>,
+        inode: u32,
+        made: bool,
+    },
 }
 
 /// A flow, its counters and its owners.

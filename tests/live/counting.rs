@@ -81,24 +81,24 @@ pub fn play(role: &[&str]) -> bool {
 }
 
 /// A flow between two processes, `<name>_client` and `<name>_server`.
-struct Flow<'a> {
-    name: &'static str,
-    protocol: &'static str,
+pub struct Flow<'a> {
+    pub name: &'static str,
+    pub protocol: &'static str,
     /// The namespace of the server, and the address on which it listens.
-    server: (&'a Namespace, &'a str),
+    pub server: (&'a Namespace, &'a str),
     /// The namespace of the client, its role, and the address to which it connects.
-    client: (&'a Namespace, &'static str, &'a str),
+    pub client: (&'a Namespace, &'static str, &'a str),
 }
 
 /// The processes of flows that have sent all their bytes.
 #[derive(Default)]
-struct Traffic {
+pub struct Traffic {
     roles: Vec<Running>,
 }
 
 impl Traffic {
     /// Runs a flow until all its bytes are sent. Calls `prepare` with the server's port before the first packet.
-    fn send(&mut self, flow: &Flow, prepare: impl FnOnce(u16)) {
+    pub fn send(&mut self, flow: &Flow, prepare: impl FnOnce(u16)) {
         let &Flow { name, protocol, server: (server_side, listen), client: (client_side, act, server_address) } = flow;
         let server = start_role(server_side, &format!("{name}_server"), &format!("{protocol} serve {listen}"));
         let port = told(&server);
@@ -112,7 +112,7 @@ impl Traffic {
 
 /// The bytes of each process at an end of these flows, as far as it runs in one of these namespaces. `truth` has the bytes
 /// of each flow by its name.
-fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Figures {
+pub fn figures_of(flows: &[Flow], namespaces: &[&Namespace], truth: &BTreeMap<String, Bytes>) -> Figures {
     let mut expected = Figures::new();
     let among = |end| namespaces.iter().any(|namespace| std::ptr::eq(*namespace, end));
     for &Flow { name, server: (server, _), client: (client, ..), .. } in flows {

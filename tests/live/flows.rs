@@ -299,7 +299,7 @@ pub fn bytes_without_an_owner_are_shown_with_the_reason() {
     let mut nobodys = remote.run(|| TcpStream::connect(format!("{here}:{port}")).unwrap());
     told(&letting_go);
 
-    let mut monitor = Monitor::start(&["--unowned"]);
+    let mut monitor = Monitor::start(&["--source=conntrack", "--unowned"]);
     let mut forwarded = remote.run(|| TcpStream::connect(format!("{other_v4}:{forwarded_to}")).unwrap());
     ask(&mut forwarded);
     // While there is a process whose descriptors it may not see, the monitor cannot say that no process holds a socket.

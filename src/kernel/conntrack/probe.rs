@@ -47,7 +47,8 @@ impl Probe {
 /// Where the table cannot be read.
 pub fn probe(table: &mut Table) -> Result<Probe> {
     // If loopback is down, this sends nothing, and the other flows alone decide.
-    let sent = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)].map(send_datagram).map(Result::ok);
+    let sent =
+        [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)].map(send_datagram).map(Result::ok);
     let (mut ours, mut others) = ([None; 2], [None; 2]);
     table.dump(&mut |flow| {
         let family = usize::from(flow.original.source.ipv4().is_none());

@@ -13,6 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::thread::available_parallelism;
 
+use bwmon::kernel::bpf::packet_counters::PacketCounters;
 use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
@@ -48,6 +49,11 @@ impl Lack {
 /// For a test that needs the BPF program.
 pub fn needs_bpf() -> Result<TcpOwners, Lack> {
     TcpOwners::attach().map_err(|error| Lack::of("BPF", &error))
+}
+
+/// Counters of packets, or the reason why this kernel gives none.
+pub fn needs_packets() -> Result<PacketCounters, Lack> {
+    PacketCounters::attach().map_err(|error| Lack::of("BPF", &error))
 }
 
 /// For a test that needs IPv6 on the host's own loopback.

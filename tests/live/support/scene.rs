@@ -46,7 +46,7 @@ pub struct Scene<'a> {
 impl<'a> Scene<'a> {
     pub fn new(host: &'a Namespace, remote: &'a Namespace, arguments: &[&str]) -> Self {
         host.shell(ENABLE_COMMANDS);
-        let monitor = Monitor::start(arguments);
+        let monitor = Monitor::start(&[&["--source=conntrack"], arguments].concat());
         // From then on it gets an event when a connection begins.
         let threads = format!("/proc/{}/task", monitor.program.child.id());
         wait_for("the program to watch", || (std::fs::read_dir(&threads).unwrap().count() == 2).then_some(()));
