@@ -35,8 +35,8 @@ struct Arguments {
     /// Report every mistake in the files, and exit
     #[arg(long)]
     check: bool,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack if it
-    /// counts, else sockets)
+    /// Where the counters come from: packets (all IP traffic of sockets), conntrack (all of TCP and UDP), sockets (TCP
+    /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
 }

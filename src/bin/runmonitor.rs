@@ -31,8 +31,8 @@ struct Arguments {
     /// Do not show processes whose command line matches; wins over --include
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
     exclude: Vec<std::ffi::OsString>,
-    /// Where the counters come from: conntrack (all of TCP and UDP), sockets (TCP payload) or auto (conntrack if it
-    /// counts, else sockets)
+    /// Where the counters come from: packets (all IP traffic of sockets), conntrack (all of TCP and UDP), sockets (TCP
+    /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
     /// Also show the bytes that belong to no process, one line for each reason
@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(source(&["runmonitor", "--source=auto"]).unwrap(), CountersFrom::Auto);
         assert_eq!(source(&["runmonitor", "--source", "conntrack"]).unwrap(), CountersFrom::Conntrack);
         assert_eq!(source(&["runmonitor", "--source=sockets", "--source=conntrack"]).unwrap(), CountersFrom::Conntrack);
+        assert_eq!(source(&["runmonitor", "--source=packets"]).unwrap(), CountersFrom::Packets);
         assert!(source(&["runmonitor", "--source=proc"]).is_err());
     }
 }

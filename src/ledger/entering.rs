@@ -164,8 +164,7 @@ impl<'l> OpenTick<'l> {
     /// Enters bytes of which no socket is known.
     pub fn without_owner(&mut self, bytes: Counters) {
         let sum = self.ledger.unowned.entry(Reason::TooMany).or_default();
-        sum.original += bytes.original;
-        sum.reply += bytes.reply;
+        *sum = (sum.0 + bytes.reply, sum.1 + bytes.original);
     }
 
     /// The original tuples of all flows that are not over; `None` if there are more than `most`, or if a tuple alone does

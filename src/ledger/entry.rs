@@ -265,15 +265,24 @@ impl FlowEntry {
         self.owners.iter().any(|owner| matches!(owner, EndOwner::Owned { .. }))
     }
 
-    /// Why the flow has no owner.
-    pub fn reason(&self) -> Reason {
-        let reasons = self.owners.iter().filter_map(|owner| match owner {
-            EndOwner::Unowned(reason) => Some(*reason),
-            // The flow ended before its owner was looked up.
-            EndOwner::Unknown => Some(Reason::Gone),
-            EndOwner::Elsewhere | EndOwner::Owned { .. } => None,
-        });
-        reasons.max().unwrap_or(Reason::Forwarded)
+    /// What the flow carried, in and out, at each of its ends on this host that has no owner, with the reason. A flow that
+    /// has no end on this host, or ended before its owners were looked up, counts once, as its original end sees it.
+    pub fn unowned(&self) -> Vec<(Reason, (u64, u64))> {
+        let carried = self.carried();
+        if carried == Counters::default() {
+            return Vec::new();
+        }
+        let reason = |side: Side| match self.owner(side) {
+            EndOwner::Unowned(reason) => Some((reason, side.in_and_out(carried))),
+            EndOwner::Unknown | EndOwner::Elsewhere | EndOwner::Owned { .. } => None,
+        };
+        let ends: Vec<_> = Side::BOTH.into_iter().filter_map(reason).collect();
+        if !ends.is_empty() || self.is_owned() {
+            return ends;
+        }
+        let not_looked_up = self.owners.contains(&EndOwner::Unknown);
+        let reason = if not_looked_up { Reason::Gone } else { Reason::Forwarded };
+        vec![(reason, Side::Original.in_and_out(carried))]
     }
 
     /// Whether the owner of an end still has to be found. The owner of an end on another host does not; but if neither

@@ -90,7 +90,7 @@ pub struct Ledger {
     processes: Registry,
     accounts: Accounts,
     /// The bytes of flows that are over and had no owner.
-    unowned: BTreeMap<Reason, Counters>,
+    unowned: BTreeMap<Reason, (u64, u64)>,
 }
 
 impl Ledger {
@@ -160,9 +160,9 @@ impl Ledger {
         for entry in self.flows.values() {
             add_unowned(&mut unowned, entry);
         }
-        let reading = |(reason, counters)| {
-            let (bytes_in, bytes_out) = Side::Original.in_and_out(counters);
-            Reading { subject: Arc::new(Subject::Unowned(reason)), bytes_in, bytes_out }
+        let reading = |(reason, (bytes_in, bytes_out))| {
+            let subject = Arc::new(Subject::Unowned(reason));
+            Reading { subject, bytes_in, bytes_out }
         };
         unowned.into_iter().map(reading).collect()
     }
@@ -185,12 +185,10 @@ impl Ledger {
     }
 }
 
-/// Adds the bytes of a flow, if it has no owner.
-fn add_unowned(unowned: &mut BTreeMap<Reason, Counters>, entry: &FlowEntry) {
-    let carried = entry.carried();
-    if !entry.is_owned() && carried != Counters::default() {
-        let sum = unowned.entry(entry.reason()).or_default();
-        sum.original += carried.original;
-        sum.reply += carried.reply;
+/// Adds the bytes of a flow's ends that have no owner.
+fn add_unowned(unowned: &mut BTreeMap<Reason, (u64, u64)>, entry: &FlowEntry) {
+    for (reason, (bytes_in, bytes_out)) in entry.unowned() {
+        let sum = unowned.entry(reason).or_default();
+        *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
     }
 }

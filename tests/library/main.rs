@@ -18,3 +18,4 @@ mod pattern;
 mod pipe;
 mod pipe_random;
 mod pipeline;
+mod sums;

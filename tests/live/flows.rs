@@ -308,8 +308,9 @@ pub fn bytes_without_an_owner_are_shown_with_the_reason() {
     let of_nobodys = if unreadable { "(no permission to see the process)" } else { "(socket without process)" };
     let shown = |name: &str, reason: &str| {
         let (to_server, from_server) = truth.bytes()[name];
-        // From the point of view of the client.
-        (reason.to_owned(), (from_server, to_server))
+        // As the end on this host sees it, and a forwarded flow as its client does.
+        let bytes = if name == "forwarded" { (from_server, to_server) } else { (to_server, from_server) };
+        (reason.to_owned(), bytes)
     };
     nobodys.write_all(&[7; REQUEST]).unwrap();
     monitor
