@@ -177,11 +177,13 @@ impl Test {
             Place::Namespace | Place::EachKind => &[Kind::User, Kind::Root],
             Place::RootAlone => &[Kind::Root],
         };
-        let _machine = lock(matches!(self.place, Place::RootAlone));
         let (mut ran, mut lacks) = (false, None);
         for &kind in kinds {
             let outcome = match kind.possible() {
-                Ok(()) => self.in_own_process(Some(kind), stranger)?,
+                Ok(()) => {
+                    let _machine = lock(matches!(self.place, Place::RootAlone));
+                    self.in_own_process(Some(kind), stranger)?
+                }
                 Err(lack) => Err(lack),
             };
             match outcome {
