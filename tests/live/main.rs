@@ -1,5 +1,5 @@
-//! Tests on real connections. Some need root, a tool or a feature of the kernel; what this host lacks is left out, and
-//! one line at the end says so.
+//! Tests on real connections. Some need root, a tool or a feature of the kernel; one line at the end says which tests were
+//! left out for want of what.
 //!
 //! [`support::harness`] runs them. The processes that make their traffic are this program once more: see
 //! [`support::role`].
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does what a process is to do that makes traffic.
+/// Plays the role of a process that makes traffic.
 fn play(role: &str) {
     let words: Vec<&str> = role.split(' ').collect();
     if words == ["hide"] {

@@ -1,8 +1,8 @@
 //! Runs the tests of this program, each in the place that it needs.
 //!
-//! `cargo test` and its arguments work as with any other tests. A test that needs a network namespace runs in a process
-//! of its own: this program once more, started by unshare(1), with the name of the test in its environment. What the
-//! host does not allow is left out, and one line at the end says what and why.
+//! The arguments of `cargo test` work as with any other tests. A test that needs a network namespace runs in a process of
+//! its own: this program once more, started by unshare(1), with the name of the test in its environment. The harness
+//! leaves out the tests that the host does not allow, and says which and why in one line at the end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,7 +36,7 @@ const LACKS: u8 = 77;
 /// What a test needs that this host lacks, as the object of "needs".
 pub struct Lack(pub String);
 
-/// How a test ends that does not panic.
+/// The result of a test that does not panic.
 pub type Outcome = Result<(), Lack>;
 
 impl Lack {
@@ -173,7 +173,7 @@ enum Done {
 }
 
 impl Test {
-    /// Runs it. The error is what a process of its own said that failed.
+    /// Runs it. The error is the output of its own process, if that failed.
     fn attempt(&self, stranger: u32) -> Result<Done, String> {
         let kinds: &[Kind] = match self.place {
             Place::Here => return Ok((self.run)().map_or_else(Done::Nothing, |()| Done::All)),
@@ -183,11 +183,13 @@ impl Test {
             Place::Namespace | Place::EachKind => &[Kind::User, Kind::Root],
             Place::RootAlone => &[Kind::Root],
         };
-        let _machine = lock(matches!(self.place, Place::RootAlone));
         let (mut ran, mut lacks) = (false, None);
         for &kind in kinds {
             let outcome = match kind.possible() {
-                Ok(()) => self.in_own_process(Some(kind), stranger)?,
+                Ok(()) => {
+                    let _machine = lock(matches!(self.place, Place::RootAlone));
+                    self.in_own_process(Some(kind), stranger)?
+                }
                 Err(lack) => Err(lack),
             };
             match outcome {
@@ -203,7 +205,7 @@ impl Test {
         })
     }
 
-    /// Runs it in a process of its own, in a namespace of this kind. The outer error is what that said if it failed.
+    /// Runs it in a process of its own, in a namespace of this kind. The outer error is the output of a process that failed.
     fn in_own_process(&self, kind: Option<Kind>, stranger: u32) -> Result<Outcome, String> {
         let claim = Claim::new();
         let this = std::env::current_exe().unwrap();
@@ -227,12 +229,12 @@ impl Test {
     }
 }
 
-/// Which test this process is to run, where it is a test's own.
+/// The name of the test that this process is to run, if it is a test's own process.
 pub fn inside() -> Option<String> {
     std::env::var(INSIDE).ok()
 }
 
-/// Runs the test `name` in this process, which is its own.
+/// Runs the test `name` in this process, which was started for it.
 pub fn run_inside(tests: &[Test], name: &str) -> ExitCode {
     let test = tests.iter().find(|test| test.name == name).expect(name);
     if !matches!(test.place, Place::OwnProcess) {
@@ -270,7 +272,7 @@ static LEFT_OUT: Mutex<BTreeMap<(bool, String), usize>> = Mutex::new(BTreeMap::n
 /// Runs the tests that the command line asks for.
 pub fn run(tests: &'static [Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Most of the time they wait for a monitor's next tick.
+    // More than CPUs, since a test mostly waits for a monitor's next tick.
     arguments.test_threads.get_or_insert_with(|| 2 * available_parallelism().map_or(1, NonZero::get));
     let stranger = start_stranger();
     let pid = stranger.child.id();

@@ -1,4 +1,4 @@
-//! What several runs of these tests on one machine share, whoever starts them.
+//! What several runs of these tests on one machine share, also runs of different users.
 
 use std::fs::{File, Permissions};
 use std::io::ErrorKind;

@@ -8,10 +8,10 @@ use super::machine::{NUMBER, number};
 use super::netns::Namespace;
 use crate::common::program::Running;
 
-/// In the environment of a process that makes traffic: what it does.
+/// In the environment of a process that makes traffic: its role.
 const ROLE: &str = "BWMON_TEST_ROLE";
 
-/// What this process is to do, where it makes traffic.
+/// The role of this process, if it makes traffic.
 pub fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
@@ -26,8 +26,7 @@ pub fn stay() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-/// What the command lines of this test's processes have behind their name, so that a monitor does not add up those of two
-/// runs.
+/// The end of the name of each process of this test, so that a monitor does not add up the bytes of two runs.
 pub fn tag() -> String {
     format!("@{}", number())
 }
