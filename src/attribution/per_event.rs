@@ -157,7 +157,7 @@ impl EventLookup {
                 self.held(holder, connected)
             }
             // The next tick tries again.
-            Found::Elsewhere | Found::NoSocket | Found::Socket { .. } | Found::Closed(_) => None,
+            Found::Elsewhere | Found::NoSocket | Found::Kernels | Found::Socket { .. } | Found::Closed(_) => None,
         }
     }
 

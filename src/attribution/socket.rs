@@ -26,6 +26,8 @@ pub(super) enum Found {
         connected: bool,
     },
     NoSocket,
+    /// A socket that is open and that sock_diag does not list: the kernel's own, for ICMP for example.
+    Kernels,
     Elsewhere,
     /// It is closed; the answer has the process that closed it.
     Closed(Answer),
@@ -37,6 +39,7 @@ impl Found {
         match self {
             Self::Closed(answer) => answer,
             Self::Elsewhere => Answer::Elsewhere,
+            Self::Kernels => Answer::Unowned(Reason::NoProcess),
             Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Unowned(Reason::Gone),
             Self::Socket { inode, connected } => match holder(inode) {
                 Some((pid, handle)) => Answer::Held { pid, handle: Some(handle), connected },
@@ -137,8 +140,11 @@ pub(super) fn find_by_cookie(namespaces: &mut Namespaces, sockets: &[(u64, Tuple
         }
     }
     for at in left.into_values() {
-        if let Some(inode) = find_listener(namespaces, &sockets[at].1) {
+        let tuple = &sockets[at].1;
+        if let Some(inode) = find_listener(namespaces, tuple) {
             found[at] = Found::Socket { inode, connected: false };
+        } else if matches!(tuple.protocol, Protocol::Other(_)) {
+            found[at] = Found::Kernels;
         }
     }
     found
