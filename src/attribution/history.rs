@@ -42,7 +42,7 @@ impl History {
     /// The program that ran under `pid` at the time `at`, if another one has started there since.
     pub fn replaced_program(&self, pid: u32, at: u64) -> Option<&Identity> {
         let programs = || [&self.before, &self.now].into_iter().filter_map(|tick| tick.programs.get(&pid)).flatten();
-        let (_, ran) = programs().filter(|(started, _)| *started <= at).last()?;
+        let (_, ran) = programs().rfind(|(started, _)| *started <= at)?;
         programs().any(|(started, _)| *started > at).then_some(ran)
     }
 

@@ -72,7 +72,7 @@ impl ProcessLookup for Host {
     }
 
     fn holds(&mut self, pid: u32, handle: Handle) -> bool {
-        self.running.contains_key(&pid) && handle.inode % 2 == 0
+        self.running.contains_key(&pid) && handle.inode.is_multiple_of(2)
     }
 
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
@@ -80,7 +80,7 @@ impl ProcessLookup for Host {
     }
 
     fn closer(&mut self, pid: u32) -> Answer {
-        Answer::Closed { pid, inherited: pid % 2 == 0 }
+        Answer::Closed { pid, inherited: pid.is_multiple_of(2) }
     }
 
     fn closed_by(&mut self, _tuple: &Tuple) -> Option<Answer> {
