@@ -17,7 +17,7 @@ const GRACE: u32 = 1;
 /// The most ends of new flows that one tick looks up, except the first tick; the others wait for the next.
 const LOOKED_UP_PER_TICK: usize = 10_000;
 /// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
-const CHECKED_PER_TICK: usize = 256;
+const CHECKED_PER_TICK: usize = 128;
 
 /// How many ticks a closed socket is kept: the kernel still sends and receives for it, until the other side has closed too.
 const CLOSED_KEPT: u32 = 5;

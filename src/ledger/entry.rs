@@ -339,8 +339,13 @@ impl FlowEntry {
     /// Whether another lookup, after this number of `lookups`, would find nothing new. One lookup is worth while for a
     /// connection that conntrack has closed: it may find the process that closed it, or the listener that it was
     /// accepted from.
-    pub fn is_final(&self, lookups: u8) -> bool {
-        !self.open && lookups > 0 && !matches!(self.reply, ReplyTuple::Socket(_))
+    pub fn is_final(&self, looks: u8) -> bool {
+        match self.reply {
+            ReplyTuple::Socket(_) => false,
+            // A socket that is older than the monitor, and that no process held when all were searched.
+            ReplyTuple::Packets { inode: 1.., .. } => looks > 0,
+            _ => !self.open && looks > 0,
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl CounterSource for Packets {
                 }
             }
         }
-        let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into)? };
+        let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into) };
         let overflow = self
             .counters
             .read(|socket| {
@@ -98,9 +98,10 @@ impl CounterSource for Packets {
 }
 
 /// Enters all sockets that there are. Returns their cookies, and whether what each carried so far is known.
-fn enter_existing(into: &mut dyn FlowSink) -> Result<HashMap<u64, bool>> {
+fn enter_existing(into: &mut dyn FlowSink) -> HashMap<u64, bool> {
     let proc_root = Path::new("/proc");
-    let mut namespaces = Namespaces::new(proc_root)?;
+    // Without sock_diag every socket begins as it moves.
+    let Ok(mut namespaces) = Namespaces::new(proc_root) else { return HashMap::new() };
     namespaces.scan(&Processes::new(proc_root));
     let past = counted_by_conntrack();
     let mut existing = HashMap::new();
@@ -116,7 +117,7 @@ fn enter_existing(into: &mut dyn FlowSink) -> Result<HashMap<u64, bool>> {
             });
         }
     }
-    Ok(existing)
+    existing
 }
 
 /// What flows have carried so far, as the socket at the source of each tuple sees it; empty where conntrack does not count.

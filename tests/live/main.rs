@@ -37,6 +37,7 @@ const TESTS: &[Test] = tests! {
         tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
         tcp_owners::the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket,
         packets::the_counters_lose_nothing_between_two_reads,
+        packets::the_headers_of_every_segment_of_an_offloaded_packet_count,
         tcp_owners::the_next_connection_between_the_same_ports_begins_without_a_record,
     }
     Namespace {
@@ -69,6 +70,7 @@ const TESTS: &[Test] = tests! {
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
         packets::processes_that_end_at_once_are_credited,
+        packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,
     }

@@ -1,6 +1,7 @@
 //! Packets counted per socket, on hosts where conntrack tracks nothing.
 
-use std::net::UdpSocket;
+use std::io::Read;
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
 
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
 
@@ -132,5 +133,106 @@ pub fn the_counters_lose_nothing_between_two_reads() -> Outcome {
     sent += read(&mut counters);
     sent += read(&mut counters);
     assert_eq!(sent, DATAGRAMS * BYTES);
+    Ok(())
+}
+
+/// An Ethernet frame around an IP packet, whose type is that of its first byte.
+fn frame(packet: &[u8]) -> Vec<u8> {
+    let ether_type: [u8; 2] = if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    [&[0; 12][..], &ether_type, packet].concat()
+}
+
+pub fn the_headers_of_every_segment_of_an_offloaded_packet_count() -> Outcome {
+    let mut counters = needs_packets()?;
+    // The fields that the program reads: version, header length, protocol; TCP's data offset.
+    let ipv4 = |words: u8, protocol: u8| {
+        let mut header = vec![0; usize::from(words) * 4];
+        (header[0], header[9]) = (0x40 | words, protocol);
+        header
+    };
+    let ipv6 = |protocol: u8| {
+        let mut header = vec![0; 40];
+        (header[0], header[6]) = (0x60, protocol);
+        header
+    };
+    let tcp = |words: u8| {
+        let mut header = vec![0; usize::from(words) * 4];
+        header[12] = words << 4;
+        header
+    };
+    let cases = [
+        // The headers of a segment, and what it carries: lengths that no other packet of this host has.
+        ([ipv4(5, 6), tcp(8)].concat(), 1001, 1),
+        ([ipv4(5, 6), tcp(8)].concat(), 1011, 5),
+        ([ipv4(7, 6), tcp(5)].concat(), 1021, 44),
+        ([ipv6(6), tcp(8)].concat(), 1031, 7),
+        ([ipv4(5, 17), vec![0; 8]].concat(), 1041, 9),
+        ([ipv6(17), vec![0; 8]].concat(), 1051, 3),
+        // Another protocol: IP's header alone is known.
+        (ipv4(5, 132), 1061, 2),
+    ];
+    let mut expected = Vec::new();
+    for (headers, payload, segments) in &cases {
+        let packet = [&headers[..], &vec![7; *payload]].concat();
+        counters.count_frame(&frame(&packet), *segments).unwrap();
+        expected.push(packet.len() as u64 + u64::from(*segments - 1) * headers.len() as u64);
+    }
+    let mut counted = Vec::new();
+    counters.read(|socket| counted.push(socket.bytes_in)).unwrap();
+    for bytes in expected {
+        assert!(counted.contains(&bytes), "{bytes} is not among {counted:?}");
+    }
+    Ok(())
+}
+
+pub fn the_sockets_bytes_are_those_of_the_interface() -> Outcome {
+    const UPLOAD: u64 = 30_000_000;
+    let (host, remote) = &host_and_remote();
+    let [[host_v4, _], [remote_v4, _]] = [1, 2].map(address);
+    let mut counters = needs_packets()?;
+    let interface = || -> Vec<u64> {
+        // Bytes with Ethernet headers, and packets, each received and sent.
+        let names = ["rx_bytes", "tx_bytes", "rx_packets", "tx_packets"];
+        let text = host.shell("ip -s -j link show dev cable");
+        let figure = |name: &str, direction: &str| -> u64 {
+            let part = text.split(&format!("\"{direction}\":{{")).nth(1).unwrap();
+            let value = part.split(&format!("\"{name}\":")).nth(1).unwrap();
+            value.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        names
+            .map(|name| {
+                let (direction, what) = name.split_once('_').unwrap();
+                figure(what, direction)
+            })
+            .to_vec()
+    };
+    let before = interface();
+    let listener = remote.run(|| TcpListener::bind("0.0.0.0:0").unwrap());
+    let server = format!("{remote_v4}:{}", listener.local_addr().unwrap().port());
+    let receiving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+        stream
+    });
+    let mut client = host.run(|| TcpStream::connect(server).unwrap());
+    std::io::copy(&mut std::io::repeat(7).take(UPLOAD), &mut client).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    receiving.join().unwrap();
+    let after = interface();
+    let (mut bytes_in, mut bytes_out) = (0, 0);
+    let ours: IpAddr = host_v4.parse().unwrap();
+    counters
+        .read(|socket| {
+            if socket.tuple.is_some_and(|tuple| tuple.source.address() == ours) && !socket.loopback {
+                (bytes_in, bytes_out) = (bytes_in + socket.bytes_in, bytes_out + socket.bytes_out);
+            }
+        })
+        .unwrap();
+    const ETHERNET_HEADER: u64 = 14;
+    let passed = |at: usize| (after[at] - before[at]) - (after[at + 2] - before[at + 2]) * ETHERNET_HEADER;
+    // ARP and neighbour discovery pass the interface too.
+    let near = |counted: u64, passed: u64| counted <= passed && (passed - counted) * 1000 <= passed.max(UPLOAD);
+    let (received, sent) = (passed(0), passed(1));
+    assert!(near(bytes_in, received) && near(bytes_out, sent), "{bytes_in}/{bytes_out} of {received}/{sent}");
     Ok(())
 }

@@ -39,7 +39,9 @@ const EXPECTED_ATTACH_TYPE: usize = 68;
 const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
+const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
 const BPF_LINK_CREATE: i64 = 28;
@@ -118,6 +120,14 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
         attr.push(self.fd.as_raw_fd() as u32).push(0);
         attr.push_pointer(key.as_ptr()).push_pointer(value.as_ptr()).push(0).push(0);
         attr.call(BPF_MAP_UPDATE_ELEM).map(|_| ())
+    }
+
+    /// Removes `key`, if the map has it.
+    fn delete(&self, key: &[u8; KEY]) {
+        let mut attr = BpfAttr::default();
+        attr.push(self.fd.as_raw_fd() as u32).push(0).push_pointer(key.as_ptr());
+        // ENOENT: it is not there.
+        let _ = attr.call(BPF_MAP_DELETE_ELEM);
     }
 
     /// Calls `visit` with every entry, and with `delete` removes it from the map. What programs write meanwhile may be
@@ -224,6 +234,21 @@ fn in_initial_pid_namespace() -> io::Result<()> {
     }
 }
 
+/// Runs a program of the type cgroup_skb on a made-up Ethernet frame, whose `context` is a struct __sk_buff. The kernel gives
+/// the frame a socket of its own.
+///
+/// # Errors
+/// EPERM without the privileges, EINVAL for a frame or context that the kernel does not take.
+fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<()> {
+    let mut attr = BpfAttr::default();
+    attr.push(program.as_raw_fd() as u32).push(0).push(frame.len() as u32).push(0);
+    attr.push_pointer(frame.as_ptr()).push_pointer(std::ptr::null());
+    // Once, without asking for the time it takes.
+    attr.push(1).push(0).push(context.len() as u32).push(0);
+    attr.push_pointer(context.as_ptr()).push_pointer(std::ptr::null());
+    attr.call(BPF_PROG_TEST_RUN).map(|_| ())
+}
+
 /// A mount of the whole cgroup2 hierarchy that appears nowhere in the file system: the host's own mount may be hidden
 /// (`ip netns exec` does so) or missing.
 fn cgroup_root() -> io::Result<OwnedFd> {
@@ -255,10 +280,12 @@ impl BpfAttr {
     #[allow(unsafe_code)]
     fn call(&mut self, command: i64) -> io::Result<i64> {
         self.bytes.resize(Self::SIZE, 0);
-        // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them:
-        // those to a program and its licence, pushed by `load`, and those to a key and a value, pushed by
-        // `Map::lookup`. All of them outlive the call. A program has the length pushed with it, the licence ends in
-        // NUL, and key and value have the sizes that the map was created with, as both are parameters of its type.
+        // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them, and
+        // all of them outlive the call: those to a program and its licence, pushed by `load`; those to keys, values and
+        // the place of a batch, pushed by the methods of `Map`; those to a frame and its context, pushed by `test_run`. A
+        // program, a frame and a context have the lengths pushed with them, the licence ends in NUL, and keys and values
+        // have the sizes that the map was created with, as both are parameters of its type; batches have room for as many
+        // as is pushed with them.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, self.bytes.as_mut_ptr(), self.bytes.len()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }
