@@ -112,13 +112,17 @@ impl EventLookup {
     /// Reads process `pid`, which has started a program: its command line, and whether it began with sockets, are then
     /// known even if it ends before a query leads to it.
     pub fn program_started(&mut self, pid: u32) -> Option<KnownProcess> {
-        let HostView { namespaces, processes, cache, .. } = &mut self.view;
+        let HostView { namespaces, processes, cache, tcp_owners, .. } = &mut self.view;
         cache.remove(pid);
         if self.started == STARTED_PER_TICK {
             return None;
         }
         self.started += 1;
-        let process = cache.get_with_namespace(pid, processes, namespaces.as_ref()?)?;
+        // The namespace tells records about equal tuples apart, where there are such records.
+        let process = match (namespaces, tcp_owners) {
+            (Some(namespaces), Some(_)) => cache.get_with_namespace(pid, processes, namespaces)?,
+            _ => cache.get(pid, processes)?,
+        };
         process.may_inherit = false;
         processes.each_socket(pid, &mut LIKELY_HOLDER_BUDGET.clone(), |_| {
             process.may_inherit = true;

@@ -19,7 +19,7 @@ pub(super) struct HostView {
     pub cache: ProcessCache,
     pub history: History,
     /// `None` if the kernel refuses the BPF program.
-    tcp_owners: Option<Arc<TcpOwners>>,
+    pub tcp_owners: Option<Arc<TcpOwners>>,
 }
 
 /// The process that a record of the kernel names.

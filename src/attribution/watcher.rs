@@ -30,8 +30,8 @@ use super::process_cache::KnownProcess;
 use crate::kernel::affinity;
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::events::{Event, Events};
-use crate::kernel::exec_events::{ExecEvents, ProcessEvent};
 use crate::kernel::flow::Flow;
+use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
 
 /// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
 const BUDGET: u32 = 100_000;
@@ -52,8 +52,6 @@ const QUEUED: usize = 256;
 pub enum Observation {
     /// A process started a program, at this time of CLOCK_MONOTONIC in ns.
     ProgramStarted(Box<KnownProcess>, u64),
-    /// A process made a child: the parent's pid and the child's.
-    Forked(u32, u32),
     /// A connection began.
     Opened(Box<Flow>),
     /// The owners at the source of a connection's original and at that of its reply tuple, as far as they were found.
@@ -114,7 +112,7 @@ impl Watcher {
     pub fn start() -> Result<Self> {
         let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
         // Without exec events and records the owners of connections that last milliseconds are found less often.
-        let execs = ExecEvents::subscribe().ok();
+        let execs = ProcessEvents::of_programs().ok();
         Self::spawn(Some(events), execs, TcpOwners::attach().ok().map(Arc::new))
     }
 
@@ -123,10 +121,10 @@ impl Watcher {
     /// # Errors
     /// Where this user may not subscribe to exec events.
     pub fn of_programs() -> Result<Self> {
-        Self::spawn(None, Some(ExecEvents::subscribe()?), None)
+        Self::spawn(None, Some(ProcessEvents::of_programs()?), None)
     }
 
-    fn spawn(events: Option<Events>, execs: Option<ExecEvents>, tcp_owners: Option<Arc<TcpOwners>>) -> Result<Self> {
+    fn spawn(events: Option<Events>, execs: Option<ProcessEvents>, tcp_owners: Option<Arc<TcpOwners>>) -> Result<Self> {
         let lookup = EventLookup::of_this_host(tcp_owners.clone())?;
         let shared = Arc::new(Shared {
             observations: Mutex::new(Vec::new()),
@@ -191,7 +189,7 @@ impl Drop for Watcher {
     }
 }
 
-fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: EventLookup, shared: &Shared) {
+fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup: EventLookup, shared: &Shared) {
     shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
     let (mut tick, mut left) = (0, 0);
@@ -228,7 +226,7 @@ fn run(mut events: Option<Events>, mut execs: Option<ExecEvents>, mut lookup: Ev
             ProcessEvent::Exec { pid, at } => {
                 Some(Observation::ProgramStarted(Box::new(lookup.program_started(pid)?), at))
             }
-            ProcessEvent::Fork { parent, child } => Some(Observation::Forked(parent, child)),
+            ProcessEvent::Fork { .. } => None,
         }));
         forward_events(&mut batch, &mut queue, &mut lookup, shared);
         let event_waits = || wait(events.as_ref(), execs.as_ref(), None, PollTimeout::ZERO);
@@ -257,7 +255,7 @@ fn raise_priority() {
 }
 
 /// Waits for events, and with `shared` for a wake-up. Returns whether there is anything to do.
-fn wait(events: Option<&Events>, execs: Option<&ExecEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
+fn wait(events: Option<&Events>, execs: Option<&ProcessEvents>, shared: Option<&Shared>, timeout: PollTimeout) -> bool {
     let fds = [events.map(AsFd::as_fd), execs.map(AsFd::as_fd), shared.map(|shared| shared.wakeup.as_fd())];
     let mut fds: Vec<PollFd> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)

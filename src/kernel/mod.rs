@@ -12,7 +12,7 @@
 //! | `proc_net.rs` | which socket has a tuple, without sock_diag | /proc/net/tcp, udp, ...: proc_pid_net(5) |
 //! | `process.rs` | which process holds a socket; its command line, user, cgroup | /proc/\[pid\]/fd, cmdline, stat, cgroup |
 //! | `namespace.rs` | the network namespaces of processes, and their addresses | /proc/\[pid\]/ns/net, getifaddrs(3) |
-//! | `exec_events.rs` | each program as it starts | the process events connector |
+//! | `process_events.rs` | each program as it starts | the process events connector |
 //! | `bpf/` | the process that connected or closed a TCP connection | bpf(2): a program of ours |
 //!
 //! Two more files decide where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on
@@ -35,11 +35,11 @@
 pub(crate) mod affinity;
 pub mod bpf;
 pub mod conntrack;
-pub mod exec_events;
 pub mod flow;
 pub(crate) mod inside;
 pub(crate) mod namespace;
 pub mod netlink;
 pub(crate) mod proc_net;
 pub mod process;
+pub mod process_events;
 pub(crate) mod sock_diag;

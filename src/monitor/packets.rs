@@ -16,16 +16,18 @@ use crate::kernel::conntrack::Table;
 use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
+use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
 
 /// The protocols whose sockets sock_diag lists: TCP, UDP, IPPROTO_UDPLITE, IPPROTO_RAW, IPPROTO_SCTP.
 const PROTOCOLS: [Protocol; 5] =
     [Protocol::Tcp, Protocol::Udp, Protocol::Other(136), Protocol::Other(255), Protocol::Other(132)];
 
-/// The BPF programs, and the thread that reads what programs are called as they start.
+/// The BPF programs, the thread that reads what programs are called as they start, and the events of new processes.
 #[derive(Debug)]
 pub(super) struct Packets {
     counters: PacketCounters,
     watcher: Option<Watcher>,
+    children: Option<ProcessEvents>,
     /// Whether the sockets that are older than the monitor have been entered.
     begun: bool,
     ticks_with_lost_events: u64,
@@ -47,7 +49,8 @@ impl Packets {
                 format!("this kernel refuses a part of the packet counters ({missing}): owners of short connections may be missing")
             });
         }
-        Ok(Self { counters, watcher: Watcher::of_programs().ok(), begun: false, ticks_with_lost_events: 0, notes })
+        let (watcher, children) = (Watcher::of_programs().ok(), ProcessEvents::of_children().ok());
+        Ok(Self { counters, watcher, children, begun: false, ticks_with_lost_events: 0, notes })
     }
 }
 
@@ -62,11 +65,18 @@ impl CounterSource for Packets {
             for observation in watcher.take() {
                 match observation {
                     Observation::ProgramStarted(process, at) => into.program_started(*process, at),
-                    Observation::Forked(parent, child) => into.forked(parent, child),
                     // This watcher follows no connections.
                     Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
                 }
             }
+        }
+        if let Some(children) = &mut self.children {
+            // Those that are lost are processes that ended within the tick, and made no socket as a rule.
+            let _ = children.read(|event| {
+                if let ProcessEvent::Fork { parent, child } = event {
+                    into.forked(parent, child);
+                }
+            });
         }
         let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into) };
         let overflow = self

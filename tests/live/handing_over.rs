@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use bwmon::kernel::exec_events::ExecEvents;
+use bwmon::kernel::process_events::ProcessEvents;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
@@ -177,7 +177,7 @@ pub fn a_child_that_is_started_with_an_accepted_connection_is_credited() {
 
 pub fn children_that_end_at_once_are_credited_with_the_connections_they_were_given() -> Outcome {
     needs_bpf()?;
-    ExecEvents::subscribe().map_err(|error| Lack(format!("the kernel's process events ({error:#})")))?;
+    ProcessEvents::of_programs().map_err(|error| Lack(format!("the kernel's process events ({error:#})")))?;
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);
     let (_server, port) = scene.server("long", "inetd_parent", "inetd");

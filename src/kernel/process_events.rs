@@ -58,31 +58,43 @@ pub enum ProcessEvent {
     },
 }
 
-/// A subscription to the programs that start on the host.
+/// A subscription to what the processes of the host do.
 #[derive(Debug)]
-pub struct ExecEvents {
+pub struct ProcessEvents {
     socket: Netlink,
 }
 
-impl ExecEvents {
-    /// Subscribes.
+impl ProcessEvents {
+    /// Subscribes to each process that starts a program.
     ///
     /// # Errors
     /// Where this user may not enter the initial network namespace or subscribe there.
-    pub fn subscribe() -> Result<Self> {
+    pub fn of_programs() -> Result<Self> {
+        Self::subscribe(EXEC)
+    }
+
+    /// Subscribes to each process that makes a child, on a socket that needs no reader until it is asked.
+    ///
+    /// # Errors
+    /// As for [`of_programs`](Self::of_programs).
+    pub fn of_children() -> Result<Self> {
+        Self::subscribe(FORK)
+    }
+
+    fn subscribe(kind: u32) -> Result<Self> {
         // kthreadd (pid 2) never leaves the initial namespace; init (pid 1) may run in another, or be hidden from root.
-        inside::run_in(Path::new("/proc/2/ns/net"), || {
-            Self::subscribe_here().context("cannot subscribe to process events")
+        inside::run_in(Path::new("/proc/2/ns/net"), move || {
+            Self::subscribe_here(kind).context("cannot subscribe to process events")
         })
     }
 
     /// Subscribes in the network namespace of the calling thread.
-    fn subscribe_here() -> nix::Result<Self> {
+    fn subscribe_here(kind: u32) -> nix::Result<Self> {
         let socket = Netlink::open(protocol::CONNECTOR, PROCESSES)?;
         socket.set_receive_buffer(RECEIVE_BUFFER);
-        // The second word asks for kinds of events. Linux before 6.6 sends all kinds and ignores a message of two
+        // The second word asks for one kind of event. Linux before 6.6 sends all kinds and ignores a message of two
         // words.
-        for words in [&[LISTEN][..], &[LISTEN, FORK | EXEC]] {
+        for words in [&[LISTEN][..], &[LISTEN, kind]] {
             let mut message = Vec::new();
             for number in [PROCESSES, PROCESSES, 0, 0, 4 * words.len() as u32] {
                 message.extend(number.to_ne_bytes());
@@ -93,7 +105,7 @@ impl ExecEvents {
         Ok(Self { socket })
     }
 
-    /// Calls `visit` with each fork(2) and execve(2) since the last call.
+    /// Calls `visit` with each event since the last call: on Linux before 6.6 with those of the other kind, too.
     ///
     /// # Errors
     /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
@@ -107,7 +119,7 @@ impl ExecEvents {
     }
 }
 
-impl AsFd for ExecEvents {
+impl AsFd for ProcessEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
