@@ -41,7 +41,7 @@ impl Probe {
     }
 }
 
-/// Sends the datagrams and reads the table.
+/// Sends the datagrams and looks for them in the table.
 ///
 /// # Errors
 /// Where the table cannot be read.
@@ -50,12 +50,20 @@ pub fn probe(table: &mut Table) -> Result<Probe> {
     let sent =
         [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)].map(send_datagram).map(Result::ok);
     let (mut ours, mut others) = ([None; 2], [None; 2]);
-    table.dump(&mut |flow| {
-        let family = usize::from(flow.original.source.ipv4().is_none());
-        let found = if Some(flow.original) == sent[family] { &mut ours } else { &mut others };
-        found[family] = found[family].max(Some(flow.counters.is_some()));
+    let requested: Vec<Tuple> = sent.into_iter().flatten().collect();
+    table.get(&requested, &mut |flow| {
+        if let Some(family) = sent.iter().position(|sent| *sent == Some(flow.original)) {
+            ours[family] = Some(flow.counters.is_some());
+        }
     })?;
-    // Firewalls often exempt loopback from tracking; then, too, the other flows decide.
+    // Firewalls often exempt loopback from tracking; then the other flows decide. A dump of a large table costs much.
+    if requested.is_empty() || ours.iter().flatten().count() < requested.len() {
+        table.dump(&mut |flow| {
+            let family = usize::from(flow.original.source.ipv4().is_none());
+            let found = if Some(flow.original) == sent[family] { &mut ours } else { &mut others };
+            found[family] = found[family].max(Some(flow.counters.is_some()));
+        })?;
+    }
     let tracking = |family: usize| match ours[family].or(others[family]) {
         Some(true) => Tracking::Counts,
         Some(false) => Tracking::WithoutCounters,
