@@ -245,6 +245,13 @@ impl Ledger {
             Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
                 EndOwner::Unowned(Reason::Gone)
             }
+            // A process that was sent the socket of another user, and only closed it, has not moved its bytes.
+            Answer::Closed { pid, .. }
+                if let Some(before) = entry.owner(end.side).process()
+                    && !self.processes.may_have_started(before, identify(pid)) =>
+            {
+                EndOwner::Unowned(Reason::Gone)
+            }
             Answer::Held { pid, .. } | Answer::Closed { pid, .. } => match self.processes.index(pid, tick, identify) {
                 Some(process) => EndOwner::Owned { process, socket: SocketState::of(key, answer) },
                 None => EndOwner::Unowned(Reason::Gone),

@@ -42,6 +42,14 @@ impl Registry {
         self.processes.get(at as usize)?.as_ref()
     }
 
+    /// Whether the process at index `parent` may have started `child`, which then has its sockets: they run as the same
+    /// user, or the parent as root. A child that is not known any more may be its own.
+    pub fn may_have_started(&self, parent: u32, child: Option<Identity>) -> bool {
+        let (Some(parent), Some(child)) = (self.get(parent), child) else { return true };
+        let (parent, child) = (parent.identity.subject.uid(), child.subject.uid());
+        parent == child || parent == Some(0)
+    }
+
     /// The index of the process that runs under `pid`; `None` if there is none.
     pub fn index(&mut self, pid: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> Option<u32> {
         if let Some(&at) = self.by_pid.get(&pid)

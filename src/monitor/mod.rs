@@ -46,10 +46,6 @@ const SCAN_ANYWAY: Duration = Duration::from_secs(10);
 /// Every this many ticks the monitor looks whether another source counts by now, or the present one has stopped.
 const REOPEN_EVERY: u32 = 5;
 
-/// The most ends that one dump of the sockets and one walk over the processes look up; each takes some 100 bytes while
-/// that lasts.
-const LOOKED_UP_AT_ONCE: usize = 40_000;
-
 /// What to monitor.
 #[derive(Debug, Default)]
 pub struct MonitorSettings {
@@ -222,12 +218,10 @@ impl OwnerSearch<'_, '_> {
     }
 
     fn look_up(&mut self, ends: &[EndRef]) {
-        for ends in ends.chunks(LOOKED_UP_AT_ONCE) {
-            let likely_owners = self.tick.likely_owners(ends);
-            let answers = self.lookup.resolve(ends.iter().map(|&end| self.tick.query(end)), likely_owners);
-            for (&end, answer) in ends.iter().zip(answers) {
-                self.tick.resolved(end, answer, &mut |pid| self.lookup.identify(pid));
-            }
+        let likely_owners = self.tick.likely_owners(ends);
+        let answers = self.lookup.resolve(ends.iter().map(|&end| self.tick.query(end)), likely_owners);
+        for (&end, answer) in ends.iter().zip(answers) {
+            self.tick.resolved(end, answer, &mut |pid| self.lookup.identify(pid));
         }
     }
 }

@@ -34,6 +34,14 @@ impl Subject {
             Self::Unowned(reason) => Cow::Owned(format!("({})", reason.text()).into_bytes()),
         }
     }
+
+    /// The effective user id of its processes; `None` if it has none or it could not be read.
+    pub fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Processes { uid, .. } => *uid,
+            Self::Named(_) | Self::Unowned(_) => None,
+        }
+    }
 }
 
 /// Why bytes have no owner.
