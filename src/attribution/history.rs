@@ -3,7 +3,7 @@
 //! A process may run several programs in one tick, and a socket belongs to the program that made it. A child may end before
 //! anyone reads it, and ran what its parent ran.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Identity;
 
@@ -17,6 +17,8 @@ struct Tick {
     programs: HashMap<u32, Vec<(u64, Identity)>>,
     /// The parents of new processes, by the pids of these.
     parents: HashMap<u32, u32>,
+    /// The pids whose program ended before anyone read what it is.
+    unread: HashSet<u32>,
 }
 
 /// The last two ticks.
@@ -39,6 +41,11 @@ impl History {
         self.now.parents.insert(child, parent);
     }
 
+    /// Adds a process that has started a program of which nothing was read.
+    pub fn add_unread_program(&mut self, pid: u32) {
+        self.now.unread.insert(pid);
+    }
+
     /// The program that ran under `pid` at the time `at`, if another one has started there since.
     pub fn replaced_program(&self, pid: u32, at: u64) -> Option<&Identity> {
         let programs = || [&self.before, &self.now].into_iter().filter_map(|tick| tick.programs.get(&pid)).flatten();
@@ -46,10 +53,13 @@ impl History {
         programs().any(|(started, _)| *started > at).then_some(ran)
     }
 
-    /// The ancestors of a process that was made in these ticks, its parent first.
+    /// The ancestors whose program a process runs that was made in these ticks, its parent first: none if it has started
+    /// a program of its own.
     pub fn ancestors(&self, pid: u32) -> impl Iterator<Item = u32> {
         let parent = |child: &u32| self.now.parents.get(child).or_else(|| self.before.parents.get(child)).copied();
-        std::iter::successors(parent(&pid), parent).take(MOST_ANCESTORS)
+        let same_program = |pid: &u32| !self.now.unread.contains(pid) && !self.before.unread.contains(pid);
+        let next = move |child: &u32| same_program(child).then(|| parent(child)).flatten();
+        std::iter::successors(next(&pid), next).take(MOST_ANCESTORS)
     }
 }
 
@@ -84,6 +94,14 @@ mod tests {
         history.begin_tick();
         history.add_child(2, 3);
         assert_eq!(history.ancestors(3).collect::<Vec<_>>(), [2, 1]);
+        // Nobody has read what 2 runs; it is not the program of 1.
+        history.add_unread_program(2);
+        assert_eq!(history.ancestors(3).collect::<Vec<_>>(), [2]);
+        assert_eq!(history.ancestors(2).count(), 0);
+        history.begin_tick();
+        history.begin_tick();
+        history.add_child(2, 3);
+        history.add_child(1, 2);
         // A circle, after the kernel has given out the pids again.
         history.add_child(3, 1);
         assert_eq!(history.ancestors(3).count(), MOST_ANCESTORS);

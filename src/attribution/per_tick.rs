@@ -64,6 +64,11 @@ impl TickLookup {
         self.view.cache.insert(process);
     }
 
+    /// Adds a process that has started a program and ended before it was read.
+    pub fn add_unread_program(&mut self, pid: u32) {
+        self.view.history.add_unread_program(pid);
+    }
+
     /// Adds a process that another one has made, and that may end before it is read.
     pub fn add_child(&mut self, parent: u32, child: u32) {
         self.view.history.add_child(parent, child);

@@ -73,6 +73,9 @@ pub(super) trait FlowSink {
     /// A process has started a program, and may have ended by the time a lookup leads to it.
     fn program_started(&mut self, process: KnownProcess, at: u64);
 
+    /// A process has started a program, and ended before that was read.
+    fn program_unread(&mut self, pid: u32);
+
     /// A process has made a child, which may end before it is read.
     fn forked(&mut self, parent: u32, child: u32);
 

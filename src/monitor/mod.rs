@@ -149,6 +149,10 @@ impl FlowSink for TickSink<'_, '_> {
         self.lookup.add_program(process, at);
     }
 
+    fn program_unread(&mut self, pid: u32) {
+        self.lookup.add_unread_program(pid);
+    }
+
     fn forked(&mut self, parent: u32, child: u32) {
         self.lookup.add_child(parent, child);
     }

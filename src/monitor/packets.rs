@@ -65,6 +65,7 @@ impl CounterSource for Packets {
             for observation in watcher.take() {
                 match observation {
                     Observation::ProgramStarted(process, at) => into.program_started(*process, at),
+                    Observation::ProgramUnread(pid) => into.program_unread(pid),
                     // This watcher follows no connections.
                     Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
                 }
