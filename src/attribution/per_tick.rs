@@ -15,6 +15,7 @@ use crate::kernel::flow::Tuple;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::proc_net::{ListedSocket, SocketTable};
 use crate::kernel::process::{Handle, Processes};
+use crate::kernel::process_events::ProcessEvent;
 use crate::traffic::subject::Reason;
 
 /// The most descriptors of new processes that are read per tick: 2 µs each.
@@ -64,14 +65,14 @@ impl TickLookup {
         self.view.cache.insert(process);
     }
 
-    /// Adds a process that has started a program and ended before it was read.
-    pub fn add_unread_program(&mut self, pid: u32) {
-        self.view.history.add_unread_program(pid);
+    /// Adds what a process has done, which may end before it is read.
+    pub fn add_process_event(&mut self, event: ProcessEvent) {
+        self.view.history.add_event(event);
     }
 
-    /// Adds a process that another one has made, and that may end before it is read.
-    pub fn add_child(&mut self, parent: u32, child: u32) {
-        self.view.history.add_child(parent, child);
+    /// Takes note that such events are missing.
+    pub fn lost_process_events(&mut self) {
+        self.view.history.forget_children();
     }
 
     /// Whether any process had descriptors that this user may not read.

@@ -58,17 +58,23 @@ impl HostView {
         let known = self.cache.known(pid);
         match self.processes.read(pid).map(Identity::from) {
             Some(now) => Some(now.or_earlier(known)),
-            None => known.cloned().or_else(|| self.identify_by_ancestor(pid)),
+            None => known.cloned().or_else(|| self.identify_by_parent(pid)),
         }
     }
 
-    /// The process under `pid` that has ended before anyone read it: it ran what its parent runs.
-    fn identify_by_ancestor(&self, pid: u32) -> Option<Identity> {
-        let read = |ancestor| self.processes.read(ancestor).map(Identity::from);
-        let mut known = self.history.ancestors(pid);
-        let ancestor = known.find_map(|ancestor| self.cache.known(ancestor).cloned().or_else(|| read(ancestor)))?;
-        // No process starts at 0: this one is known by its ancestor alone.
-        Some(Identity { pid, start_time: 0, ..ancestor })
+    /// The process under `pid` that has ended before anyone read it, if it ran the program of its parent.
+    fn identify_by_parent(&self, pid: u32) -> Option<Identity> {
+        let (parent, at) = self.history.inherited(pid)?;
+        let program = match self.history.replaced_program(parent, at) {
+            Some(replaced) => replaced.clone(),
+            None if self.history.has_executed(parent, at) => return None,
+            None => match self.cache.known(parent) {
+                Some(known) => known.clone(),
+                None => self.processes.read(parent)?.into(),
+            },
+        };
+        // No process starts at 0: this one is known by its parent alone.
+        Some(Identity { pid, start_time: 0, ..program })
     }
 
     /// Looks for network namespaces that processes have entered or left.

@@ -52,8 +52,6 @@ const QUEUED: usize = 256;
 pub enum Observation {
     /// A process started a program, at this time of CLOCK_MONOTONIC in ns.
     ProgramStarted(Box<KnownProcess>, u64),
-    /// A process started a program, and ended before the thread read it.
-    ProgramUnread(u32),
     /// A connection began.
     Opened(Box<Flow>),
     /// The owners at the source of a connection's original and at that of its reply tuple, as far as they were found.
@@ -207,7 +205,7 @@ fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup:
         }
         if let Some(execs) = &mut execs {
             // The tick finds the processes whose events are lost.
-            let _ = execs.read(|event| started.push(event));
+            let _ = execs.read(BATCH, |event| started.push(event));
         }
         if shared.scan.swap(false, Ordering::Relaxed) {
             lookup.scan_namespaces();
@@ -225,10 +223,9 @@ fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup:
         }
         // First the command lines, which are quick to read: the processes may be gone in a moment.
         shared.add(started.drain(..).filter_map(|event| match event {
-            ProcessEvent::Exec { pid, at } => Some(match lookup.program_started(pid) {
-                Some(process) => Observation::ProgramStarted(Box::new(process), at),
-                None => Observation::ProgramUnread(pid),
-            }),
+            ProcessEvent::Exec { pid, at } => {
+                Some(Observation::ProgramStarted(Box::new(lookup.program_started(pid)?), at))
+            }
             ProcessEvent::Fork { .. } => None,
         }));
         forward_events(&mut batch, &mut queue, &mut lookup, shared);

@@ -13,7 +13,7 @@
 //! | `process.rs` | which process holds a socket; its command line, user, cgroup | /proc/\[pid\]/fd, cmdline, stat, cgroup |
 //! | `namespace.rs` | the network namespaces of processes, and their addresses | /proc/\[pid\]/ns/net, getifaddrs(3) |
 //! | `process_events.rs` | each program as it starts | the process events connector |
-//! | `bpf/` | the process that connected or closed a TCP connection | bpf(2): a program of ours |
+//! | `bpf/` | the bytes of each socket; the process that made, connected or closed it | bpf(2): programs of ours |
 //!
 //! Two more files decide where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on
 //! certain CPUs (sched_setaffinity(2)).

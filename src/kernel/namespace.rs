@@ -111,19 +111,25 @@ impl Namespaces {
     }
 
     /// Looks up the namespaces of all processes. Enters each of them, to find new ones and the current addresses of
-    /// known ones, and drops those without processes. Leaves out those that cannot be entered.
+    /// known ones, and drops those without processes. Leaves out new ones that cannot be entered.
     pub fn scan(&mut self, processes: &Processes) {
+        let pids = processes.youngest_first();
+        if pids.is_empty() {
+            // Not even this process is there: /proc could not be read, and what was known holds on.
+            return;
+        }
         let mut known = self.all.split_off(1);
         self.found = HashSet::from([self.own_inode]);
-        for pid in processes.youngest_first() {
+        for pid in pids {
             let Some(id) = inode(&link(processes.root(), pid)) else { continue };
-            if self.found.insert(id)
-                && let Ok(entered) = Namespace::of_process(processes, pid, id, self.open)
-            {
-                self.all.push(match known.iter().position(|namespace| namespace.id == id) {
+            if self.found.insert(id) {
+                let before = known.iter().position(|namespace| namespace.id == id).map(|at| known.swap_remove(at));
+                self.all.extend(match (Namespace::of_process(processes, pid, id, self.open), before) {
                     // Keeps its sock_diag socket, which may hold events to be read.
-                    Some(at) => Namespace { addresses: entered.addresses, ..known.swap_remove(at) },
-                    None => entered,
+                    (Ok(entered), Some(before)) => Some(Namespace { addresses: entered.addresses, ..before }),
+                    (Ok(entered), None) => Some(entered),
+                    // For want of a descriptor, or since the process has just ended.
+                    (Err(_), before) => before,
                 });
             }
             if let Some(namespace) = self.all.iter_mut().find(|namespace| namespace.id == id) {
@@ -196,5 +202,29 @@ mod tests {
         assert_eq!(parse_link("net:[4026531840]"), Some(4_026_531_840));
         assert_eq!(parse_link("pid:[4026531836]"), None);
         assert_eq!(parse_link("net:[4026531840"), None);
+    }
+
+    #[test]
+    fn a_namespace_is_dropped_only_when_no_process_is_in_it() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = |pid: u32, namespace: &str| {
+            let directory = proc.path().join(pid.to_string()).join("ns");
+            std::fs::create_dir_all(&directory).unwrap();
+            std::os::unix::fs::symlink(namespace, directory.join("net")).unwrap();
+        };
+        let mut namespaces = Namespaces::new(Path::new("/proc")).unwrap();
+        namespaces.all.push(Namespace::here(123, SockDiag::open).unwrap());
+        let known = |namespaces: &Namespaces| namespaces.all.iter().any(|namespace| namespace.id == 123);
+        // It cannot be entered now, as without a free descriptor.
+        process(7, "net:[123]");
+        namespaces.scan(&Processes::new(proc.path()));
+        assert!(known(&namespaces));
+        // /proc cannot be read.
+        namespaces.scan(&Processes::new(proc.path().join("missing")));
+        assert!(known(&namespaces));
+        std::fs::remove_dir_all(proc.path().join("7")).unwrap();
+        process(8, "net:[124]");
+        namespaces.scan(&Processes::new(proc.path()));
+        assert!(!known(&namespaces));
     }
 }

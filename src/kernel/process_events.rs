@@ -55,6 +55,8 @@ pub enum ProcessEvent {
         parent: u32,
         /// The process id of the child.
         child: u32,
+        /// When it did, in ns of CLOCK_MONOTONIC.
+        at: u64,
     },
 }
 
@@ -73,28 +75,28 @@ impl ProcessEvents {
         Self::subscribe(EXEC)
     }
 
-    /// Subscribes to each process that makes a child, on a socket that needs no reader until it is asked.
+    /// Subscribes to each process that starts a program or makes a child.
     ///
     /// # Errors
     /// As for [`of_programs`](Self::of_programs).
-    pub fn of_children() -> Result<Self> {
-        Self::subscribe(FORK)
+    pub fn of_all() -> Result<Self> {
+        Self::subscribe(EXEC | FORK)
     }
 
-    fn subscribe(kind: u32) -> Result<Self> {
+    fn subscribe(kinds: u32) -> Result<Self> {
         // kthreadd (pid 2) never leaves the initial namespace; init (pid 1) may run in another, or be hidden from root.
         inside::run_in(Path::new("/proc/2/ns/net"), move || {
-            Self::subscribe_here(kind).context("cannot subscribe to process events")
+            Self::subscribe_here(kinds).context("cannot subscribe to process events")
         })
     }
 
     /// Subscribes in the network namespace of the calling thread.
-    fn subscribe_here(kind: u32) -> nix::Result<Self> {
+    fn subscribe_here(kinds: u32) -> nix::Result<Self> {
         let socket = Netlink::open(protocol::CONNECTOR, PROCESSES)?;
         socket.set_receive_buffer(RECEIVE_BUFFER);
-        // The second word asks for one kind of event. Linux before 6.6 sends all kinds and ignores a message of two
+        // The second word asks for some kinds of events. Linux before 6.6 sends all kinds and ignores a message of two
         // words.
-        for words in [&[LISTEN][..], &[LISTEN, kind]] {
+        for words in [&[LISTEN][..], &[LISTEN, kinds]] {
             let mut message = Vec::new();
             for number in [PROCESSES, PROCESSES, 0, 0, 4 * words.len() as u32] {
                 message.extend(number.to_ne_bytes());
@@ -105,17 +107,17 @@ impl ProcessEvents {
         Ok(Self { socket })
     }
 
-    /// Calls `visit` with each event since the last call: on Linux before 6.6 with those of the other kind, too.
+    /// Calls `visit` with each event since the last call, `most` of them at most; on Linux before 6.6 also with those that
+    /// were not subscribed to. Returns how many it read, of all kinds.
     ///
     /// # Errors
-    /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
-    pub(crate) fn read(&mut self, mut visit: impl FnMut(ProcessEvent)) -> nix::Result<()> {
-        self.socket.events(usize::MAX, |message| {
+    /// ENOBUFS: the kernel dropped events, since the socket's buffer was full. The next call goes on reading.
+    pub(crate) fn read(&mut self, most: usize, mut visit: impl FnMut(ProcessEvent)) -> nix::Result<usize> {
+        self.socket.events(most, |message| {
             if let Some(event) = parse(&message) {
                 visit(event);
             }
-        })?;
-        Ok(())
+        })
     }
 }
 
@@ -132,9 +134,10 @@ fn parse(message: &Message<'_>) -> Option<ProcessEvent> {
         return None;
     }
     let id = |n: usize| u32_at(payload, TO_IDS + 4 * n);
+    let at = u64_at(payload, TO_TIME)?;
     match u32_at(payload, HEADER)? {
-        EXEC => Some(ProcessEvent::Exec { pid: id(1)?, at: u64_at(payload, TO_TIME)? }),
-        FORK if id(2)? == id(3)? => Some(ProcessEvent::Fork { parent: id(1)?, child: id(3)? }),
+        EXEC => Some(ProcessEvent::Exec { pid: id(1)?, at }),
+        FORK if id(2)? == id(3)? => Some(ProcessEvent::Fork { parent: id(1)?, child: id(3)?, at }),
         _ => None,
     }
 }
@@ -163,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_fork_has_parent_and_child_and_a_new_thread_is_none() {
-        let expected = ProcessEvent::Fork { parent: 4711, child: 4800 };
+        let expected = ProcessEvent::Fork { parent: 4711, child: 4800, at: 5_000_000_007 };
         assert_eq!(parsed(&event(FORK, &[4712, 4711, 4800, 4800])), Some(expected));
         assert_eq!(parsed(&event(FORK, &[4712, 4711, 4801, 4711])), None);
         // The answer to a subscription.

@@ -129,6 +129,10 @@ impl<'l> AttributingTick<'l> {
             for side in Side::BOTH {
                 let EndOwner::Owned { process, socket } = entry.owner(side) else { continue };
                 let mut lost = ledger.processes.is_gone(process, tick, processes) && socket != SocketState::Closed;
+                if entry.is_made() && ledger.processes.has_just_ended(process, tick) {
+                    // A child with a copy of the socket may use it from now on; until now its maker has moved the bytes.
+                    continue;
+                }
                 lost |= !entry.open && matches!(socket, SocketState::Own(_));
                 if let (false, SocketState::Own(handle), Some(process)) = (lost, socket, ledger.processes.get(process))
                     && entry.open

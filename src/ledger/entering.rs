@@ -110,12 +110,14 @@ impl<'l> OpenTick<'l> {
         ledger.schedule_lookup(key);
     }
 
+    /// Enters that process `pid` has closed a socket.
+    pub fn closed(&mut self, cookie: u64, pid: u32) {
+        self.ledger.closed.push((cookie, pid));
+    }
+
     /// Enters what a socket has moved.
     pub fn socket(&mut self, socket: &SocketBytes, processes: &mut dyn ProcessLookup) {
         let ledger = &mut *self.ledger;
-        if let Some(pid) = socket.closed_by {
-            ledger.closed.push((socket.cookie, pid));
-        }
         let moved = Counters { original: socket.bytes_out, reply: socket.bytes_in };
         if moved == Counters::default() {
             return;

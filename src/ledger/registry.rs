@@ -13,8 +13,8 @@ pub(super) struct OwningProcess {
     pub identity: Identity,
     /// Whether it has ended; another process may have its pid now.
     gone: bool,
-    /// The last tick at which its identity was read.
-    read: u32,
+    /// The last tick at which it was seen alive.
+    alive: u32,
     mark: Mark,
     /// The number of sockets that refer to it, whether they move anything in this tick or not.
     sockets: u32,
@@ -76,7 +76,7 @@ impl Registry {
     }
 
     fn insert(&mut self, identity: Identity, gone: bool, tick: u32) -> Option<u32> {
-        let process = Some(OwningProcess { identity, gone, read: tick, mark: Mark::Open, sockets: 0 });
+        let process = Some(OwningProcess { identity, gone, alive: tick, mark: Mark::Open, sockets: 0 });
         if let Some(at) = self.free.pop() {
             self.processes[at as usize] = process;
             return Some(at);
@@ -90,16 +90,21 @@ impl Registry {
         self.has_ended(at, tick, &mut |pid| processes.identify(pid))
     }
 
+    /// Whether the process has ended since the last tick, in which it was seen alive.
+    pub fn has_just_ended(&self, at: u32, tick: u32) -> bool {
+        self.get(at).is_some_and(|process| process.gone && process.alive + 1 == tick)
+    }
+
     /// Whether the process has ended. Reads its identity again once a tick, since a command line can change (exec,
     /// setproctitle) and the kernel reuses pids.
     fn has_ended(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
         let Some(Some(process)) = self.processes.get_mut(at as usize) else { return true };
-        if process.gone || process.read == tick {
+        if process.gone || process.alive == tick {
             return process.gone;
         }
-        process.read = tick;
         match identify(process.identity.pid) {
             Some(identity) if identity.start_time == process.identity.start_time => {
+                process.alive = tick;
                 process.identity = identity.or_earlier(Some(&process.identity));
             }
             _ => {

@@ -106,7 +106,6 @@ impl Conntrack {
         for observation in self.watcher.as_ref().map(Watcher::take).unwrap_or_default() {
             match observation {
                 Observation::ProgramStarted(process, at) => into.program_started(*process, at),
-                Observation::ProgramUnread(pid) => into.program_unread(pid),
                 Observation::Opened(flow) if !self.probed.contains(&flow.original) => into.opened(&flow),
                 Observation::Attributed(flow, found) => into.attributed(&flow, found),
                 Observation::Ended(flow) if !self.probed.contains(&flow.original) => into.ended(&flow),

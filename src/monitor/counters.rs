@@ -15,6 +15,7 @@ use crate::attribution::process_cache::KnownProcess;
 use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Counters, Flow, Tuple};
+use crate::kernel::process_events::ProcessEvent;
 
 /// Where the counters come from: the values of `--source`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -73,11 +74,11 @@ pub(super) trait FlowSink {
     /// A process has started a program, and may have ended by the time a lookup leads to it.
     fn program_started(&mut self, process: KnownProcess, at: u64);
 
-    /// A process has started a program, and ended before that was read.
-    fn program_unread(&mut self, pid: u32);
+    /// A process has started a program or made a child, and may end before it is read.
+    fn process_event(&mut self, event: ProcessEvent);
 
-    /// A process has made a child, which may end before it is read.
-    fn forked(&mut self, parent: u32, child: u32);
+    /// Process events are missing.
+    fn lost_process_events(&mut self);
 
     /// A flow began.
     fn opened(&mut self, flow: &Flow);
@@ -94,7 +95,10 @@ pub(super) trait FlowSink {
     /// A socket is older than the monitor: a flow with its cookie as id, its inode, and what it carried, if that is known.
     fn existing_socket(&mut self, flow: &Flow);
 
-    /// A socket has moved bytes, or was closed.
+    /// A process has closed a socket, which moves no more bytes but those that come in this tick.
+    fn closed(&mut self, cookie: u64, pid: u32);
+
+    /// A socket has moved bytes.
     fn socket(&mut self, socket: &SocketBytes);
 
     /// Bytes were counted that no socket can be told of.

@@ -29,6 +29,7 @@ use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::{Attribution, ProcessLookup};
 use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
+use crate::kernel::process_events::ProcessEvent;
 use crate::ledger::{AttributingTick, EndRef, Ledger, OpenTick, Selection};
 use crate::python2::pattern::Pattern;
 use crate::traffic::source::{Facts, Reading, Source};
@@ -149,12 +150,12 @@ impl FlowSink for TickSink<'_, '_> {
         self.lookup.add_program(process, at);
     }
 
-    fn program_unread(&mut self, pid: u32) {
-        self.lookup.add_unread_program(pid);
+    fn process_event(&mut self, event: ProcessEvent) {
+        self.lookup.add_process_event(event);
     }
 
-    fn forked(&mut self, parent: u32, child: u32) {
-        self.lookup.add_child(parent, child);
+    fn lost_process_events(&mut self) {
+        self.lookup.lost_process_events();
     }
 
     fn opened(&mut self, flow: &Flow) {
@@ -175,6 +176,10 @@ impl FlowSink for TickSink<'_, '_> {
 
     fn existing_socket(&mut self, flow: &Flow) {
         self.tick.existing_socket(flow);
+    }
+
+    fn closed(&mut self, cookie: u64, pid: u32) {
+        self.tick.closed(cookie, pid);
     }
 
     fn socket(&mut self, socket: &SocketBytes) {

@@ -16,18 +16,22 @@ use crate::kernel::conntrack::Table;
 use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::Processes;
-use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
+use crate::kernel::process_events::ProcessEvents;
 
 /// The protocols whose sockets sock_diag lists: TCP, UDP, IPPROTO_UDPLITE, IPPROTO_RAW, IPPROTO_SCTP.
 const PROTOCOLS: [Protocol; 5] =
     [Protocol::Tcp, Protocol::Udp, Protocol::Other(136), Protocol::Other(255), Protocol::Other(132)];
 
-/// The BPF programs, the thread that reads what programs are called as they start, and the events of new processes.
+/// The most process events that one tick reads, 1 µs each.
+const EVENTS_PER_TICK: usize = 65_536;
+
+/// The BPF programs, the thread that reads what programs are called as they start, and the events of processes, which are
+/// read at the tick.
 #[derive(Debug)]
 pub(super) struct Packets {
     counters: PacketCounters,
     watcher: Option<Watcher>,
-    children: Option<ProcessEvents>,
+    process_events: Option<ProcessEvents>,
     /// Whether the sockets that are older than the monitor have been entered.
     begun: bool,
     ticks_with_lost_events: u64,
@@ -49,8 +53,8 @@ impl Packets {
                 format!("this kernel refuses a part of the packet counters ({missing}): owners of short connections may be missing")
             });
         }
-        let (watcher, children) = (Watcher::of_programs().ok(), ProcessEvents::of_children().ok());
-        Ok(Self { counters, watcher, children, begun: false, ticks_with_lost_events: 0, notes })
+        let (watcher, process_events) = (Watcher::of_programs().ok(), ProcessEvents::of_all().ok());
+        Ok(Self { counters, watcher, process_events, begun: false, ticks_with_lost_events: 0, notes })
     }
 }
 
@@ -65,21 +69,25 @@ impl CounterSource for Packets {
             for observation in watcher.take() {
                 match observation {
                     Observation::ProgramStarted(process, at) => into.program_started(*process, at),
-                    Observation::ProgramUnread(pid) => into.program_unread(pid),
                     // This watcher follows no connections.
                     Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
                 }
             }
         }
-        if let Some(children) = &mut self.children {
-            // Those that are lost are processes that ended within the tick, and made no socket as a rule.
-            let _ = children.read(|event| {
-                if let ProcessEvent::Fork { parent, child } = event {
-                    into.forked(parent, child);
+        if let Some(events) = &mut self.process_events {
+            match events.read(EVENTS_PER_TICK, |event| into.process_event(event)) {
+                Ok(read) if read < EVENTS_PER_TICK => {}
+                result => {
+                    if result.is_err() {
+                        // After the error, the kernel still has those from before the loss.
+                        let _ = events.read(EVENTS_PER_TICK, |_| {});
+                    }
+                    into.lost_process_events();
                 }
-            });
+            }
         }
         let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into) };
+        self.counters.read_closers(|cookie, pid| into.closed(cookie, pid)).context("cannot read who closed sockets")?;
         let overflow = self
             .counters
             .read(|socket| {

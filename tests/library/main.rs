@@ -18,4 +18,5 @@ mod pattern;
 mod pipe;
 mod pipe_random;
 mod pipeline;
+mod sockets;
 mod sums;

@@ -62,8 +62,7 @@ impl ProcessLookup for Host {
     fn identify(&mut self, pid: u32) -> Option<Identity> {
         let start_time = *self.running.get(&pid)?;
         let command_line = format!("process{pid} ").into_bytes();
-        let uid = Some(if pid < 4 { 1000 } else { 33 });
-        Some(Process { pid, start_time, command_line, nameless: false, uid, cgroup: None }.into())
+        Some(Process { pid, start_time, command_line, nameless: false, uid: Some(0), cgroup: None }.into())
     }
 
     fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity> {
@@ -107,16 +106,12 @@ proptest! {
                         let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
                         let tuple = Tuple { protocol: Protocol::Tcp, source: end(cookie as u16), destination: end(80) };
                         let maker = maker.map(|pid| (pid, u64::from(loopback)));
-                        let (tuple, closed_by) = (Some(tuple), None);
-                        let socket = SocketBytes { cookie, loopback, tuple, bytes_in, bytes_out, maker, closed_by };
+                        let tuple = Some(tuple);
+                        let socket = SocketBytes { cookie, loopback, tuple, bytes_in, bytes_out, maker };
                         tick.socket(&socket, &mut host);
                     }
                     Event::Closes { cookie, pid } => {
-                        let (tuple, maker, closed_by) = (None, None, Some(pid));
-                        let loopback = false;
-                        let socket =
-                            SocketBytes { cookie, loopback, tuple, bytes_in: 0, bytes_out: 0, maker, closed_by };
-                        tick.socket(&socket, &mut host);
+                        tick.closed(cookie, pid);
                     }
                     Event::Ends { pid } => {
                         host.running.remove(&pid);
@@ -150,39 +145,4 @@ proptest! {
             prop_assert_eq!(sum, counted, "at tick {}", second);
         }
     }
-}
-
-/// What processes have that moved 150 bytes by one socket: process 2 held it for 100, and `closer` closed it after all.
-fn readings_after_a_close_by(closer: u32) -> Vec<(String, u64)> {
-    let start = Instant::now();
-    let mut host = Host { running: (0..6).map(|pid| (pid, 1)).collect(), starts: 1 };
-    let mut ledger = Ledger::new(vec![Selection::default()], true, start);
-    let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
-    let tuple = Some(Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) });
-    for (second, bytes_out, closed_by) in [(1, 100, None), (2, 50, Some(closer))] {
-        let mut tick = ledger.open(start + Duration::from_secs(second));
-        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, maker: None, closed_by };
-        tick.socket(&socket, &mut host);
-        let mut tick = tick.attribute();
-        for end in tick.due(&mut host) {
-            let handle = Some(Handle { inode: 10, fd: 3 });
-            tick.resolved(end, Answer::Held { pid: 2, handle, connected: true }, &mut |pid| host.identify(pid));
-        }
-        tick.close(&mut host);
-    }
-    let label = |subject: &bwmon::traffic::subject::Subject| String::from_utf8_lossy(&subject.label()).into_owned();
-    let readings = ledger.readings();
-    let mut moved: Vec<_> = readings.iter().map(|reading| (label(&reading.subject), reading.bytes_out)).collect();
-    moved.sort();
-    moved
-}
-
-#[test]
-fn a_socket_is_handed_over_to_a_process_of_the_same_user() {
-    assert_eq!(readings_after_a_close_by(0), [("process0 ".to_owned(), 50), ("process2 ".to_owned(), 100)]);
-}
-
-#[test]
-fn a_process_that_only_closes_the_socket_of_another_user_gets_none_of_its_bytes() {
-    assert_eq!(readings_after_a_close_by(4), [("process2 ".to_owned(), 150)]);
 }

@@ -90,6 +90,43 @@ pub struct Flow<'a> {
     pub client: (&'a Namespace, &'static str, &'a str),
 }
 
+/// The addresses of the host and the remote one of [`host_and_remote`], those of IPv6 in brackets.
+pub struct Addresses {
+    host_v4: String,
+    host_v6: String,
+    remote_v4: String,
+    remote_v6: String,
+}
+
+impl Addresses {
+    pub fn new() -> Self {
+        let [[host_v4, host_v6], [remote_v4, remote_v6]] =
+            [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
+        Self { host_v4, host_v6, remote_v4, remote_v6 }
+    }
+
+    /// Flows of every kind between the two, and within the host.
+    pub fn flows<'a>(&'a self, host: &'a Namespace, remote: &'a Namespace) -> Vec<Flow<'a>> {
+        let Self { host_v4, host_v6, remote_v4, remote_v6 } = self;
+        let flow = |name, protocol, server, client| Flow { name, protocol, server, client };
+        vec![
+            flow("tcp_v4", "tcp", (remote, "0.0.0.0:0"), (host, "ask", remote_v4)),
+            flow("tcp_v6", "tcp", (remote, "[::]:0"), (host, "ask", remote_v6)),
+            flow("tcp_dual_stack", "tcp", (host, "[::]:0"), (remote, "ask", host_v4)),
+            flow("tcp_server_v6", "tcp", (host, "[::]:0"), (remote, "ask", host_v6)),
+            flow("tcp_loopback", "tcp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
+            flow("tcp_loopback_v6", "tcp", (host, "[::1]:0"), (host, "ask", "[::1]")),
+            flow("tcp_own_address", "tcp", (host, "[::]:0"), (host, "ask", host_v4)),
+            flow("udp_connected", "udp", (remote, "0.0.0.0:0"), (host, "ask-connected", remote_v4)),
+            flow("udp_unconnected", "udp", (remote, "0.0.0.0:0"), (host, "ask", remote_v4)),
+            flow("udp_server", "udp", (host, "0.0.0.0:0"), (remote, "ask-connected", host_v4)),
+            flow("udp_dual_stack", "udp", (host, "[::]:0"), (remote, "ask", host_v4)),
+            flow("udp_v6", "udp", (remote, "[::]:0"), (host, "ask-connected", remote_v6)),
+            flow("udp_loopback", "udp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
+        ]
+    }
+}
+
 /// The processes of flows that have sent all their bytes.
 #[derive(Default)]
 pub struct Traffic {
@@ -141,7 +178,8 @@ fn payload(names: &[&str]) -> Figures {
 pub fn conntrack_counts_every_kind_of_flow_exactly() {
     let (host, remote) = &host_and_remote();
     host.shell(ENABLE_COMMANDS);
-    let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
+    let addresses = Addresses::new();
+    let Addresses { host_v4, remote_v4, .. } = &addresses;
     // The host translates 192.0.2.1 to the remote host, and 192.0.2.2 to itself.
     host.shell(&format!(
         "ip route add 192.0.2.1 via {remote_v4}; nft 'add table ip nat; \
@@ -152,24 +190,12 @@ pub fn conntrack_counts_every_kind_of_flow_exactly() {
     ));
     remote.shell(&format!("ip route add 192.0.2.2 via {host_v4}"));
     let flow = |name, protocol, server, client| Flow { name, protocol, server, client };
-    let flows = [
-        flow("tcp_v4", "tcp", (remote, "0.0.0.0:0"), (host, "ask", &*remote_v4)),
-        flow("tcp_v6", "tcp", (remote, "[::]:0"), (host, "ask", &remote_v6)),
-        flow("tcp_dual_stack", "tcp", (host, "[::]:0"), (remote, "ask", &host_v4)),
-        flow("tcp_server_v6", "tcp", (host, "[::]:0"), (remote, "ask", &host_v6)),
-        flow("tcp_loopback", "tcp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
-        flow("tcp_loopback_v6", "tcp", (host, "[::1]:0"), (host, "ask", "[::1]")),
-        flow("tcp_own_address", "tcp", (host, "[::]:0"), (host, "ask", &host_v4)),
+    let mut flows = addresses.flows(host, remote);
+    flows.extend([
         flow("tcp_translated", "tcp", (remote, "0.0.0.0:0"), (host, "ask", "192.0.2.1")),
         flow("tcp_server_translated", "tcp", (host, "0.0.0.0:0"), (remote, "ask", "192.0.2.2")),
-        flow("udp_connected", "udp", (remote, "0.0.0.0:0"), (host, "ask-connected", &remote_v4)),
-        flow("udp_unconnected", "udp", (remote, "0.0.0.0:0"), (host, "ask", &remote_v4)),
-        flow("udp_server", "udp", (host, "0.0.0.0:0"), (remote, "ask-connected", &host_v4)),
-        flow("udp_dual_stack", "udp", (host, "[::]:0"), (remote, "ask", &host_v4)),
-        flow("udp_v6", "udp", (remote, "[::]:0"), (host, "ask-connected", &remote_v6)),
-        flow("udp_loopback", "udp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
         flow("udp_translated", "udp", (remote, "0.0.0.0:0"), (host, "ask", "192.0.2.1")),
-    ];
+    ]);
 
     let mut monitor = Monitor::start(&[]);
     let truth = Truth::new(host);

@@ -36,6 +36,7 @@ const TESTS: &[Test] = tests! {
     OwnProcess {
         tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
         tcp_owners::the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket,
+        packets::a_flood_of_closed_sockets_takes_no_room_from_those_that_move_bytes,
         packets::the_counters_lose_nothing_between_two_reads,
         packets::the_headers_of_every_segment_of_an_offloaded_packet_count,
         tcp_owners::the_next_connection_between_the_same_ports_begins_without_a_record,

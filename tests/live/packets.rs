@@ -6,7 +6,7 @@ use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
 
 use crate::common::program::wait_for;
-use crate::counting::{Flow, Traffic, figures_of};
+use crate::counting::{Addresses, Flow, Traffic, figures_of};
 use crate::support::harness::{Outcome, needs_packets};
 use crate::support::monitor::Monitor;
 use crate::support::netns::{Namespace, address, host_and_remote};
@@ -31,22 +31,8 @@ fn monitor() -> Monitor {
 pub fn without_conntrack_every_kind_of_flow_is_counted_exactly() -> Outcome {
     needs_packets()?;
     let (host, remote) = &host_and_remote();
-    let [[host_v4, host_v6], [remote_v4, remote_v6]] = [address(1), address(2)].map(|[v4, v6]| [v4, format!("[{v6}]")]);
-    let flow = |name, protocol, server, client| Flow { name, protocol, server, client };
-    let flows = [
-        flow("tcp_v4", "tcp", (remote, "0.0.0.0:0"), (host, "ask", &*remote_v4)),
-        flow("tcp_v6", "tcp", (remote, "[::]:0"), (host, "ask", &remote_v6)),
-        flow("tcp_dual_stack", "tcp", (host, "[::]:0"), (remote, "ask", &host_v4)),
-        flow("tcp_server_v6", "tcp", (host, "[::]:0"), (remote, "ask", &host_v6)),
-        flow("tcp_loopback", "tcp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
-        flow("tcp_own_address", "tcp", (host, "[::]:0"), (host, "ask", &host_v4)),
-        flow("udp_connected", "udp", (remote, "0.0.0.0:0"), (host, "ask-connected", &remote_v4)),
-        flow("udp_unconnected", "udp", (remote, "0.0.0.0:0"), (host, "ask", &remote_v4)),
-        flow("udp_server", "udp", (host, "0.0.0.0:0"), (remote, "ask-connected", &host_v4)),
-        flow("udp_dual_stack", "udp", (host, "[::]:0"), (remote, "ask", &host_v4)),
-        flow("udp_v6", "udp", (remote, "[::]:0"), (host, "ask-connected", &remote_v6)),
-        flow("udp_loopback", "udp", (host, "127.0.0.1:0"), (host, "ask", "127.0.0.1")),
-    ];
+    let addresses = Addresses::new();
+    let flows = addresses.flows(host, remote);
     let mut monitor = monitor();
     let truth = Truth::new(host);
     let mut traffic = Traffic::default();
@@ -133,6 +119,32 @@ pub fn the_counters_lose_nothing_between_two_reads() -> Outcome {
     sent += read(&mut counters);
     sent += read(&mut counters);
     assert_eq!(sent, DATAGRAMS * BYTES);
+    Ok(())
+}
+
+pub fn a_flood_of_closed_sockets_takes_no_room_from_those_that_move_bytes() -> Outcome {
+    let mut counters = needs_packets()?;
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // More than the maps have entries.
+    for _ in 0..70_000 {
+        drop(UdpSocket::bind("127.0.0.1:0").unwrap());
+    }
+    sender.send_to(&[7; 100], receiver.local_addr().unwrap()).unwrap();
+    let from = sender.local_addr().unwrap().port();
+    let mut sent = 0;
+    let overflow = counters.read(|socket| {
+        if socket.tuple.is_some_and(|tuple| tuple.source.port == from) {
+            sent += socket.bytes_out;
+        }
+    });
+    assert_eq!((overflow.unwrap(), sent), ((0, 0), 28 + 100));
+    // Who closes is recorded again once the closers were read.
+    counters.read_closers(|_, _| {}).unwrap();
+    drop(sender);
+    let mut closers = Vec::new();
+    counters.read_closers(|_, pid| closers.push(pid)).unwrap();
+    assert!(closers.contains(&std::process::id()), "{closers:?}");
     Ok(())
 }
 

@@ -17,11 +17,13 @@
 //!
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
-//! Where to read on: [`tcp_owners`] is the only program so far; `instruction` is the language in which it is written.
+//! Where to read on: [`packet_counters`] counts packets per socket, by the programs in `packet_programs`; [`tcp_owners`]
+//! records the owners of TCP connections; `instruction` is the language in which they are written.
 //! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod instruction;
 pub mod packet_counters;
+mod packet_programs;
 pub mod tcp_owners;
 
 use std::io;

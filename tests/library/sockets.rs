@@ -1,0 +1,143 @@
+//! Which of the processes that had a socket gets its bytes.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use bwmon::attribution::{Answer, Identity, ProcessLookup};
+use bwmon::kernel::bpf::packet_counters::SocketBytes;
+use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
+use bwmon::kernel::process::{Handle, Process};
+use bwmon::ledger::{Ledger, Selection};
+use bwmon::traffic::source::Reading;
+
+/// The processes that run, and their users. Whoever holds the socket is found by `holder`.
+#[derive(Default)]
+struct Host {
+    running: BTreeMap<u32, u32>,
+    holder: u32,
+}
+
+impl ProcessLookup for Host {
+    fn identify(&mut self, pid: u32) -> Option<Identity> {
+        let uid = Some(*self.running.get(&pid)?);
+        let command_line = format!("{pid}").into_bytes();
+        Some(Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup: None }.into())
+    }
+
+    fn replaced_program(&mut self, _pid: u32, _at: u64) -> Option<Identity> {
+        None
+    }
+
+    fn holds(&mut self, pid: u32, _handle: Handle) -> bool {
+        self.running.contains_key(&pid)
+    }
+
+    fn has_sockets(&mut self, pid: u32, _start_time: u64) -> bool {
+        self.running.contains_key(&pid)
+    }
+
+    fn closer(&mut self, pid: u32) -> Answer {
+        Answer::Closed { pid, inherited: true }
+    }
+
+    fn closed_by(&mut self, _tuple: &Tuple) -> Option<Answer> {
+        None
+    }
+}
+
+/// One socket of a host, tick by tick.
+struct Socket {
+    host: Host,
+    ledger: Ledger,
+    maker: Option<(u32, u64)>,
+    now: Instant,
+}
+
+impl Socket {
+    fn new(running: &[(u32, u32)], maker: Option<u32>, holder: u32) -> Self {
+        let now = Instant::now();
+        let ledger = Ledger::new(vec![Selection::default()], true, now);
+        let host = Host { running: running.iter().copied().collect(), holder };
+        Self { host, ledger, maker: maker.map(|pid| (pid, 0)), now }
+    }
+
+    /// A tick in which the socket sends `bytes_out`, and may be closed.
+    fn tick(&mut self, bytes_out: u64, closer: Option<u32>) {
+        self.now += Duration::from_secs(1);
+        let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
+        let tuple = Some(Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) });
+        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, maker: self.maker };
+        let mut tick = self.ledger.open(self.now);
+        if let Some(pid) = closer {
+            tick.closed(1, pid);
+        }
+        tick.socket(&socket, &mut self.host);
+        let mut tick = tick.attribute();
+        for end in tick.due(&mut self.host) {
+            let handle = Some(Handle { inode: 10, fd: 3 });
+            let answer = Answer::Held { pid: self.host.holder, handle, connected: true };
+            tick.resolved(end, answer, &mut |pid| self.host.identify(pid));
+        }
+        tick.close(&mut self.host);
+    }
+
+    /// The bytes out of each process, by its pid.
+    fn figures(&self) -> BTreeMap<String, u64> {
+        let figure = |reading: &Reading| (String::from_utf8_lossy(&reading.subject.label()).into(), reading.bytes_out);
+        self.ledger.readings().iter().map(figure).collect()
+    }
+}
+
+fn figures<const N: usize>(expected: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    expected.map(|(pid, bytes)| (pid.to_owned(), bytes)).into()
+}
+
+#[test]
+fn a_socket_that_was_accepted_is_handed_over_to_a_child_of_the_same_user() {
+    let mut socket = Socket::new(&[(2, 1000), (3, 1000)], None, 2);
+    socket.tick(100, None);
+    socket.tick(50, Some(3));
+    assert_eq!(socket.figures(), figures([("2", 100), ("3", 50)]));
+}
+
+#[test]
+fn root_may_hand_a_socket_over_to_any_user() {
+    let mut socket = Socket::new(&[(2, 0), (3, 1000)], None, 2);
+    socket.tick(100, None);
+    socket.tick(50, Some(3));
+    assert_eq!(socket.figures(), figures([("2", 100), ("3", 50)]));
+}
+
+#[test]
+fn a_process_that_only_closes_the_socket_of_another_user_gets_none_of_its_bytes() {
+    let mut socket = Socket::new(&[(2, 1000), (3, 0)], None, 2);
+    socket.tick(100, None);
+    socket.tick(50, Some(3));
+    assert_eq!(socket.figures(), figures([("2", 150)]));
+}
+
+#[test]
+fn the_last_bytes_of_a_maker_are_its_own_when_a_child_has_a_copy() {
+    let mut socket = Socket::new(&[(2, 1000), (3, 1000)], Some(2), 2);
+    socket.tick(100, None);
+    socket.host.running.remove(&2);
+    socket.host.holder = 3;
+    socket.tick(50, None);
+    assert_eq!(socket.figures(), figures([("2", 150)]));
+    // The child goes on with it.
+    socket.tick(7, None);
+    assert_eq!(socket.figures(), figures([("2", 150), ("3", 7)]));
+}
+
+#[test]
+fn what_a_child_sends_long_after_its_parent_ended_is_the_childs() {
+    let mut socket = Socket::new(&[(2, 1000), (3, 1000)], Some(2), 2);
+    socket.tick(100, None);
+    socket.host.running.remove(&2);
+    socket.host.holder = 3;
+    socket.tick(0, None);
+    socket.tick(0, None);
+    socket.tick(50, None);
+    assert_eq!(socket.figures(), figures([("2", 100), ("3", 50)]));
+}
