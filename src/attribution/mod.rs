@@ -15,6 +15,7 @@
 //! Where to read on: this file has the types of queries and answers; then `per_tick`, the simpler lookup.
 
 mod history;
+mod holders;
 pub(crate) mod per_event;
 pub mod per_tick;
 pub(crate) mod process_cache;

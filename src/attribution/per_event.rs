@@ -93,7 +93,7 @@ impl EventLookup {
         let pid = self.view.records(tuple)?.owner(tuple)?;
         let namespaces = self.view.namespaces.as_mut()?;
         // A container that has just started may be gone by the next scan of the namespaces.
-        if namespaces.with_address(tuple.source.address()).is_none() && !namespaces.enter(&self.view.processes, pid) {
+        if namespaces.with_address(tuple.source.address()).next().is_none() && !namespaces.enter(&self.view.processes, pid) {
             return None;
         }
         let Recorded::Process(process) = self.view.recorded(tuple, pid)? else { return None };
@@ -161,7 +161,7 @@ impl EventLookup {
                 self.held(holder, connected)
             }
             // The next tick tries again.
-            Found::Elsewhere | Found::NoSocket | Found::Kernels | Found::Socket { .. } | Found::Closed(_) => None,
+            _ => None,
         }
     }
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::holders::HolderSearch;
 use super::process_cache::KnownProcess;
-use super::socket::{Found, find_all, find_by_cookie};
+use super::socket::{Found, find_all, find_by_cookie, find_unusual};
 use super::view::{HostView, Recorded};
 use super::{Answer, Identity, ProcessLookup, Query};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
@@ -21,8 +22,10 @@ use crate::traffic::subject::Reason;
 /// The most descriptors of new processes that are read per tick: 2 µs each.
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
-/// The most descriptors of threads other than the main ones that one tick reads: 2 µs each.
-const THREAD_BUDGET: u32 = 20_000;
+/// How long one tick asks the kernel for sockets.
+const LONGEST_QUERIES: Duration = Duration::from_millis(200);
+/// Every this many ticks that look up tuples, sockets that a request does not find are searched for among all.
+const UNUSUAL_EVERY: u32 = 4;
 
 /// Finds the owners that were not found at an event.
 #[derive(Debug)]
@@ -32,6 +35,9 @@ pub struct TickLookup {
     scanned: Option<Instant>,
     /// The pids at the last search for new processes, in ascending order.
     known_pids: Vec<u32>,
+    holder_search: HolderSearch,
+    /// The number of ticks until unusual sockets are searched for.
+    ticks_to_unusual: u32,
 }
 
 impl TickLookup {
@@ -49,7 +55,13 @@ impl TickLookup {
     }
 
     fn new(view: HostView) -> Self {
-        Self { view, scanned: None, known_pids: Vec::new() }
+        Self {
+            view,
+            scanned: None,
+            known_pids: Vec::new(),
+            holder_search: HolderSearch::default(),
+            ticks_to_unusual: 0,
+        }
     }
 
     /// Begins a tick: processes that were read before are read again when they are next needed.
@@ -80,13 +92,18 @@ impl TickLookup {
         self.view.processes.some_unreadable()
     }
 
+    /// The number of network namespaces that the last scan has left out, since there are too many.
+    pub fn namespaces_left_out(&self) -> usize {
+        self.view.namespaces.as_ref().map_or(0, Namespaces::left_out)
+    }
+
     /// Looks for network namespaces that have appeared or ended, unless it did so less than `interval` ago. Returns
     /// whether it has scanned.
     pub fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let Some(namespaces) = &self.view.namespaces else { return false };
         let recently = self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval);
         // Our sockets keep a namespace alive after its last process has ended, so close them at once.
-        if recently && !namespaces.may_have_ended(&self.view.processes) {
+        if recently && !namespaces.may_have_ended() {
             return false;
         }
         self.scanned = Some(now);
@@ -97,7 +114,7 @@ impl TickLookup {
     /// Whether any known network namespace has the address of a tuple's source.
     pub fn is_local_address(&mut self, tuple: &Tuple) -> bool {
         let namespaces = self.view.namespaces.as_mut();
-        namespaces.is_some_and(|namespaces| namespaces.with_address(tuple.source.address()).is_some())
+        namespaces.is_some_and(|namespaces| namespaces.with_address(tuple.source.address()).next().is_some())
     }
 
     /// The answers to queries, in their order.
@@ -129,63 +146,33 @@ impl TickLookup {
             });
         }
         if let Some(namespaces) = &mut self.view.namespaces {
-            of_tuples.into_iter().zip(find_all(namespaces, &tuples)).for_each(|(at, socket)| found[at] = socket);
-            of_sockets
-                .into_iter()
-                .zip(find_by_cookie(namespaces, &sockets))
-                .for_each(|(at, socket)| found[at] = socket);
+            let deadline = Instant::now() + LONGEST_QUERIES;
+            let mut by_tuple = find_all(namespaces, &tuples, deadline);
+            self.ticks_to_unusual = self.ticks_to_unusual.saturating_sub(1);
+            if self.ticks_to_unusual == 0 {
+                self.ticks_to_unusual = UNUSUAL_EVERY;
+                find_unusual(namespaces, &tuples, &mut by_tuple, deadline);
+            }
+            of_tuples.into_iter().zip(by_tuple).for_each(|(at, socket)| found[at] = socket);
+            let by_cookie = find_by_cookie(namespaces, &sockets, deadline);
+            of_sockets.into_iter().zip(by_cookie).for_each(|(at, socket)| found[at] = socket);
         } else if !tuples.is_empty() {
             let table = SocketTable::read(self.view.processes.root());
             of_tuples.into_iter().zip(&tuples).for_each(|(at, tuple)| found[at] = find_listed(&table, tuple));
         }
-        let holders = self.holders(&found, likely_owners);
-        let some_unreadable = self.some_unreadable();
-        found.into_iter().map(|found| found.answer(|inode| holders.of(inode), some_unreadable)).collect()
-    }
-
-    /// One walk over the processes, the likely owners and then the youngest first, for the holders of all sockets in
-    /// `found`.
-    fn holders(&mut self, found: &[Found], likely_owners: Vec<u32>) -> Holders {
-        let mut inodes: Vec<u32> = found
-            .iter()
-            .filter_map(|found| match found {
-                Found::Socket { inode, .. } if *inode != 0 => Some(*inode),
-                _ => None,
-            })
-            .collect();
-        inodes.sort_unstable();
-        inodes.dedup();
-        let mut left = inodes.len();
-        if left == 0 {
-            return Holders::default();
-        }
-        let mut holders = Holders { holders: vec![None; inodes.len()], inodes };
-        let mut search = |processes: &mut Processes, pid| {
-            processes.each_socket(pid, &mut u32::MAX.clone(), |handle| {
-                if let Some(holder @ None) = holders.slot(handle.inode) {
-                    *holder = Some((pid, handle));
-                    left -= 1;
-                }
-                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            left == 0
+        let inode = |found: &Found| match found {
+            Found::Socket { inode: inode @ 1.., .. } => Some(*inode),
+            _ => None,
         };
-        let processes = &mut self.view.processes;
-        if !likely_owners.into_iter().any(|pid| search(processes, pid)) {
-            let all_found = processes.youngest_first().into_iter().any(|pid| search(processes, pid));
-            if !all_found && left > 0 {
-                // Some are held by threads with descriptor tables of their own, or whose main thread has ended.
-                let mut budget = THREAD_BUDGET;
-                for pid in processes.youngest_first() {
-                    processes.each_socket_of_threads(pid, &mut budget, |thread, handle| {
-                        if let Some(holder @ None) = holders.slot(handle.inode) {
-                            *holder = Some((thread, handle));
-                        }
-                    });
-                }
-            }
-        }
-        holders
+        let inodes = found.iter().filter_map(inode).collect();
+        let holders = self.holder_search.holders(inodes, likely_owners, &mut self.view.processes);
+        // What a socket without holder is taken for.
+        let unheld = match (self.some_unreadable(), holders.is_cut_short()) {
+            (true, _) => Reason::NotPermitted,
+            (false, true) => Reason::NotSearched,
+            (false, false) => Reason::NoProcess,
+        };
+        found.into_iter().map(|found| found.answer(|inode| holders.of(inode), unheld)).collect()
     }
 
     /// The sockets of the processes that have appeared since the last call, by inode: they may have inherited them.
@@ -223,27 +210,6 @@ fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
         Some(ListedSocket { inode, connected }) => Found::Socket { inode, connected },
         None if table.may_have_address(tuple.source.address()) => Found::NoSocket,
         None => Found::Elsewhere,
-    }
-}
-
-/// Which process holds which socket.
-#[derive(Default)]
-struct Holders {
-    /// In ascending order.
-    inodes: Vec<u32>,
-    /// In the same order.
-    holders: Vec<Option<(u32, Handle)>>,
-}
-
-impl Holders {
-    fn slot(&mut self, inode: u32) -> Option<&mut Option<(u32, Handle)>> {
-        let at = self.inodes.binary_search(&inode).ok()?;
-        self.holders.get_mut(at)
-    }
-
-    fn of(&self, inode: u32) -> Option<(u32, Handle)> {
-        let at = self.inodes.binary_search(&inode).ok()?;
-        *self.holders.get(at)?
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) enum Recorded<'a> {
     Process(&'a KnownProcess),
     /// It has ended, and was never read.
     Ended,
-    /// The record is about an equal tuple in another network namespace: equal tuples share one record.
+    /// The record may be about an equal tuple in another network namespace: equal tuples share one record.
     OtherNamespace,
 }
 
@@ -45,10 +45,12 @@ impl HostView {
     /// source.
     pub fn recorded(&mut self, tuple: &Tuple, pid: u32) -> Option<Recorded<'_>> {
         let namespaces = self.namespaces.as_mut()?;
-        let namespace = namespaces.with_address(tuple.source.address())?.id;
+        let mut with_address = namespaces.with_address(tuple.source.address()).map(|namespace| namespace.id);
+        let (namespace, several) = (with_address.next()?, with_address.next().is_some());
+        drop(with_address);
         Some(match self.cache.get_with_namespace(pid, &self.processes, namespaces) {
             None => Recorded::Ended,
-            Some(process) if process.namespace == Some(namespace) => Recorded::Process(process),
+            Some(process) if process.namespace == Some(namespace) && !several => Recorded::Process(process),
             Some(_) => Recorded::OtherNamespace,
         })
     }

@@ -54,6 +54,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// No address and no port: of a socket that is not bound, or has no peer.
+    pub const UNSPECIFIED: Self = Self { address: Ipv6Addr::UNSPECIFIED, port: 0 };
+
     /// The endpoint of an address, mapped or not.
     pub fn new(address: impl Into<IpAddr>, port: u16) -> Self {
         let address = match address.into() {

@@ -5,18 +5,25 @@
 //! nlattr   { len: u16, type: u16 }                                   followed by the value, padded to 4 bytes
 //! ```
 //! The kernel's side is net/netlink/af_netlink.c and include/uapi/linux/netlink.h.
+//!
+//! Some sockets are in network namespaces that other users own, who may send netlink messages there. So a socket hears the
+//! kernel alone, and no wait for it is endless.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recv, sendto, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, connect, recvmsg, sendto, setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 pub use rustix::net::netlink as protocol;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// NLM_F_REQUEST: the flag of every request.
 const REQUEST: u16 = 0x01;
 /// NLM_F_ROOT | NLM_F_MATCH: the flags of a request for a whole table.
-pub const DUMP: u16 = 0x300;
+const DUMP: u16 = 0x300;
 
 /// The size of struct nlmsghdr.
 const HEADER: usize = 16;
@@ -30,6 +37,9 @@ pub(crate) const NESTED: u16 = 0x8000;
 const TYPE_FLAGS: u16 = 0xc000;
 /// In bytes. The kernel fills the datagrams of a dump up to 32 KiB, even if there is room for more.
 const BUFFER: usize = 32 * 1024;
+/// The longest wait for a reply, in seconds. The kernel makes a reply while the request is sent or the reply is read, so a wait means
+/// that the reply is lost.
+const LONGEST_WAIT: i64 = 1;
 
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +110,10 @@ pub(crate) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
 #[derive(Debug)]
 pub struct Netlink {
     fd: OwnedFd,
+    /// The number of the last request. The first one is random, so that nobody else knows it.
     sequence: u32,
+    /// The number of the dump whose end has not been read.
+    dump: Option<u32>,
     buffer: Vec<u8>,
 }
 
@@ -115,7 +128,12 @@ impl Netlink {
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        Ok(Self { fd, sequence: 0, buffer: Vec::new() })
+        // The kernel's own port is 0: from now on it refuses the messages that others send to this socket
+        // (netlink_getsockbyportid).
+        connect(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(LONGEST_WAIT, 0))?;
+        let sequence = RandomState::new().build_hasher().finish() as u32;
+        Ok(Self { fd, sequence, dump: None, buffer: Vec::new() })
     }
 
     /// Sets the size of the receive buffer, in bytes. For users other than root the kernel limits it to
@@ -143,45 +161,72 @@ impl Netlink {
         Ok(())
     }
 
-    /// Sends a request and calls `visit` with each message of the reply, until the reply is complete: after the first
-    /// message or, if `flags` has [`DUMP`], after NLMSG_DONE.
+    /// Sends a request and calls `visit` with the message of the reply.
     ///
     /// # Errors
-    /// The kernel's error for the request (ENOENT: there is no such object; EPERM), or that of send(2) or recv(2).
-    pub fn request(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        payload: &[u8],
-        mut visit: impl FnMut(Message<'_>),
-    ) -> nix::Result<()> {
+    /// The kernel's error for the request (ENOENT: there is no such object; EPERM), that of send(2) or recv(2), or ETIMEDOUT
+    /// where no reply comes.
+    pub fn request(&mut self, kind: u16, payload: &[u8], mut visit: impl FnMut(Message<'_>)) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        self.send(kind, flags | REQUEST, payload)?;
-        self.buffer.resize(BUFFER, 0);
+        self.send(kind, REQUEST, payload)?;
         loop {
             let length = self.receive(MsgFlags::empty())?;
-            let datagram = self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
-            for message in messages(datagram) {
-                // An event, or the rest of an earlier reply that an error has interrupted.
-                if message.sequence != self.sequence {
-                    continue;
+            // Other messages are events, or the rest of an earlier reply.
+            let mut replies = messages(self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?)
+                .filter(|message| message.sequence == self.sequence);
+            if let Some(message) = replies.next() {
+                error_in(&message)?;
+                if message.kind != ERROR {
+                    visit(message);
                 }
-                match message.kind {
-                    DONE => return Ok(()),
-                    ERROR => {
-                        return match u32_at(message.payload, 0).map(u32::cast_signed) {
-                            Some(0) => Ok(()),
-                            Some(code) => Err(Errno::from_raw(code.wrapping_neg())),
-                            None => Err(Errno::EPROTO),
-                        };
-                    }
-                    _ => visit(message),
-                }
-                if flags & DUMP == 0 {
-                    return Ok(());
-                }
+                return Ok(());
             }
         }
+    }
+
+    /// Requests a whole table, of which [`read_dump`](Self::read_dump) reads the messages. The earlier one must have been
+    /// read to its end.
+    ///
+    /// # Errors
+    /// EBUSY where the kernel is not done with the earlier one, or the error of send(2).
+    pub(crate) fn begin_dump(&mut self, kind: u16, payload: &[u8]) -> nix::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.send(kind, REQUEST | DUMP, payload)?;
+        self.dump = Some(self.sequence);
+        Ok(())
+    }
+
+    /// Whether the table that was requested last has not been read to its end.
+    pub(crate) fn is_dumping(&self) -> bool {
+        self.dump.is_some()
+    }
+
+    /// Calls `visit` with the messages of the table that was requested, until all of it or the time of `deadline` has come.
+    /// Returns whether the table is complete; if not, the next call goes on.
+    ///
+    /// # Errors
+    /// The kernel's error for the request (EPERM), that of recv(2), or ETIMEDOUT where no message comes.
+    pub(crate) fn read_dump(&mut self, deadline: Instant, mut visit: impl FnMut(Message<'_>)) -> nix::Result<bool> {
+        let Some(sequence) = self.dump else { return Ok(true) };
+        while Instant::now() < deadline {
+            let received = self.receive(MsgFlags::empty());
+            if received == Err(Errno::ETIMEDOUT) {
+                // Its end is lost.
+                self.dump = None;
+            }
+            let length = received?;
+            for message in messages(self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?) {
+                if message.sequence != sequence {
+                    continue;
+                }
+                if message.kind == DONE || message.kind == ERROR {
+                    self.dump = None;
+                    return error_in(&message).map(|()| true);
+                }
+                visit(message);
+            }
+        }
+        Ok(false)
     }
 
     /// Reads at most `most` datagrams that wait, without waiting for more, and calls `visit` with their messages.
@@ -190,10 +235,9 @@ impl Netlink {
     /// # Errors
     /// ENOBUFS: the receive buffer was full and the kernel dropped messages. The next call goes on reading.
     pub(crate) fn events(&mut self, most: usize, mut visit: impl FnMut(Message<'_>)) -> nix::Result<usize> {
-        self.buffer.resize(BUFFER, 0);
         for read in 0..most {
             let length = match self.receive(MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => return Ok(read),
+                Err(Errno::ETIMEDOUT) => return Ok(read),
                 received => received?,
             };
             messages(self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?).for_each(&mut visit);
@@ -201,13 +245,32 @@ impl Netlink {
         Ok(most)
     }
 
+    /// Receives a datagram; one that is not from the kernel has the length 0.
     fn receive(&mut self, flags: MsgFlags) -> nix::Result<usize> {
+        self.buffer.resize(BUFFER, 0);
         loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, flags | MsgFlags::MSG_TRUNC) {
+            let mut buffer = [IoSliceMut::new(&mut self.buffer)];
+            let flags = flags | MsgFlags::MSG_TRUNC;
+            match recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut buffer, None, flags) {
                 Err(Errno::EINTR) => {}
-                received => return received,
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
+                Ok(received) => {
+                    // Others can send to a group to which this socket subscribes.
+                    let from_kernel = received.address.is_some_and(|sender| sender.pid() == 0);
+                    return Ok(if from_kernel { received.bytes } else { 0 });
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The error that a message reports, if it is one that ends a reply: both types begin with an error number.
+fn error_in(message: &Message<'_>) -> nix::Result<()> {
+    match u32_at(message.payload, 0).map(u32::cast_signed) {
+        Some(code @ ..0) if matches!(message.kind, ERROR | DONE) => Err(Errno::from_raw(code.wrapping_neg())),
+        None if message.kind == ERROR => Err(Errno::EPROTO),
+        _ => Ok(()),
     }
 }
 

@@ -108,7 +108,19 @@ impl Processes {
 
     /// Calls `visit` with each socket that `pid` holds, until `visit` breaks or `budget` descriptors have been read. A
     /// process that is gone holds none.
-    pub fn each_socket(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(Handle) -> ControlFlow<()>) {
+    pub fn each_socket(&mut self, pid: u32, budget: &mut u32, visit: impl FnMut(Handle) -> ControlFlow<()>) {
+        self.each_socket_from(pid, 0, budget, visit);
+    }
+
+    /// Like [`each_socket`](Self::each_socket), without the first `skipped` descriptors. Returns the number of the descriptor
+    /// at which it has ended.
+    pub fn each_socket_from(
+        &mut self,
+        pid: u32,
+        skipped: usize,
+        budget: &mut u32,
+        mut visit: impl FnMut(Handle) -> ControlFlow<()>,
+    ) -> usize {
         *budget = budget.saturating_sub(1);
         let path = self.descriptors(pid);
         let mut descriptors =
@@ -116,23 +128,33 @@ impl Processes {
                 Ok(descriptors) => descriptors,
                 Err(error) => {
                     self.some_unreadable |= matches!(error, Errno::EACCES | Errno::EPERM);
-                    return;
+                    return 0;
                 }
             };
         // A second descriptor for readlinkat(2), since iterating borrows the first.
-        let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return };
-        for entry in descriptors.iter().flatten() {
+        let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return 0 };
+        let mut read = skipped;
+        for entry in descriptors.iter().flatten().skip(skipped) {
             if *budget == 0 {
-                return;
+                break;
             }
             *budget -= 1;
+            read += 1;
             if let Some(fd) = number(entry.file_name())
                 && let Some(inode) = socket_inode(&directory, entry.file_name())
                 && visit(Handle { inode, fd }).is_break()
             {
-                return;
+                break;
             }
         }
+        read
+    }
+
+    /// The effective user id of a process; `None` if there is none.
+    pub fn user(&self, pid: u32) -> Option<u32> {
+        // Unlike the files in it, the directory belongs to the effective user even if the process is not dumpable
+        // (fs/proc/base.c, task_dump_owner).
+        std::fs::metadata(self.root.join(pid.to_string())).ok().map(|metadata| metadata.uid())
     }
 
     /// Whether `pid` has this socket at this descriptor.
@@ -174,9 +196,7 @@ impl Processes {
         }
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
-        // Unlike the files in it, the directory belongs to the effective user even if the process is not dumpable
-        // (fs/proc/base.c, task_dump_owner).
-        let uid = std::fs::metadata(&directory).ok().map(|metadata| metadata.uid());
+        let uid = self.user(pid);
         let stat = self.stat(pid)?;
         let nameless = command_line.is_empty();
         if nameless {
@@ -195,7 +215,7 @@ impl Processes {
     }
 
     /// The other threads of a process, by their ids. The first ones only: this is for a few whose main thread has ended.
-    fn threads(&self, pid: u32) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn threads(&self, pid: u32) -> impl Iterator<Item = u32> + use<> {
         let entries = std::fs::read_dir(self.root.join(pid.to_string()).join("task"));
         let id = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         entries.into_iter().flatten().flatten().filter_map(id).filter(move |&id| id != pid).take(MOST_THREADS)

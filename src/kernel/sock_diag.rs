@@ -4,12 +4,13 @@
 //! include/uapi/linux/inet_diag.h; the kernel's side is net/ipv4/inet_diag.c). `ss` prints the same data.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc::{AF_INET, AF_INET6};
 
 use crate::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use crate::kernel::netlink::{self, Netlink, attributes, u32_at, u64_at};
+use crate::kernel::netlink::{Netlink, attributes, protocol, u32_at, u64_at};
 
 /// SOCK_DIAG_BY_FAMILY: the type of requests and of replies.
 const BY_FAMILY: u16 = 20;
@@ -27,6 +28,9 @@ const LISTENING: u32 = 1 << 10;
 const CLOSED: [u8; 2] = [7, 9];
 /// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY, groups 1 and 3, as a mask.
 const TCP_DESTROY_GROUPS: u32 = 0b101;
+/// The most datagrams about destroyed sockets that are read at a time: whoever owns the namespace can make more of them come
+/// than are read.
+const DESTROYED_AT_A_TIME: usize = 100_000;
 
 /// A socket of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { queries: Netlink::open(netlink::protocol::SOCK_DIAG, 0)?, destroy_events: None })
+        Ok(Self { queries: Netlink::open(protocol::SOCK_DIAG, 0)?, destroy_events: None })
     }
 
     /// Opens one that also receives every TCP socket that the kernel destroys, with its final counters; see
@@ -74,7 +78,7 @@ impl SockDiag {
     /// # Errors
     /// As [`SockDiag::open`].
     pub fn with_destroy_events() -> nix::Result<Self> {
-        let destroy_events = Netlink::open(netlink::protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
+        let destroy_events = Netlink::open(protocol::SOCK_DIAG, TCP_DESTROY_GROUPS)?;
         // A message has some 400 bytes: room for tens of thousands of sockets that close within one tick.
         destroy_events.set_receive_buffer(16 << 20);
         Ok(Self { destroy_events: Some(destroy_events), ..Self::open()? })
@@ -95,7 +99,7 @@ impl SockDiag {
         };
         let mut found = None;
         let request = request(protocol, Some((source, destination)), u32::MAX, 0);
-        match self.queries.request(BY_FAMILY, 0, &request, |message| found = parse(protocol, message.payload)) {
+        match self.queries.request(BY_FAMILY, &request, |message| found = parse(protocol, message.payload)) {
             Ok(()) => Ok(found.map(|message| message.socket)),
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -105,44 +109,56 @@ impl SockDiag {
     /// Calls `visit` with every socket of `protocol`, IPv4 and IPv6, that carries data.
     ///
     /// # Errors
-    /// The kernel's error for the request.
-    pub fn dump(&mut self, protocol: Protocol, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
-        self.dump_messages(protocol, CARRYING, 0, |message| visit(message.socket))
+    /// ETIME where `deadline` passes before the kernel has listed all, or the kernel's error for the request.
+    pub fn dump(
+        &mut self,
+        protocol: Protocol,
+        deadline: Instant,
+        mut visit: impl FnMut(Socket),
+    ) -> nix::Result<()> {
+        self.dump_messages(protocol, CARRYING, 0, deadline, |message| visit(message.socket))
     }
 
     /// Calls `visit` with every TCP socket that listens, IPv4 and IPv6.
     ///
     /// # Errors
-    /// The kernel's error for the request.
-    pub fn dump_listeners(&mut self, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
-        self.dump_messages(Protocol::Tcp, LISTENING, 0, |message| visit(message.socket))
+    /// ETIME where `deadline` passes before the kernel has listed all, or the kernel's error for the request.
+    pub fn dump_listeners(&mut self, deadline: Instant, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
+        self.dump_messages(Protocol::Tcp, LISTENING, 0, deadline, |message| visit(message.socket))
     }
 
     /// Calls `visit` with every socket of `protocol` that is open, IPv4 and IPv6, as a flow from its local end to its remote
     /// end. The counters of a TCP socket are its payload; others have none.
     ///
     /// # Errors
-    /// The kernel's error for the request: ENOENT where it cannot list sockets of this protocol.
-    pub fn dump_open(&mut self, protocol: Protocol, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.dump_messages(protocol, CARRYING | LISTENING, 1 << (INFO - 1), |message| visit(&message.flow()))
+    /// ETIME where `deadline` passes before the kernel has listed all, or the kernel's error for the request: ENOENT where it
+    /// cannot list sockets of this protocol.
+    pub fn dump_open(
+        &mut self,
+        protocol: Protocol,
+        deadline: Instant,
+        mut visit: impl FnMut(&Flow),
+    ) -> nix::Result<()> {
+        let states = CARRYING | LISTENING;
+        self.dump_messages(protocol, states, 1 << (INFO - 1), deadline, |message| visit(&message.flow()))
     }
 
     /// Calls `visit` with every TCP socket that carries data, as a flow whose counters are its payload.
     ///
     /// # Errors
-    /// The kernel's error for the request.
-    pub fn dump_flows(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.dump_messages(Protocol::Tcp, CARRYING, 1 << (INFO - 1), |message| visit(&message.flow()))
+    /// ETIME where `deadline` passes before the kernel has listed all, or the kernel's error for the request.
+    pub fn dump_flows(&mut self, deadline: Instant, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
+        self.dump_messages(Protocol::Tcp, CARRYING, 1 << (INFO - 1), deadline, |message| visit(&message.flow()))
     }
 
-    /// Calls `visit` with every TCP socket that the kernel destroyed since the last call. Does nothing unless opened
-    /// [with destroy events](SockDiag::with_destroy_events).
+    /// Calls `visit` with every TCP socket that the kernel destroyed since the last call, up to some 100,000. Does nothing
+    /// unless opened [with destroy events](SockDiag::with_destroy_events).
     ///
     /// # Errors
     /// ENOBUFS: the kernel dropped events, since the socket's buffer was full.
     pub fn destroyed(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
         let Some(destroy_events) = &mut self.destroy_events else { return Ok(()) };
-        destroy_events.events(usize::MAX, |message| {
+        destroy_events.events(DESTROYED_AT_A_TIME, |message| {
             if message.kind == BY_FAMILY
                 && let Some(diag) = parse(Protocol::Tcp, message.payload)
             {
@@ -157,12 +173,19 @@ impl SockDiag {
         protocol: Protocol,
         states: u32,
         extensions: u8,
+        deadline: Instant,
         mut visit: impl FnMut(DiagMessage),
     ) -> nix::Result<()> {
+        // One for which the time was too short, or that ended in an error.
+        let mut complete = self.queries.read_dump(deadline, |_| {})?;
         for family in [AF_INET, AF_INET6] {
+            if !complete {
+                return Err(Errno::ETIME);
+            }
             let mut request = request(protocol, None, states, extensions);
             request[0] = family as u8;
-            self.queries.request(BY_FAMILY, netlink::DUMP, &request, |message| {
+            self.queries.begin_dump(BY_FAMILY, &request)?;
+            complete = self.queries.read_dump(deadline, |message| {
                 if message.kind == BY_FAMILY
                     && let Some(diag) = parse(protocol, message.payload)
                 {
@@ -170,7 +193,7 @@ impl SockDiag {
                 }
             })?;
         }
-        Ok(())
+        if complete { Ok(()) } else { Err(Errno::ETIME) }
     }
 }
 

@@ -105,7 +105,8 @@ impl<'l> AttributingTick<'l> {
         let mut later = Vec::new();
         for pending in ledger.pending.extract_if(.., |pending| pending.due <= tick) {
             let Some((index, key, entry)) = ledger.flows.get_full(&pending.key) else { continue };
-            if entry.is_final(pending.tries) {
+            let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
+            if entry.is_final(pending.tries) && !postponed {
                 continue;
             }
             let unclear = Side::BOTH.into_iter().filter(|side| entry.is_unclear(*side));
@@ -118,7 +119,9 @@ impl<'l> AttributingTick<'l> {
             looked_up += costly;
             let before = due.len();
             due.extend(unclear.map(|side| EndRef { flow: index as u32, side }));
-            if due.len() > before && pending.tries < TRIES {
+            if postponed {
+                later.push(PendingQuery { due: tick + 1, ..pending });
+            } else if due.len() > before && pending.tries < TRIES {
                 later.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
             }
         }
@@ -203,20 +206,21 @@ impl<'l> AttributingTick<'l> {
             }
         }
         ledger.moved = moved;
-        let (tick, owners, unowned) = (ledger.tick, &mut ledger.processes, &mut ledger.unowned);
+        let (table_began, owners, unowned) = (ledger.table_began, &mut ledger.processes, &mut ledger.unowned);
+        let continues = ledger.table_continues;
         // Mostly all flows were met, and need no second look.
         if std::mem::take(&mut ledger.any_over) || ledger.seen_this_tick + ledger.sockets != ledger.flows.len() {
             ledger.flows.retain(|key, entry| {
                 if key.is_socket() {
                     return true;
                 }
-                if entry.over || tick - entry.seen > GRACE {
+                if entry.over || (!continues && entry.seen + GRACE < table_began) {
                     add_unowned(unowned, entry);
                     return false;
                 }
                 for side in Side::BOTH {
                     if let EndOwner::Owned { process, .. } = entry.owner(side) {
-                        owners.mark(process, entry.open && entry.seen == tick);
+                        owners.mark(process, entry.open && (continues || entry.seen >= table_began));
                     }
                 }
                 true

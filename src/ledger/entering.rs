@@ -91,6 +91,11 @@ impl<'l> OpenTick<'l> {
         }
     }
 
+    /// Takes note that the rows of this tick are not the whole table: the next tick has those that follow.
+    pub fn table_continues(&mut self) {
+        self.ledger.table_continues = true;
+    }
+
     /// Enters a socket that is older than the monitor: a flow with its inode, and what it carried so far, if that is known.
     pub fn existing_socket(&mut self, flow: &Flow) {
         let ledger = &mut *self.ledger;

@@ -72,6 +72,9 @@ pub struct Ledger {
     last_row: usize,
     /// The number of flows that this tick has seen.
     seen_this_tick: usize,
+    /// The tick that began to read the table as this one has it, and whether the next one goes on.
+    table_began: u32,
+    table_continues: bool,
     /// Whether any flow is over.
     any_over: bool,
     /// The number of flows that another with the same key has replaced.
@@ -104,6 +107,8 @@ impl Ledger {
             flows: IndexMap::new(),
             last_row: 0,
             seen_this_tick: 0,
+            table_began: 0,
+            table_continues: false,
             any_over: false,
             replaced: 0,
             moved: Vec::new(),
@@ -133,6 +138,7 @@ impl Ledger {
         self.closing.clear();
         self.processes = Registry::default();
         (self.tick, self.lookback, self.sockets, self.swept) = (0, false, 0, 0);
+        self.table_continues = false;
     }
 
     /// Begins the next tick, which is at `now`.
@@ -140,6 +146,9 @@ impl Ledger {
         self.tick += 1;
         self.now = now;
         self.seen_this_tick = 0;
+        if !std::mem::take(&mut self.table_continues) {
+            self.table_began = self.tick;
+        }
         self.processes.unmark();
         OpenTick::new(self)
     }

@@ -28,6 +28,11 @@ pub(super) const STOPPED_COUNTING: &str =
 pub(super) const ONLY_OWN_PROCESSES: &str =
     "only your own processes are shown: only root (sudo) can see which processes have the other sockets";
 
+/// The message where there are more network namespaces than are entered.
+pub(super) fn namespaces_left_out(number: usize) -> String {
+    format!("{number} network namespaces are not looked into, since there are too many: their sockets may have no owner")
+}
+
 /// Messages for the user, at most one on each topic.
 #[derive(Debug, Default)]
 pub(super) struct Notes {

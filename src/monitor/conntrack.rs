@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -21,6 +22,9 @@ const WHOLE_TABLE_EVERY: u32 = 10;
 /// Scanning this many hash chains costs as much as requesting one flow: 30 ns beside 4 µs.
 const CHAINS_PER_FLOW: usize = 128;
 
+/// How long a tick reads the table: some 150,000 flows. The next one goes on with the rest.
+const LONGEST_DUMP: Duration = Duration::from_millis(300);
+
 /// Tuples of our own probes that are remembered: two for each probe.
 const PROBES_KEPT: usize = 24;
 
@@ -28,6 +32,8 @@ const PROBES_KEPT: usize = 24;
 #[derive(Debug)]
 pub(super) struct Conntrack {
     table: Table,
+    /// The same table, for probes.
+    probed_table: Table,
     /// What the last probe found, and whether nothing else than conntrack is to be used.
     probe: Probe,
     required: bool,
@@ -36,6 +42,8 @@ pub(super) struct Conntrack {
     probed: Vec<Tuple>,
     /// Up to this number, flows are requested one by one.
     max_requested: usize,
+    /// Whether the last tick read a part of the table, and this one goes on.
+    unfinished: bool,
     /// The number of ticks since the whole table was read.
     ticks_without_dump: u32,
     ticks_with_lost_events: u64,
@@ -48,25 +56,27 @@ impl Conntrack {
     /// # Errors
     /// Where this user may not read it; the message has the error of each way to read it.
     pub fn open(required: bool) -> Result<Self> {
-        let mut table = Table::open(Path::new("/proc"))?;
-        let probe = probe(&mut table)?;
+        let (table, mut probed_table) = (Table::open(Path::new("/proc"))?, Table::open(Path::new("/proc"))?);
+        let probe = probe(&mut probed_table)?;
         let probed = probe.sent.clone();
-        Ok(Self { probed, required, max_requested: max_requested(), ..Self::new(table, probe) })
+        Ok(Self { probed, required, max_requested: max_requested(), ..Self::new(table, probed_table, probe) })
     }
 
     /// The table in a file, as text, without events.
     pub fn from_file(path: PathBuf) -> Self {
-        Self::new(Table::File(path), Probe { ipv4: Tracking::Counts, ipv6: Tracking::Counts, sent: Vec::new() })
+        Self::new(Table::File(path.clone()), Table::File(path), Probe { ipv4: Tracking::Counts, ipv6: Tracking::Counts, sent: Vec::new() })
     }
 
-    fn new(table: Table, probe: Probe) -> Self {
+    fn new(table: Table, probed_table: Table, probe: Probe) -> Self {
         Self {
             table,
+            probed_table,
             probe,
             required: false,
             watcher: None,
             probed: Vec::new(),
             max_requested: 0,
+            unfinished: false,
             ticks_without_dump: WHOLE_TABLE_EVERY,
             ticks_with_lost_events: 0,
             notes: Notes::default(),
@@ -85,7 +95,8 @@ impl Conntrack {
 
     /// Requests the known flows, or dumps the whole table. `lost`: events were lost, so some flows may be unknown.
     fn read_table(&mut self, lost: bool, into: &mut dyn FlowSink) -> Result<Malformed> {
-        let all_known = self.watcher.is_some() && !lost && self.ticks_without_dump < WHOLE_TABLE_EVERY;
+        let all_known =
+            self.watcher.is_some() && !lost && !self.unfinished && self.ticks_without_dump < WHOLE_TABLE_EVERY;
         let requested = if all_known { into.tuples(self.max_requested) } else { None };
         self.ticks_without_dump = if requested.is_some() { self.ticks_without_dump + 1 } else { 1 };
         let (table, probed) = (&mut self.table, &self.probed);
@@ -94,11 +105,19 @@ impl Conntrack {
                 into.row(flow);
             }
         };
-        match (&self.watcher, requested) {
-            (_, Some(tuples)) => table.get(&tuples, &mut enter),
-            (Some(watcher), None) => watcher.run_apart(|| table.dump(&mut enter)),
-            (None, None) => table.dump(&mut enter),
+        if let Some(tuples) = requested {
+            return table.get(&tuples, &mut enter);
         }
+        let mut dump = || table.dump(Instant::now() + LONGEST_DUMP, &mut enter);
+        let dump = match &self.watcher {
+            Some(watcher) => watcher.run_apart(dump)?,
+            None => dump()?,
+        };
+        self.unfinished = !dump.complete;
+        if self.unfinished {
+            into.table_continues();
+        }
+        Ok(dump.malformed)
     }
 
     /// Enters the watcher's observations since the last call.
@@ -150,7 +169,7 @@ impl CounterSource for Conntrack {
 
     fn still_counts(&mut self) -> bool {
         self.max_requested = max_requested();
-        let Ok(probe) = probe(&mut self.table) else { return true };
+        let Ok(probe) = probe(&mut self.probed_table) else { return true };
         self.probed.extend(&probe.sent);
         // Those of the last minute; the kernel forgets a datagram after half of that.
         self.probed.drain(..self.probed.len().saturating_sub(PROBES_KEPT));

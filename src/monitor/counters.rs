@@ -89,6 +89,9 @@ pub(super) trait FlowSink {
     /// A flow has these counters.
     fn row(&mut self, flow: &Flow);
 
+    /// The rows of this tick are not the whole table: the next tick has those that follow.
+    fn table_continues(&mut self);
+
     /// A flow ended with these counters.
     fn ended(&mut self, flow: &Flow);
 

@@ -121,6 +121,10 @@ impl Source for Monitor {
         if self.lookup.some_unreadable() {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
         }
+        let left_out = self.lookup.namespaces_left_out();
+        if left_out > 0 {
+            self.notes.once("namespaces", || advice::namespaces_left_out(left_out));
+        }
         self.notes.extend(self.counters.notes());
         self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::limit_message_once));
         Ok(self.ledger.readings())
@@ -168,6 +172,10 @@ impl FlowSink for TickSink<'_, '_> {
 
     fn row(&mut self, flow: &Flow) {
         self.tick.row(flow);
+    }
+
+    fn table_continues(&mut self) {
+        self.tick.table_continues();
     }
 
     fn ended(&mut self, flow: &Flow) {

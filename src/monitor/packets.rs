@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -24,6 +25,9 @@ const PROTOCOLS: [Protocol; 5] =
 
 /// The most process events that one tick reads, 1 µs each.
 const EVENTS_PER_TICK: usize = 65_536;
+
+/// How long the first tick lists what there is. What it does not get to counts from its next bytes on.
+const LONGEST_START: Duration = Duration::from_secs(3);
 
 /// The BPF programs, the thread that reads what programs are called as they start, and the events of processes, which are
 /// read at the tick.
@@ -122,12 +126,13 @@ fn enter_existing(into: &mut dyn FlowSink) -> HashMap<u64, bool> {
     // Without sock_diag every socket begins as it moves.
     let Ok(mut namespaces) = Namespaces::new(proc_root) else { return HashMap::new() };
     namespaces.scan(&Processes::new(proc_root));
-    let past = counted_by_conntrack();
+    let deadline = Instant::now() + LONGEST_START;
+    let past = counted_by_conntrack(deadline);
     let mut existing = HashMap::new();
     for namespace in namespaces.iter_mut() {
         for protocol in PROTOCOLS {
             // A protocol that this kernel does not list has no sockets here, or they are found as they move.
-            let _ = namespace.diag.dump_open(protocol, |flow| {
+            let _ = namespace.diag.dump_open(protocol, deadline, |flow| {
                 // The counters of a listener are not those of the handshakes, which count as its own.
                 let is_connected = flow.original.destination.port != 0;
                 let counters = past.get(&flow.original).copied().or(flow.counters).filter(|_| is_connected);
@@ -140,10 +145,10 @@ fn enter_existing(into: &mut dyn FlowSink) -> HashMap<u64, bool> {
 }
 
 /// What flows have carried so far, as the socket at the source of each tuple sees it; empty where conntrack does not count.
-fn counted_by_conntrack() -> HashMap<Tuple, Counters> {
+fn counted_by_conntrack(deadline: Instant) -> HashMap<Tuple, Counters> {
     let mut counted = HashMap::new();
     let Ok(mut table) = Table::open(Path::new("/proc")) else { return counted };
-    let _ = table.dump(&mut |flow| {
+    let _ = table.dump(deadline, &mut |flow| {
         if let Some(Counters { original, reply }) = flow.counters {
             counted.insert(flow.original, Counters { original, reply });
             counted.insert(flow.reply, Counters { original: reply, reply: original });

@@ -57,6 +57,10 @@ pub enum Reason {
     NotPermitted,
     /// More sockets moved bytes within a tick than could be counted apart.
     TooMany,
+    /// Several network namespaces have such a socket, and nothing tells which one it is.
+    Ambiguous,
+    /// The processes have more descriptors than a tick can search; later ones go on.
+    NotSearched,
 }
 
 impl Reason {
@@ -68,6 +72,8 @@ impl Reason {
             Self::NoProcess => "socket without process",
             Self::NotPermitted => "no permission to see the process",
             Self::TooMany => "too many sockets at once",
+            Self::Ambiguous => "equal addresses in several network namespaces",
+            Self::NotSearched => "not looked up yet: too many descriptors",
         }
     }
 }

@@ -4,10 +4,11 @@
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use crate::common::user::User;
 use bwmon::kernel::conntrack::text::{self, Line};
-use bwmon::kernel::conntrack::{Malformed, Table, ctnetlink};
+use bwmon::kernel::conntrack::{Dump, Malformed, Table, ctnetlink};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::netlink::messages;
 use nix::unistd::geteuid;
@@ -29,7 +30,8 @@ fn fixture(name: &str) -> PathBuf {
 /// The flows of a table whose text is in a file, and its malformed lines.
 fn dump_file(path: PathBuf) -> (Vec<Flow>, Malformed) {
     let mut flows = Vec::new();
-    let malformed = Table::File(path).dump(&mut |flow| flows.push(*flow)).unwrap();
+    let Dump { complete, malformed } = Table::File(path).dump(Instant::now(), &mut |flow| flows.push(*flow)).unwrap();
+    assert!(complete);
     (flows, malformed)
 }
 

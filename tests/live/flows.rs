@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
@@ -330,7 +331,8 @@ pub fn each_flow_of_the_table_can_be_queried_by_its_tuples() {
     }
     let mut table = Table::open(Path::new("/proc")).unwrap();
     let mut flows = Vec::new();
-    table.dump(&mut |flow| flows.push(*flow)).unwrap();
+    let dump = table.dump(Instant::now() + Duration::from_secs(60), &mut |flow| flows.push(*flow)).unwrap();
+    assert!(dump.complete);
     assert!(flows.len() >= 4, "{flows:?}");
     for flow in &flows {
         let mut got = Vec::new();

@@ -5,6 +5,7 @@
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc::{AF_INET, AF_INET6};
@@ -68,12 +69,16 @@ impl Ctnetlink {
         Ok(Self { socket: Netlink::open(netlink::protocol::NETFILTER, 0)? })
     }
 
-    /// Calls `visit` with every TCP and UDP flow of the table, IPv4 and IPv6. The kernel may send an entry twice.
+    /// Calls `visit` with the flows of the table, IPv4 and IPv6, until all of them or the time of `deadline` has come. Returns
+    /// whether the table is complete; if not, the next call goes on. The kernel may send an entry twice.
     ///
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
-    pub(super) fn dump(&mut self, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        self.socket.request(GET, netlink::DUMP, &NFGENMSG, |message| {
+    pub(super) fn dump(&mut self, deadline: Instant, mut visit: impl FnMut(&Flow)) -> nix::Result<bool> {
+        if !self.socket.is_dumping() {
+            self.socket.begin_dump(GET, &NFGENMSG)?;
+        }
+        self.socket.read_dump(deadline, |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {
@@ -87,7 +92,7 @@ impl Ctnetlink {
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
     pub(super) fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        let result = self.socket.request(GET, 0, &request(original), |message| {
+        let result = self.socket.request(GET, &request(original), |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {

@@ -21,10 +21,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kernel::flow::{Flow, Tuple};
+use crate::kernel::flow::{Endpoint, Flow, Protocol, Tuple};
 use ctnetlink::Ctnetlink;
 
 /// The conntrack table, with a way of reading it that has worked once.
@@ -38,6 +39,15 @@ pub enum Table {
     Command,
 }
 
+/// How a dump has ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dump {
+    /// Whether the table is complete; if not, the next dump goes on where this one has ended.
+    pub complete: bool,
+    /// The lines that are no valid entries.
+    pub malformed: Malformed,
+}
+
 /// The lines of one dump that are no valid entries.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Malformed {
@@ -47,6 +57,9 @@ pub struct Malformed {
     pub first: String,
 }
 
+/// A tuple that no flow has, for a request that only shows whether this user may request anything.
+const NOBODYS: Tuple = Tuple { protocol: Protocol::Udp, source: Endpoint::UNSPECIFIED, destination: Endpoint::UNSPECIFIED };
+
 impl Table {
     /// The table of the calling thread's network namespace, with the best way of reading it that this user has.
     ///
@@ -54,7 +67,7 @@ impl Table {
     /// If no way works; the message has the error of each.
     pub fn open(proc_root: &Path) -> Result<Self> {
         let mut refusals = Vec::new();
-        match Ctnetlink::open().and_then(|mut table| table.dump(|_| {}).map(|()| table)) {
+        match Ctnetlink::open().and_then(|mut table| table.get(&NOBODYS, |_| {}).map(|()| table)) {
             Ok(table) => return Ok(Self::Netlink(table)),
             Err(error) => refusals.push(format!("netlink: {}", error.desc())),
         }
@@ -66,7 +79,7 @@ impl Table {
                 Err(error) => refusals.push(format!("{}: {error}", path.display())),
             }
         }
-        match Self::Command.dump(&mut |_| {}) {
+        match run_command(&mut |_| {}) {
             Ok(_) => Ok(Self::Command),
             Err(error) => {
                 refusals.push(format!("{error:#}"));
@@ -75,23 +88,26 @@ impl Table {
         }
     }
 
-    /// Calls `visit` with every TCP and UDP flow of the table.
+    /// Calls `visit` with the flows of the table, of any protocol, until all of them or the time of `deadline` has come. A table
+    /// of text is always read to its end.
     ///
     /// # Errors
     /// If the way that has worked fails now.
-    pub fn dump(&mut self, visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
-        match self {
+    pub fn dump(&mut self, deadline: Instant, visit: &mut dyn FnMut(&Flow)) -> Result<Dump> {
+        let malformed = match self {
             Self::Netlink(table) => {
-                table.dump(visit).context("cannot read the conntrack table through netlink")?;
-                Ok(Malformed::default())
+                let complete =
+                    table.dump(deadline, visit).context("cannot read the conntrack table through netlink")?;
+                return Ok(Dump { complete, malformed: Malformed::default() });
             }
             Self::File(path) => {
                 let reading = || format!("cannot read {}", path.display());
                 let file = File::open(&*path).with_context(reading)?;
-                parse_lines(BufReader::with_capacity(64 * 1024, file), visit).with_context(reading)
+                parse_lines(BufReader::with_capacity(64 * 1024, file), visit).with_context(reading)?
             }
-            Self::Command => run_command(visit),
-        }
+            Self::Command => run_command(visit)?,
+        };
+        Ok(Dump { complete: true, malformed })
     }
 
     /// Calls `visit` with the flows of zone 0 that have these original tuples and are still in the table. A table of
@@ -100,7 +116,7 @@ impl Table {
     /// # Errors
     /// If the way that has worked fails now.
     pub fn get(&mut self, originals: &[Tuple], visit: &mut dyn FnMut(&Flow)) -> Result<Malformed> {
-        let Self::Netlink(table) = self else { return self.dump(visit) };
+        let Self::Netlink(table) = self else { return Ok(self.dump(Instant::now(), visit)?.malformed) };
         for original in originals {
             table.get(original, &mut *visit).context("cannot read the conntrack table through netlink")?;
         }

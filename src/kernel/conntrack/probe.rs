@@ -6,11 +6,15 @@
 //! loopback, and look whether it appears in the table, and whether with counters.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::Table;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
+
+/// How long a probe reads the table.
+const LONGEST_DUMP: Duration = Duration::from_millis(50);
 
 /// Whether conntrack tracks and counts on this host. The last is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +45,7 @@ impl Probe {
     }
 }
 
-/// Sends the datagrams and looks for them in the table.
+/// Sends the datagrams and looks for them in the table, which must be for probes alone: a large one is not read to its end.
 ///
 /// # Errors
 /// Where the table cannot be read.
@@ -56,9 +60,9 @@ pub fn probe(table: &mut Table) -> Result<Probe> {
             ours[family] = Some(flow.counters.is_some());
         }
     })?;
-    // Firewalls often exempt loopback from tracking; then the other flows decide. A dump of a large table costs much.
+    // Firewalls often exempt loopback from tracking; then the other flows decide, as many as can be read in a moment.
     if requested.is_empty() || ours.iter().flatten().count() < requested.len() {
-        table.dump(&mut |flow| {
+        table.dump(Instant::now() + LONGEST_DUMP, &mut |flow| {
             let family = usize::from(flow.original.source.ipv4().is_none());
             let found = if Some(flow.original) == sent[family] { &mut ours } else { &mut others };
             found[family] = found[family].max(Some(flow.counters.is_some()));
