@@ -19,6 +19,7 @@ use super::socket::{Found, find, find_listener};
 use super::view::{HostView, Recorded};
 use super::{Answer, Attribution};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
+use crate::kernel::command_line::Reading;
 use crate::kernel::flow::{Flow, Tuple};
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::process::{Handle, Processes};
@@ -54,11 +55,12 @@ pub struct EventLookup {
 
 impl EventLookup {
     /// Looks up the processes and sockets of this host. `tcp_owners` has the kernel's records, if it makes any.
+    /// `reading` tells which process keeps this thread waiting.
     ///
     /// # Errors
     /// Where sock_diag is refused.
-    pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>) -> anyhow::Result<Self> {
-        let processes = Processes::new("/proc");
+    pub fn of_this_host(tcp_owners: Option<Arc<TcpOwners>>, reading: Reading) -> anyhow::Result<Self> {
+        let processes = Processes::read_by_this_thread("/proc", reading);
         let namespaces = Namespaces::new(processes.root())?;
         Ok(Self {
             view: HostView::new(Some(namespaces), processes, tcp_owners),
@@ -93,7 +95,9 @@ impl EventLookup {
         let pid = self.view.records(tuple)?.owner(tuple)?;
         let namespaces = self.view.namespaces.as_mut()?;
         // A container that has just started may be gone by the next scan of the namespaces.
-        if namespaces.with_address(tuple.source.address()).next().is_none() && !namespaces.enter(&self.view.processes, pid) {
+        if namespaces.with_address(tuple.source.address()).next().is_none()
+            && !namespaces.enter(&self.view.processes, pid)
+        {
             return None;
         }
         let Recorded::Process(process) = self.view.recorded(tuple, pid)? else { return None };
@@ -283,7 +287,7 @@ mod tests {
         let reply = original.reversed();
         let flow = Flow { original, reply, zone: 0, id: 0, counters: None, open: true, socket: None };
 
-        let mut lookup = EventLookup::of_this_host(None).unwrap();
+        let mut lookup = EventLookup::of_this_host(None, Reading::default()).unwrap();
         lookup.begin_tick(u32::MAX);
         assert!(lookup.look_up(&flow, true, &|| true)[1].is_none());
         let found = lookup.look_up(&flow, true, &|| false)[1].take();

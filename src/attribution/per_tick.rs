@@ -68,6 +68,17 @@ impl TickLookup {
     pub fn begin_tick(&mut self) {
         self.view.cache.begin_tick();
         self.view.history.begin_tick();
+        self.view.processes.begin_tick();
+    }
+
+    /// Reads the command lines of the processes that the ledger asks for next, all at once.
+    pub fn read_ahead(&self, pids: Vec<u32>) {
+        self.view.processes.read_ahead(pids);
+    }
+
+    /// The processes whose command lines could not be read in time, since the last call.
+    pub fn take_given_up(&self) -> Vec<u32> {
+        self.view.processes.take_given_up()
     }
 
     /// Adds a process that has started a program at a time of CLOCK_MONOTONIC in ns, and may end before a query leads to

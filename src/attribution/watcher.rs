@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -29,8 +30,10 @@ use super::per_event::EventLookup;
 use super::process_cache::KnownProcess;
 use crate::kernel::affinity;
 use crate::kernel::bpf::tcp_owners::TcpOwners;
+use crate::kernel::command_line::{PATIENCE, Reading, give_up};
 use crate::kernel::conntrack::events::{Event, Events};
 use crate::kernel::flow::Flow;
+use crate::kernel::process::Processes;
 use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
 
 /// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
@@ -63,9 +66,18 @@ pub enum Observation {
 /// The running thread. Dropping this ends it.
 #[derive(Debug)]
 pub struct Watcher {
+    follows: Follows,
     shared: Arc<Shared>,
     tcp_owners: Option<Arc<TcpOwners>>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
+}
+
+/// What the thread follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    /// Connections, and programs as far as the kernel reports them.
+    Connections,
+    Programs,
 }
 
 #[derive(Debug)]
@@ -80,6 +92,8 @@ struct Shared {
     wakeup: EventFd,
     /// The thread's id (gettid(2)); 0, which means the caller, until it runs.
     id: AtomicI32,
+    /// The command line that the thread reads at present: a process can make that last for ever.
+    reading: Reading,
 }
 
 impl Shared {
@@ -110,10 +124,9 @@ impl Watcher {
     /// # Errors
     /// Where this user may not subscribe (CAP_NET_ADMIN).
     pub fn start() -> Result<Self> {
-        let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
-        // Without exec events and records the owners of connections that last milliseconds are found less often.
-        let execs = ProcessEvents::of_programs().ok();
-        Self::spawn(Some(events), execs, TcpOwners::attach().ok().map(Arc::new))
+        let tcp_owners = TcpOwners::attach().ok().map(Arc::new);
+        let (shared, thread) = spawn(Follows::Connections, tcp_owners.clone())?;
+        Ok(Self { follows: Follows::Connections, shared, tcp_owners, thread })
     }
 
     /// Starts a thread that reads programs as they start, and follows no connections.
@@ -121,27 +134,8 @@ impl Watcher {
     /// # Errors
     /// Where this user may not subscribe to exec events.
     pub fn of_programs() -> Result<Self> {
-        Self::spawn(None, Some(ProcessEvents::of_programs()?), None)
-    }
-
-    fn spawn(events: Option<Events>, execs: Option<ProcessEvents>, tcp_owners: Option<Arc<TcpOwners>>) -> Result<Self> {
-        let lookup = EventLookup::of_this_host(tcp_owners.clone())?;
-        let shared = Arc::new(Shared {
-            observations: Mutex::new(Vec::new()),
-            tick: AtomicU32::new(1),
-            scan: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            id: AtomicI32::new(0),
-            wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .context("cannot make an eventfd")?,
-        });
-        let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("watcher".into())
-            .spawn(move || run(events, execs, lookup, &theirs))
-            .context("cannot start a thread")?;
-        Ok(Self { shared, tcp_owners, thread: Some(thread) })
+        let (shared, thread) = spawn(Follows::Programs, None)?;
+        Ok(Self { follows: Follows::Programs, shared, tcp_owners: None, thread })
     }
 
     /// The kernel's records of the owners of TCP connections, if it makes any.
@@ -149,9 +143,43 @@ impl Watcher {
         self.tcp_owners.clone()
     }
 
-    /// Begins the next tick, which renews the thread's budget.
-    pub fn begin_tick(&self) {
+    /// Begins the next tick, which renews the thread's budget. If the thread has ended or waits for a process, starts another
+    /// one, and returns what has happened in a few words.
+    pub fn begin_tick(&mut self) -> Option<String> {
         self.shared.tick.fetch_add(1, Ordering::Relaxed);
+        let why = if self.thread.is_finished() {
+            "events could no longer be read".to_owned()
+        } else {
+            let pid = self.waits_for()?;
+            let user = Processes::new("/proc").user(pid);
+            give_up(pid, user);
+            let user = user.map(|user| format!(", user {user}")).unwrap_or_default();
+            format!("the command line of process {pid}{user} could not be read")
+        };
+        let (shared, thread) = match spawn(self.follows, self.tcp_owners.clone()) {
+            Ok(started) => started,
+            Err(error) => return Some(format!("{why}, and following them anew failed: {error:#}")),
+        };
+        self.shared.stop.store(true, Ordering::Relaxed);
+        shared.lost.store(true, Ordering::Relaxed);
+        // What the other one has found is still good.
+        shared.add(std::mem::take(&mut *self.shared.observations()));
+        // It may be lost; if not, it ends by itself.
+        (self.shared, self.thread) = (shared, thread);
+        Some(why)
+    }
+
+    /// The process whose command line keeps the thread waiting.
+    fn waits_for(&self) -> Option<u32> {
+        let reading = self.shared.reading.now()?;
+        let patience = Instant::now() + PATIENCE;
+        while Instant::now() < patience {
+            std::thread::sleep(PATIENCE / 50);
+            if self.shared.reading.now() != Some(reading) {
+                return None;
+            }
+        }
+        Some(reading.0)
     }
 
     /// The observations since the last call, in the order in which they were made.
@@ -183,10 +211,42 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        // A thread that waits for a process is left to itself.
+        while !self.thread.is_finished() && self.waits_for().is_none() {
+            std::thread::sleep(PATIENCE / 50);
         }
     }
+}
+
+/// Subscribes to the kernel's events, and starts the thread.
+fn spawn(follows: Follows, tcp_owners: Option<Arc<TcpOwners>>) -> Result<(Arc<Shared>, JoinHandle<()>)> {
+    let (events, execs) = match follows {
+        Follows::Connections => {
+            let events = Events::subscribe().context("cannot subscribe to conntrack's events")?;
+            // Without exec events and records the owners of connections that last milliseconds are found less often.
+            (Some(events), ProcessEvents::of_programs().ok())
+        }
+        Follows::Programs => (None, Some(ProcessEvents::of_programs()?)),
+    };
+    let reading = Reading::default();
+    let lookup = EventLookup::of_this_host(tcp_owners, reading.clone())?;
+    let shared = Arc::new(Shared {
+        observations: Mutex::new(Vec::new()),
+        tick: AtomicU32::new(1),
+        scan: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+        id: AtomicI32::new(0),
+        wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .context("cannot make an eventfd")?,
+        reading,
+    });
+    let theirs = Arc::clone(&shared);
+    let thread = std::thread::Builder::new()
+        .name("watcher".into())
+        .spawn(move || run(events, execs, lookup, &theirs))
+        .context("cannot start a thread")?;
+    Ok((shared, thread))
 }
 
 fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup: EventLookup, shared: &Shared) {

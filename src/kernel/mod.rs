@@ -11,7 +11,9 @@
 //! | `sock_diag.rs` | which socket has a tuple; the payload that TCP sockets carry | sock_diag(7) |
 //! | `proc_net.rs` | which socket has a tuple, without sock_diag | /proc/net/tcp, udp, ...: proc_pid_net(5) |
 //! | `process.rs` | which process holds a socket; its command line, user, cgroup | /proc/\[pid\]/fd, cmdline, stat, cgroup |
-//! | `namespace.rs` | the network namespaces of processes, and their addresses | /proc/\[pid\]/ns/net, getifaddrs(3) |
+//! | `command_line.rs` | the command line of a process, without waiting for that process | /proc/\[pid\]/cmdline |
+//! | `namespace.rs` | the network namespaces of processes | /proc/\[pid\]/ns/net |
+//! | `addresses.rs` | the addresses in a network namespace | rtnetlink(7) |
 //! | `process_events.rs` | each program as it starts | the process events connector |
 //! | `bpf/` | the bytes of each socket; the process that made, connected or closed it | bpf(2): programs of ours |
 //!
@@ -32,8 +34,10 @@
 //!
 //! Where to read on: [`attribution`](crate::attribution) combines these answers to find the owner of a connection.
 
+mod addresses;
 pub(crate) mod affinity;
 pub mod bpf;
+pub(crate) mod command_line;
 pub mod conntrack;
 pub mod flow;
 pub(crate) mod inside;

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::SockaddrStorage;
 
+use crate::kernel::addresses;
 use crate::kernel::inside;
 use crate::kernel::process::Processes;
 use crate::kernel::sock_diag::SockDiag;
@@ -58,7 +58,7 @@ impl Namespace {
     /// The namespace of the calling thread.
     fn here(id: u32, entrance: Entrance, open: OpenSockDiag) -> Result<Self> {
         let diag = open().context("cannot query the kernel's sockets (sock_diag)")?;
-        Ok(Self { id, diag, addresses: addresses(), entrance })
+        Ok(Self { id, diag, addresses: addresses::here(), entrance })
     }
 
     /// # Errors
@@ -158,7 +158,7 @@ impl Namespaces {
 
     /// Reads the addresses of our own namespace again.
     pub fn refresh(&mut self) {
-        self.all[0].addresses = addresses();
+        self.all[0].addresses = addresses::here();
     }
 
     /// Looks up the namespaces of all processes and their threads, and those that are mounted. Enters each of them, to find new
@@ -317,19 +317,6 @@ fn own_user_namespace(proc_root: &Path) -> Option<PathBuf> {
 /// The inode in `net:[4026531840]`.
 fn parse_link(target: &str) -> Option<u32> {
     target.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// The addresses of the calling thread's namespace; none where the kernel does not list them.
-fn addresses() -> HashSet<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return HashSet::new() };
-    interfaces.filter_map(|interface| ip_address(&interface.address?)).collect()
-}
-
-fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(v4.ip().into());
-    }
-    address.as_sockaddr_in6().map(|v6| v6.ip().into())
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use nix::sys::time::TimeVal;
 pub use rustix::net::netlink as protocol;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+/// NETLINK_ROUTE, which is 0: no number, as rustix has it.
+pub(crate) const ROUTE: Option<rustix::net::Protocol> = None;
+
 /// NLM_F_REQUEST: the flag of every request.
 const REQUEST: u16 = 0x01;
 /// NLM_F_ROOT | NLM_F_MATCH: the flags of a request for a whole table.
@@ -118,14 +121,14 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the calling thread's network namespace, for one of the protocols in [`protocol`], and
+    /// Opens a socket in the calling thread's network namespace, for one of the protocols in [`protocol`] or [`ROUTE`], and
     /// subscribes it to the multicast groups of the mask `groups`: bit 0 is group 1.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EPROTONOSUPPORT where the kernel lacks the protocol, EPERM where this user may
     /// not subscribe to a group.
-    pub fn open(protocol: rustix::net::Protocol, groups: u32) -> nix::Result<Self> {
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))
+    pub fn open(protocol: impl Into<Option<rustix::net::Protocol>>, groups: u32) -> nix::Result<Self> {
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol.into())
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         // The kernel's own port is 0: from now on it refuses the messages that others send to this socket

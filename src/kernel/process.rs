@@ -8,9 +8,9 @@
 //! The kernel's side is fs/proc/fd.c and fs/proc/base.c; see also proc_pid_fd(5), proc_pid_cmdline(5) and cgroups(7).
 //! The walk over descriptors is our own: the procfs crate opens and stats each one, where one readlinkat(2) is enough.
 
+use std::cell::RefCell;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -23,8 +23,8 @@ use nix::sys::stat::Mode;
 use procfs::FromRead;
 use procfs::process::Stat;
 
-/// The most bytes of a command line that are read; Linux before 4.2 showed no more.
-const LONGEST_COMMAND_LINE: u64 = 32 * 1024;
+use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
+
 /// The most threads of a process that are looked at one by one.
 const MOST_THREADS: usize = 64;
 
@@ -60,12 +60,52 @@ pub struct Handle {
 pub struct Processes {
     root: PathBuf,
     some_unreadable: bool,
+    command_lines: ReadBy,
+}
+
+/// In which thread command lines are read.
+#[derive(Debug)]
+enum ReadBy {
+    /// In that which asks, which somebody looks after.
+    This(Reading),
+    /// In another one, which may be lost.
+    Other(RefCell<CommandLines>),
 }
 
 impl Processes {
-    /// The processes of the /proc at `root`.
+    /// The processes of the /proc at `root`. No process can keep the caller waiting.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), some_unreadable: false }
+        let root = root.into();
+        let command_lines = ReadBy::Other(RefCell::new(CommandLines::new(&root)));
+        Self { root, some_unreadable: false, command_lines }
+    }
+
+    /// Like [`new`](Self::new), for a thread that may be lost: it waits for a process as long as that takes, and `reading` tells
+    /// for which.
+    pub(crate) fn read_by_this_thread(root: impl Into<PathBuf>, reading: Reading) -> Self {
+        Self { root: root.into(), some_unreadable: false, command_lines: ReadBy::This(reading) }
+    }
+
+    /// Begins a tick, in which reading command lines takes a bounded time.
+    pub fn begin_tick(&self) {
+        if let ReadBy::Other(command_lines) = &self.command_lines {
+            command_lines.borrow_mut().begin_tick();
+        }
+    }
+
+    /// Reads the command lines of many processes at once, for those who read the processes next.
+    pub fn read_ahead(&self, pids: Vec<u32>) {
+        if let ReadBy::Other(command_lines) = &self.command_lines {
+            command_lines.borrow_mut().read_ahead(pids, |pid| self.user(pid));
+        }
+    }
+
+    /// The processes whose command lines could not be read in time, since the last call.
+    pub fn take_given_up(&self) -> Vec<u32> {
+        match &self.command_lines {
+            ReadBy::This(_) => Vec::new(),
+            ReadBy::Other(command_lines) => command_lines.borrow_mut().take_given_up(),
+        }
     }
 
     /// The /proc from which they are read.
@@ -189,11 +229,12 @@ impl Processes {
     pub fn read(&self, pid: u32) -> Option<Process> {
         let directory = self.root.join(pid.to_string());
         // The command line first, since an exiting process loses it first.
-        let mut command_line = self.command_line(pid).unwrap_or_default();
-        if command_line.is_empty() {
+        let mut command_line = match self.command_line(pid) {
+            Ok(Some(command_line)) => command_line,
             // If the main thread has ended, the others still have it.
-            command_line = self.threads(pid).find_map(|thread| self.command_line(thread)).unwrap_or_default();
-        }
+            Ok(None) => self.threads(pid).find_map(|thread| self.command_line(thread).ok()?).unwrap_or_default(),
+            Err(NotInTime) => Vec::new(),
+        };
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
         let uid = self.user(pid);
@@ -206,12 +247,11 @@ impl Processes {
         Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
     }
 
-    /// The command line of a process or thread; `None` if it has none or cannot be read.
-    fn command_line(&self, id: u32) -> Option<Vec<u8>> {
-        let file = File::open(self.root.join(id.to_string()).join("cmdline")).ok()?;
-        let mut command_line = Vec::with_capacity(256);
-        file.take(LONGEST_COMMAND_LINE).read_to_end(&mut command_line).ok()?;
-        Some(command_line).filter(|command_line| !command_line.is_empty())
+    fn command_line(&self, id: u32) -> Result<Option<Vec<u8>>, NotInTime> {
+        match &self.command_lines {
+            ReadBy::This(reading) => reading.read(&self.root, id, |id| self.user(id)),
+            ReadBy::Other(command_lines) => command_lines.borrow_mut().get(id, |id| self.user(id)),
+        }
     }
 
     /// The other threads of a process, by their ids. The first ones only: this is for a few whose main thread has ended.

@@ -110,12 +110,7 @@ impl SockDiag {
     ///
     /// # Errors
     /// ETIME where `deadline` passes before the kernel has listed all, or the kernel's error for the request.
-    pub fn dump(
-        &mut self,
-        protocol: Protocol,
-        deadline: Instant,
-        mut visit: impl FnMut(Socket),
-    ) -> nix::Result<()> {
+    pub fn dump(&mut self, protocol: Protocol, deadline: Instant, mut visit: impl FnMut(Socket)) -> nix::Result<()> {
         self.dump_messages(protocol, CARRYING, 0, deadline, |message| visit(message.socket))
     }
 

@@ -152,6 +152,18 @@ impl<'l> AttributingTick<'l> {
         due
     }
 
+    /// The pids of the known owners of the flows that moved, whose identities this tick reads again.
+    pub fn moving_processes(&self) -> Vec<u32> {
+        let processes = &self.ledger.processes;
+        let mut moving = vec![false; processes.len()];
+        for &(flow, _) in &self.ledger.moved {
+            let owners = Side::BOTH.map(|side| self.ledger.flows[flow as usize].owner(side).process());
+            owners.into_iter().flatten().for_each(|owner| moving[owner as usize] = true);
+        }
+        let pid = |(at, _)| Some(processes.get(at)?.identity.pid);
+        (0..).zip(moving).filter(|(_, moving)| *moving).filter_map(pid).collect()
+    }
+
     /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
         let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {

@@ -42,6 +42,11 @@ impl Registry {
         self.processes.get(at as usize)?.as_ref()
     }
 
+    /// A number that is above every index.
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
     /// Whether the process at index `parent` may have started `child`, which then has its sockets: they run as the same
     /// user, or the parent as root. A child that is not known any more may be its own.
     pub fn may_have_started(&self, parent: u32, child: Option<Identity>) -> bool {

@@ -28,9 +28,21 @@ pub(super) const STOPPED_COUNTING: &str =
 pub(super) const ONLY_OWN_PROCESSES: &str =
     "only your own processes are shown: only root (sudo) can see which processes have the other sockets";
 
+/// The message when the thread that follows the kernel's events was replaced, with the reason.
+pub(super) fn on_restart(why: String) -> String {
+    format!("{why}: owners of connections that lasted milliseconds may be missing")
+}
+
+/// The message about a process whose name cannot be read.
+pub(super) fn on_given_up(pid: u32) -> String {
+    format!("process {pid} does not let its command line be read: it is shown by its name in brackets")
+}
+
 /// The message where there are more network namespaces than are entered.
 pub(super) fn namespaces_left_out(number: usize) -> String {
-    format!("{number} network namespaces are not looked into, since there are too many: their sockets may have no owner")
+    format!(
+        "{number} network namespaces are not looked into, since there are too many: their sockets may have no owner"
+    )
 }
 
 /// Messages for the user, at most one on each topic.

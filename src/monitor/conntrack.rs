@@ -64,7 +64,11 @@ impl Conntrack {
 
     /// The table in a file, as text, without events.
     pub fn from_file(path: PathBuf) -> Self {
-        Self::new(Table::File(path.clone()), Table::File(path), Probe { ipv4: Tracking::Counts, ipv6: Tracking::Counts, sent: Vec::new() })
+        Self::new(
+            Table::File(path.clone()),
+            Table::File(path),
+            Probe { ipv4: Tracking::Counts, ipv6: Tracking::Counts, sent: Vec::new() },
+        )
     }
 
     fn new(table: Table, probed_table: Table, probe: Probe) -> Self {
@@ -140,8 +144,8 @@ impl CounterSource for Conntrack {
     }
 
     fn read(&mut self, into: &mut dyn FlowSink) -> Result<()> {
-        if let Some(watcher) = &self.watcher {
-            watcher.begin_tick();
+        if let Some(watcher) = &mut self.watcher {
+            self.notes.extend(watcher.begin_tick().map(advice::on_restart));
         }
         self.enter_observations(into);
         let lost = self.watcher.as_ref().is_some_and(Watcher::has_lost);

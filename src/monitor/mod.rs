@@ -121,6 +121,9 @@ impl Source for Monitor {
         if self.lookup.some_unreadable() {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
         }
+        if let Some(&pid) = self.lookup.take_given_up().first() {
+            self.notes.once("given up", || advice::on_given_up(pid));
+        }
         let left_out = self.lookup.namespaces_left_out();
         if left_out > 0 {
             self.notes.once("namespaces", || advice::namespaces_left_out(left_out));
@@ -214,6 +217,7 @@ impl OwnerSearch<'_, '_> {
     fn find_owners(&mut self, now: Instant) {
         let sockets_of_new = self.lookup.sockets_of_new_processes();
         self.scan_namespaces(now, SCAN_ANYWAY);
+        self.lookup.read_ahead(self.tick.moving_processes());
         self.tick.hand_over(&sockets_of_new, self.lookup);
         let due = self.tick.due(self.lookup);
         self.look_up(&due);

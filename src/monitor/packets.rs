@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::advice::Notes;
+use super::advice::{self, Notes};
 use super::counters::{CounterSource, FlowSink};
 use crate::attribution::watcher::{Observation, Watcher};
 use crate::kernel::bpf::packet_counters::PacketCounters;
@@ -68,8 +68,8 @@ impl CounterSource for Packets {
     }
 
     fn read(&mut self, into: &mut dyn FlowSink) -> Result<()> {
-        if let Some(watcher) = &self.watcher {
-            watcher.begin_tick();
+        if let Some(watcher) = &mut self.watcher {
+            self.notes.extend(watcher.begin_tick().map(advice::on_restart));
             for observation in watcher.take() {
                 match observation {
                     Observation::ProgramStarted(process, at) => into.program_started(*process, at),

@@ -58,7 +58,8 @@ pub struct Malformed {
 }
 
 /// A tuple that no flow has, for a request that only shows whether this user may request anything.
-const NOBODYS: Tuple = Tuple { protocol: Protocol::Udp, source: Endpoint::UNSPECIFIED, destination: Endpoint::UNSPECIFIED };
+const NOBODYS: Tuple =
+    Tuple { protocol: Protocol::Udp, source: Endpoint::UNSPECIFIED, destination: Endpoint::UNSPECIFIED };
 
 impl Table {
     /// The table of the calling thread's network namespace, with the best way of reading it that this user has.
