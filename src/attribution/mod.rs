@@ -26,7 +26,7 @@ pub(crate) mod watcher;
 use std::sync::Arc;
 
 use crate::kernel::flow::Tuple;
-use crate::kernel::process::{Handle, Process};
+use crate::kernel::process::{Handle, Process, Unreadable};
 use crate::traffic::subject::{Reason, Subject};
 
 /// How to find the owner of one end of a connection.
@@ -121,7 +121,10 @@ pub struct Attribution {
 /// Answers the ledger's questions about processes during a tick.
 pub trait ProcessLookup {
     /// The process that runs under `pid`, or did a moment ago; `None` if there is none.
-    fn identify(&mut self, pid: u32) -> Option<Identity>;
+    ///
+    /// # Errors
+    /// Where that cannot be found out now.
+    fn identify(&mut self, pid: u32) -> Result<Option<Identity>, Unreadable>;
 
     /// The program that ran under `pid` at a time of CLOCK_MONOTONIC in ns, if another one has started there since.
     fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity>;

@@ -15,7 +15,7 @@ use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::Tuple;
 use crate::kernel::namespace::Namespaces;
 use crate::kernel::proc_net::{ListedSocket, SocketTable};
-use crate::kernel::process::{Handle, Processes};
+use crate::kernel::process::{Handle, Processes, Unreadable};
 use crate::kernel::process_events::ProcessEvent;
 use crate::traffic::subject::Reason;
 
@@ -74,6 +74,11 @@ impl TickLookup {
     /// Reads the command lines of the processes that the ledger asks for next, all at once.
     pub fn read_ahead(&self, pids: Vec<u32>) {
         self.view.processes.read_ahead(pids);
+    }
+
+    /// Whether any process could not be read for want of a descriptor or of memory, since the last call.
+    pub fn has_been_out_of_descriptors(&self) -> bool {
+        self.view.processes.has_been_out_of_descriptors()
     }
 
     /// The processes whose command lines could not be read in time, since the last call.
@@ -225,7 +230,7 @@ fn find_listed(table: &SocketTable, tuple: &Tuple) -> Found {
 }
 
 impl ProcessLookup for TickLookup {
-    fn identify(&mut self, pid: u32) -> Option<Identity> {
+    fn identify(&mut self, pid: u32) -> Result<Option<Identity>, Unreadable> {
         self.view.identify(pid)
     }
 

@@ -48,7 +48,7 @@ impl ProcessCache {
             Entry::Occupied(known) => Some(known.into_mut()),
             Entry::Vacant(place) => {
                 let before = self.before.remove(&pid);
-                let process = match (processes.read(pid).map(Identity::from), before) {
+                let process = match (processes.read(pid).ok().flatten().map(Identity::from), before) {
                     (None, before) => before?,
                     (Some(now), None) => KnownProcess { identity: now, namespace: None, may_inherit: true },
                     (Some(now), Some(before)) => {

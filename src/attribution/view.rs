@@ -8,7 +8,7 @@ use super::process_cache::{KnownProcess, ProcessCache};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
-use crate::kernel::process::Processes;
+use crate::kernel::process::{Processes, Unreadable};
 
 /// Network namespaces, processes, and the kernel's records of TCP connections.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl HostView {
     }
 
     /// The process that runs under `pid`, or did a moment ago.
-    pub fn identify(&self, pid: u32) -> Option<Identity> {
+    pub fn identify(&self, pid: u32) -> Result<Option<Identity>, Unreadable> {
         let known = self.cache.known(pid);
-        match self.processes.read(pid).map(Identity::from) {
+        Ok(match self.processes.read(pid)?.map(Identity::from) {
             Some(now) => Some(now.or_earlier(known)),
             None => known.cloned().or_else(|| self.identify_by_parent(pid)),
-        }
+        })
     }
 
     /// The process under `pid` that has ended before anyone read it, if it ran the program of its parent.
@@ -72,7 +72,7 @@ impl HostView {
             None if self.history.has_executed(parent, at) => return None,
             None => match self.cache.known(parent) {
                 Some(known) => known.clone(),
-                None => self.processes.read(parent)?.into(),
+                None => self.processes.read(parent).ok()??.into(),
             },
         };
         // No process starts at 0: this one is known by its parent alone.

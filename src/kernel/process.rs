@@ -6,11 +6,11 @@
 //! /proc/4711/cgroup:  0::/system.slice/backup.service
 //! ```
 //! The kernel's side is fs/proc/fd.c and fs/proc/base.c; see also proc_pid_fd(5), proc_pid_cmdline(5) and cgroups(7).
-//! The walk over descriptors is our own: the procfs crate opens and stats each one, where one readlinkat(2) is enough.
+//! We read these files ourselves: the procfs crate opens and stats each descriptor, where one readlinkat(2) is enough, and
+//! takes no comm that is not UTF-8.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -19,12 +19,13 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
-use procfs::FromRead;
-use procfs::process::Stat;
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
 
+/// The most descriptors that are read to see that a process has no socket.
+const MOST_WITHOUT_SOCKET: u32 = 4096;
 /// The most threads of a process that are looked at one by one.
 const MOST_THREADS: usize = 64;
 
@@ -55,11 +56,16 @@ pub struct Handle {
     pub fd: u32,
 }
 
+/// That a process cannot be read now, whether it is there or not: for want of a descriptor or of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable;
+
 /// The processes of a /proc.
 #[derive(Debug)]
 pub struct Processes {
     root: PathBuf,
     some_unreadable: bool,
+    out_of_descriptors: Cell<bool>,
     command_lines: ReadBy,
 }
 
@@ -69,21 +75,26 @@ enum ReadBy {
     /// In that which asks, which somebody looks after.
     This(Reading),
     /// In another one, which may be lost.
-    Other(RefCell<CommandLines>),
+    Other(Box<RefCell<CommandLines>>),
 }
 
 impl Processes {
     /// The processes of the /proc at `root`. No process can keep the caller waiting.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
-        let command_lines = ReadBy::Other(RefCell::new(CommandLines::new(&root)));
-        Self { root, some_unreadable: false, command_lines }
+        let command_lines = ReadBy::Other(Box::new(RefCell::new(CommandLines::new(&root))));
+        Self { root, some_unreadable: false, out_of_descriptors: Cell::new(false), command_lines }
     }
 
     /// Like [`new`](Self::new), for a thread that may be lost: it waits for a process as long as that takes, and `reading` tells
     /// for which.
     pub(crate) fn read_by_this_thread(root: impl Into<PathBuf>, reading: Reading) -> Self {
-        Self { root: root.into(), some_unreadable: false, command_lines: ReadBy::This(reading) }
+        Self {
+            root: root.into(),
+            some_unreadable: false,
+            out_of_descriptors: Cell::new(false),
+            command_lines: ReadBy::This(reading),
+        }
     }
 
     /// Begins a tick, in which reading command lines takes a bounded time.
@@ -168,6 +179,7 @@ impl Processes {
                 Ok(descriptors) => descriptors,
                 Err(error) => {
                     self.some_unreadable |= matches!(error, Errno::EACCES | Errno::EPERM);
+                    self.note_want(error);
                     return 0;
                 }
             };
@@ -203,30 +215,47 @@ impl Processes {
         link.is_ok_and(|target| parse_socket_link(target.as_os_str().as_encoded_bytes()) == Some(handle.inode))
     }
 
-    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open.
+    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open, or so many descriptors
+    /// that it may have one.
     pub fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
-        if self.start_time(pid) != Some(start_time) {
-            return false;
+        match self.stat(pid) {
+            Ok(stat) if stat.as_ref().map(|stat| stat.start_time) != Some(start_time) => return false,
+            Ok(_) => {}
+            Err(Unreadable) => return true,
         }
-        let mut found = false;
-        self.each_socket(pid, &mut u32::MAX.clone(), |_| {
+        let (mut found, mut budget) = (false, MOST_WITHOUT_SOCKET);
+        self.each_socket(pid, &mut budget, |_| {
             found = true;
             ControlFlow::Break(())
         });
-        found
+        found || budget == 0
     }
 
-    /// When the process that runs under `pid` started, in clock ticks since boot; `None` if there is none.
-    fn start_time(&self, pid: u32) -> Option<u64> {
-        Some(self.stat(pid)?.starttime)
+    fn stat(&self, pid: u32) -> Result<Option<Stat>, Unreadable> {
+        match std::fs::read(self.root.join(pid.to_string()).join("stat")) {
+            Ok(line) => Ok(Stat::parse(&line)),
+            Err(error) if self.note_want(Errno::from_raw(error.raw_os_error().unwrap_or_default())) => Err(Unreadable),
+            Err(_) => Ok(None),
+        }
     }
 
-    fn stat(&self, pid: u32) -> Option<Stat> {
-        Stat::from_read(File::open(self.root.join(pid.to_string()).join("stat")).ok()?).ok()
+    /// Takes note of an error for want of a descriptor or of memory, and returns whether it is one.
+    fn note_want(&self, error: Errno) -> bool {
+        let want = matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM);
+        self.out_of_descriptors.set(self.out_of_descriptors.get() || want);
+        want
     }
 
-    /// The process that runs under `pid`; `None` if there is none or it cannot be read.
-    pub fn read(&self, pid: u32) -> Option<Process> {
+    /// Whether any process could not be read for want of a descriptor or of memory, since the last call.
+    pub fn has_been_out_of_descriptors(&self) -> bool {
+        self.out_of_descriptors.take()
+    }
+
+    /// The process that runs under `pid`; `None` if there is none, or this user may not read it.
+    ///
+    /// # Errors
+    /// Where that cannot be found out now.
+    pub fn read(&self, pid: u32) -> Result<Option<Process>, Unreadable> {
         let directory = self.root.join(pid.to_string());
         // The command line first, since an exiting process loses it first.
         let mut command_line = match self.command_line(pid) {
@@ -238,13 +267,13 @@ impl Processes {
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
         let uid = self.user(pid);
-        let stat = self.stat(pid)?;
+        let Some(stat) = self.stat(pid)? else { return Ok(None) };
         let nameless = command_line.is_empty();
         if nameless {
-            command_line = format!("[{}]", stat.comm).into_bytes();
+            command_line = [b"[", &*stat.comm, b"]"].concat();
         }
         command_line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
-        Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
+        Ok(Some(Process { pid, start_time: stat.start_time, command_line, nameless, uid, cgroup }))
     }
 
     fn command_line(&self, id: u32) -> Result<Option<Vec<u8>>, NotInTime> {
@@ -273,6 +302,29 @@ impl Processes {
     }
 }
 
+/// What we need of /proc/PID/stat (proc_pid_stat(5)).
+///
+/// ```text
+/// 4711 (a name) with ) in it) S 1 4711 …                the 22nd field is the time of the start
+/// ```
+struct Stat {
+    /// Any bytes but NUL: every process can set it (PR_SET_NAME).
+    comm: Vec<u8>,
+    /// In clock ticks since boot.
+    start_time: u64,
+}
+
+impl Stat {
+    fn parse(line: &[u8]) -> Option<Self> {
+        let begin = line.iter().position(|&byte| byte == b'(')? + 1;
+        let end = line.iter().rposition(|&byte| byte == b')')?;
+        let comm = line.get(begin..end)?.to_vec();
+        // The first field after the comm is the third.
+        let start_time = line[end + 1..].split(|&byte| byte == b' ').filter(|field| !field.is_empty()).nth(22 - 3)?;
+        Some(Self { comm, start_time: std::str::from_utf8(start_time).ok()?.parse().ok()? })
+    }
+}
+
 /// The path of the cgroup in the text of /proc/PID/cgroup: in systemd's own hierarchy, if the host has one beside
 /// cgroup2, otherwise in cgroup2. A path may contain colons, so only the first two of a line separate its fields.
 fn cgroup_path(text: &[u8]) -> Option<&[u8]> {
@@ -283,6 +335,15 @@ fn cgroup_path(text: &[u8]) -> Option<&[u8]> {
         })
     };
     path_of(b"name=systemd").filter(|path| *path != b"/").or_else(|| path_of(b""))
+}
+
+/// Lets this program have as many descriptors as it may: every network namespace and pipe takes some.
+///
+/// # Errors
+/// Where the limit cannot be read or changed.
+pub fn raise_descriptor_limit() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 fn number(name: &CStr) -> Option<u32> {
@@ -303,6 +364,15 @@ fn parse_socket_link(target: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comm_may_have_any_bytes() {
+        let line = b"7 (a) b\xff (c)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 2400256 180 1\n";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((&stat.comm[..], stat.start_time), (&b"a) b\xff (c)"[..], 12345));
+        assert!((0..line.len() - 20).all(|length| Stat::parse(&line[..length]).is_none()));
+        assert!(Stat::parse(b") (").is_none());
+    }
 
     #[test]
     fn the_cgroup_is_that_of_systemds_hierarchy_or_of_cgroup2() {

@@ -7,7 +7,7 @@ use super::entry::{EndOwner, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::flow::Tuple;
-use crate::kernel::process::Handle;
+use crate::kernel::process::{Handle, Unreadable};
 
 /// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
@@ -185,7 +185,12 @@ impl<'l> AttributingTick<'l> {
     }
 
     /// Enters the answer to a query. `identify` returns the process that runs under a pid.
-    pub fn resolved(&mut self, end: EndRef, answer: Answer, identify: &mut dyn FnMut(u32) -> Option<Identity>) {
+    pub fn resolved(
+        &mut self,
+        end: EndRef,
+        answer: Answer,
+        identify: &mut dyn FnMut(u32) -> Result<Option<Identity>, Unreadable>,
+    ) {
         self.ledger.set_owner(end, answer, self.ledger.tick, identify);
     }
 
@@ -255,7 +260,7 @@ impl Ledger {
         end: EndRef,
         answer: Answer,
         tick: u32,
-        identify: &mut dyn FnMut(u32) -> Option<Identity>,
+        identify: &mut dyn FnMut(u32) -> Result<Option<Identity>, Unreadable>,
     ) {
         let Some((key, entry)) = self.flows.get_index(end.flow as usize) else { return };
         let found = match answer {
@@ -268,7 +273,7 @@ impl Ledger {
             // A process that was sent the socket of another user, and only closed it, has not moved its bytes.
             Answer::Closed { pid, .. }
                 if let Some(before) = entry.owner(end.side).process()
-                    && !self.processes.may_have_started(before, identify(pid)) =>
+                    && !self.processes.may_have_started(before, identify(pid).ok().flatten()) =>
             {
                 EndOwner::Unowned(Reason::Gone)
             }

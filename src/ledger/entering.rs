@@ -36,7 +36,7 @@ impl<'l> OpenTick<'l> {
                 // Entered as read in the last tick, so that this tick reads the process again if it still lives: it may
                 // have been read before it started its program.
                 let end = EndRef { flow: index as u32, side };
-                ledger.set_owner(end, answer, ledger.tick - 1, &mut |_| Some(identity.clone()));
+                ledger.set_owner(end, answer, ledger.tick - 1, &mut |_| Ok(Some(identity.clone())));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::attribution::{Identity, ProcessLookup};
+use crate::kernel::process::Unreadable;
 use crate::traffic::subject::Subject;
 
 /// A process that owns flows.
@@ -56,14 +57,19 @@ impl Registry {
     }
 
     /// The index of the process that runs under `pid`; `None` if there is none.
-    pub fn index(&mut self, pid: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> Option<u32> {
+    pub fn index(
+        &mut self,
+        pid: u32,
+        tick: u32,
+        identify: &mut dyn FnMut(u32) -> Result<Option<Identity>, Unreadable>,
+    ) -> Option<u32> {
         if let Some(&at) = self.by_pid.get(&pid)
             && !self.has_ended(at, tick, identify)
         {
             self.mark(at, true);
             return Some(at);
         }
-        let at = self.insert(identify(pid)?, false, tick)?;
+        let at = self.insert(identify(pid).ok()??, false, tick)?;
         self.by_pid.insert(pid, at);
         Some(at)
     }
@@ -102,13 +108,20 @@ impl Registry {
 
     /// Whether the process has ended. Reads its identity again once a tick, since a command line can change (exec,
     /// setproctitle) and the kernel reuses pids.
-    fn has_ended(&mut self, at: u32, tick: u32, identify: &mut dyn FnMut(u32) -> Option<Identity>) -> bool {
+    fn has_ended(
+        &mut self,
+        at: u32,
+        tick: u32,
+        identify: &mut dyn FnMut(u32) -> Result<Option<Identity>, Unreadable>,
+    ) -> bool {
         let Some(Some(process)) = self.processes.get_mut(at as usize) else { return true };
         if process.gone || process.alive == tick {
             return process.gone;
         }
         match identify(process.identity.pid) {
-            Some(identity) if identity.start_time == process.identity.start_time => {
+            // It may have ended or not: the next tick finds out.
+            Err(Unreadable) => {}
+            Ok(Some(identity)) if identity.start_time == process.identity.start_time => {
                 process.alive = tick;
                 process.identity = identity.or_earlier(Some(&process.identity));
             }

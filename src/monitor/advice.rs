@@ -28,6 +28,13 @@ pub(super) const STOPPED_COUNTING: &str =
 pub(super) const ONLY_OWN_PROCESSES: &str =
     "only your own processes are shown: only root (sudo) can see which processes have the other sockets";
 
+/// The message where conntrack has flows of protocols other than TCP, UDP and SCTP.
+pub(super) const CONNTRACK_HAS_NO_SOCKET: &str = "conntrack does not tell which socket sends ICMP and the like: that traffic has no owner, except with --source=packets";
+
+/// The message where processes cannot be read for want of descriptors or memory.
+pub(super) const OUT_OF_DESCRIPTORS: &str = "processes cannot be read, since this program or the host is out of file descriptors or memory: owners may be \
+     missing (see ulimit -n)";
+
 /// The message when the thread that follows the kernel's events was replaced, with the reason.
 pub(super) fn on_restart(why: String) -> String {
     format!("{why}: owners of connections that lasted milliseconds may be missing")

@@ -15,12 +15,15 @@ use crate::attribution::watcher::{Observation, Watcher};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::conntrack::probe::{Probe, Tracking, probe};
 use crate::kernel::conntrack::{Malformed, Table};
-use crate::kernel::flow::{Flow, Tuple};
+use crate::kernel::flow::{Flow, Protocol, Tuple};
 
 /// The whole table is read at least once in this many ticks, in case an event was lost without notice.
 const WHOLE_TABLE_EVERY: u32 = 10;
 /// Scanning this many hash chains costs as much as requesting one flow: 30 ns beside 4 µs.
 const CHAINS_PER_FLOW: usize = 128;
+
+/// The protocols whose sockets can be found by a tuple: TCP, UDP and SCTP.
+const HAVE_OWNERS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Other(132)];
 
 /// How long a tick reads the table: some 150,000 flows. The next one goes on with the rest.
 const LONGEST_DUMP: Duration = Duration::from_millis(300);
@@ -104,8 +107,10 @@ impl Conntrack {
         let requested = if all_known { into.tuples(self.max_requested) } else { None };
         self.ticks_without_dump = if requested.is_some() { self.ticks_without_dump + 1 } else { 1 };
         let (table, probed) = (&mut self.table, &self.probed);
+        let mut others = false;
         let mut enter = |flow: &Flow| {
             if !probed.contains(&flow.original) {
+                others |= !HAVE_OWNERS.contains(&flow.original.protocol);
                 into.row(flow);
             }
         };
@@ -117,6 +122,9 @@ impl Conntrack {
             Some(watcher) => watcher.run_apart(dump)?,
             None => dump()?,
         };
+        if others {
+            self.notes.once("protocols", || advice::CONNTRACK_HAS_NO_SOCKET.to_owned());
+        }
         self.unfinished = !dump.complete;
         if self.unfinished {
             into.table_continues();

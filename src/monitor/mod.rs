@@ -29,6 +29,7 @@ use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::{Attribution, ProcessLookup};
 use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
+use crate::kernel::process::raise_descriptor_limit;
 use crate::kernel::process_events::ProcessEvent;
 use crate::ledger::{AttributingTick, EndRef, Ledger, OpenTick, Selection};
 use crate::python2::pattern::Pattern;
@@ -78,6 +79,8 @@ impl Monitor {
     /// Where the counters that [`MonitorSettings::counters_from`] asks for cannot be read.
     pub fn of_this_host(settings: MonitorSettings) -> Result<Self> {
         let mut notes = Notes::default();
+        // If that is refused, what runs out of descriptors later says so.
+        let _ = raise_descriptor_limit();
         let counters = counters::open(settings.counters_from, &mut notes)?;
         let lookup = TickLookup::of_this_host(counters.tcp_owners());
         let wanted = Some(settings.counters_from);
@@ -120,6 +123,9 @@ impl Source for Monitor {
         search.tick.close(&mut self.lookup);
         if self.lookup.some_unreadable() {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
+        }
+        if self.lookup.has_been_out_of_descriptors() {
+            self.notes.once("descriptors", || advice::OUT_OF_DESCRIPTORS.to_owned());
         }
         if let Some(&pid) = self.lookup.take_given_up().first() {
             self.notes.once("given up", || advice::on_given_up(pid));

@@ -40,7 +40,7 @@ fn holders(proc: &FakeProc, inodes: impl IntoIterator<Item = u32>) -> Vec<Option
 }
 
 fn name(proc: &FakeProc, pid: u32) -> Vec<u8> {
-    Processes::new(proc.root()).read(pid).unwrap().command_line
+    Processes::new(proc.root()).read(pid).unwrap().unwrap().command_line
 }
 
 #[test]
@@ -89,8 +89,8 @@ fn processes_that_have_ended_and_other_files_are_skipped() {
     proc.write("14", "no directory");
     proc.write("uptime", "1 1");
     assert_eq!(holders(&proc, [7, 8]), [Some(10), Some(13)]);
-    assert_eq!(Processes::new(proc.root()).read(11), None);
-    assert_eq!(Processes::new(proc.root()).read(99), None);
+    assert_eq!(Processes::new(proc.root()).read(11), Ok(None));
+    assert_eq!(Processes::new(proc.root()).read(99), Ok(None));
     assert_eq!(Processes::new("/nonexistent").youngest_first(), [0; 0]);
 }
 
@@ -143,7 +143,7 @@ fn nul_bytes_of_a_command_line_are_shown_as_blanks() {
     assert_eq!(name(&proc, 10), b"curl -s http://example.com/ ");
     assert_eq!(name(&proc, 11), b"nginx: worker process   ");
     assert_eq!(name(&proc, 12), b"caf\xe9 \xff\xfe ");
-    assert!(!Processes::new(proc.root()).read(12).unwrap().nameless);
+    assert!(!Processes::new(proc.root()).read(12).unwrap().unwrap().nameless);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_process_without_a_command_line_is_shown_by_its_short_name() {
         (b"", "[]"),
     ] {
         proc.name_task(10, 4711, comm);
-        let process = Processes::new(proc.root()).read(10).unwrap();
+        let process = Processes::new(proc.root()).read(10).unwrap().unwrap();
         assert_eq!(process.command_line, shown.as_bytes());
         assert_eq!((process.pid, process.start_time, process.nameless), (10, 4711, true));
     }

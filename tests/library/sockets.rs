@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
 use bwmon::kernel::bpf::packet_counters::SocketBytes;
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
-use bwmon::kernel::process::{Handle, Process};
+use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
 use bwmon::traffic::source::Reading;
 
@@ -16,13 +16,18 @@ use bwmon::traffic::source::Reading;
 struct Host {
     running: BTreeMap<u32, u32>,
     holder: u32,
+    out_of_descriptors: bool,
 }
 
 impl ProcessLookup for Host {
-    fn identify(&mut self, pid: u32) -> Option<Identity> {
-        let uid = Some(*self.running.get(&pid)?);
+    fn identify(&mut self, pid: u32) -> Result<Option<Identity>, Unreadable> {
+        if self.out_of_descriptors {
+            return Err(Unreadable);
+        }
+        let Some(&uid) = self.running.get(&pid) else { return Ok(None) };
         let command_line = format!("{pid}").into_bytes();
-        Some(Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup: None }.into())
+        let process = Process { pid, start_time: 1, command_line, nameless: false, uid: Some(uid), cgroup: None };
+        Ok(Some(process.into()))
     }
 
     fn replaced_program(&mut self, _pid: u32, _at: u64) -> Option<Identity> {
@@ -58,7 +63,7 @@ impl Socket {
     fn new(running: &[(u32, u32)], maker: Option<u32>, holder: u32) -> Self {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
-        let host = Host { running: running.iter().copied().collect(), holder };
+        let host = Host { running: running.iter().copied().collect(), holder, out_of_descriptors: false };
         Self { host, ledger, maker: maker.map(|pid| (pid, 0)), now }
     }
 
@@ -140,4 +145,16 @@ fn what_a_child_sends_long_after_its_parent_ended_is_the_childs() {
     socket.tick(0, None);
     socket.tick(50, None);
     assert_eq!(socket.figures(), figures([("2", 100), ("3", 50)]));
+}
+
+#[test]
+fn a_process_that_cannot_be_read_for_a_while_has_not_ended() {
+    let mut socket = Socket::new(&[(2, 1000), (3, 1000)], None, 2);
+    socket.tick(100, None);
+    socket.host.out_of_descriptors = true;
+    socket.host.holder = 3;
+    (0..3).for_each(|_| socket.tick(10, None));
+    socket.host.out_of_descriptors = false;
+    socket.tick(10, None);
+    assert_eq!(socket.figures(), figures([("2", 140)]));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
 use bwmon::kernel::bpf::packet_counters::SocketBytes;
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
-use bwmon::kernel::process::{Handle, Process};
+use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
 use bwmon::traffic::subject::Reason;
 use proptest::prelude::*;
@@ -59,10 +59,10 @@ struct Host {
 }
 
 impl ProcessLookup for Host {
-    fn identify(&mut self, pid: u32) -> Option<Identity> {
-        let start_time = *self.running.get(&pid)?;
+    fn identify(&mut self, pid: u32) -> Result<Option<Identity>, Unreadable> {
+        let Some(&start_time) = self.running.get(&pid) else { return Ok(None) };
         let command_line = format!("process{pid} ").into_bytes();
-        Some(Process { pid, start_time, command_line, nameless: false, uid: Some(0), cgroup: None }.into())
+        Ok(Some(Process { pid, start_time, command_line, nameless: false, uid: Some(0), cgroup: None }.into()))
     }
 
     fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity> {
