@@ -14,7 +14,7 @@ use bwmon::attribution::{Answer, Attribution, Identity, ProcessLookup};
 use bwmon::config::{Diagnostics, applications, notifications};
 use bwmon::grouping::{Aggregator, Grouping};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
-use bwmon::kernel::process::{Handle, Process};
+use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, OpenTick, Selection};
 use bwmon::notify::Notifier;
 use bwmon::traffic::rates::Rates;
@@ -55,8 +55,8 @@ struct Host {
 struct Gone;
 
 impl ProcessLookup for Gone {
-    fn identify(&mut self, _pid: u32) -> Option<Identity> {
-        None
+    fn identify(&mut self, _pid: u32) -> Result<Option<Identity>, Unreadable> {
+        Ok(None)
     }
 
     fn replaced_program(&mut self, _pid: u32, _at: u64) -> Option<Identity> {

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use bwmon::kernel::netlink::{self, Netlink, protocol};
+use bwmon::kernel::netlink::{Netlink, protocol};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::Signal;
@@ -251,7 +251,8 @@ fn dump() -> Result<()> {
     each_second(|| {
         let mut socket = Netlink::open(protocol::NETFILTER, 0)?;
         // A struct nfgenmsg of zeros: all families.
-        socket.request(CONNTRACK_GET, netlink::DUMP, &[0; 4], |_| {})?;
+        socket.begin_dump(CONNTRACK_GET, &[0; 4])?;
+        while !socket.read_dump(Instant::now() + Duration::from_secs(60), |_| {})? {}
         say("dumped")
     })
 }

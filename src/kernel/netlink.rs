@@ -192,7 +192,7 @@ impl Netlink {
     ///
     /// # Errors
     /// EBUSY where the kernel is not done with the earlier one, or the error of send(2).
-    pub(crate) fn begin_dump(&mut self, kind: u16, payload: &[u8]) -> nix::Result<()> {
+    pub fn begin_dump(&mut self, kind: u16, payload: &[u8]) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         self.send(kind, REQUEST | DUMP, payload)?;
         self.dump = Some(self.sequence);
@@ -200,7 +200,7 @@ impl Netlink {
     }
 
     /// Whether the table that was requested last has not been read to its end.
-    pub(crate) fn is_dumping(&self) -> bool {
+    pub fn is_dumping(&self) -> bool {
         self.dump.is_some()
     }
 
@@ -209,7 +209,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's error for the request (EPERM), that of recv(2), or ETIMEDOUT where no message comes.
-    pub(crate) fn read_dump(&mut self, deadline: Instant, mut visit: impl FnMut(Message<'_>)) -> nix::Result<bool> {
+    pub fn read_dump(&mut self, deadline: Instant, mut visit: impl FnMut(Message<'_>)) -> nix::Result<bool> {
         let Some(sequence) = self.dump else { return Ok(true) };
         while Instant::now() < deadline {
             let received = self.receive(MsgFlags::empty());
