@@ -6,15 +6,15 @@
 //! 0::/system.slice/docker.service               cgroup2
 //! ```
 //! A host has only the last line, or the lines before, or both. Their order is not fixed. The file is written by
-//! proc_cgroup_show in kernel/cgroup/cgroup.c, which fails if a path is longer than 4095 bytes.
+//! proc_cgroup_show in kernel/cgroup/cgroup.c. It cuts a path off after 4095 bytes; older kernels refuse to show any of
+//! the lines then.
 
 use super::{ClaimedBy, Workload};
 
 /// The hierarchies in the order in which they are searched for a container: the first that has one is right. On a host
 /// with both versions, an engine may use only the controllers, or only systemd's hierarchy.
-const HIERARCHIES: [&[u8]; 10] = [
-    b"name=systemd", b"", b"memory", b"pids", b"cpu", b"cpuacct", b"cpuset", b"devices", b"blkio", b"freezer",
-];
+const HIERARCHIES: [&[u8]; 10] =
+    [b"name=systemd", b"", b"memory", b"pids", b"cpu", b"cpuacct", b"cpuset", b"devices", b"blkio", b"freezer"];
 
 /// The cgroups of a process that tell its workload.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,7 +130,7 @@ mod tests {
         let text = [b"1:name=systemd:/\n7:cpu,cpuacct:", docker.as_slice(), b"\n"].concat();
         let cgroup = Cgroup::parse(&text, b"").unwrap();
         assert_eq!(cgroup.path(), b"/");
-        assert_eq!(cgroup.workload().container.unwrap().id, [b'a'; 64][..]);
+        assert_eq!(*cgroup.workload().container.unwrap().id, [b'a'; 64]);
     }
 
     /// Of version 1, users own a part of systemd's hierarchy only.

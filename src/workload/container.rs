@@ -217,8 +217,10 @@ fn of_unit<'a>(unit: &'a str, above: &[&[u8]], below: &[&[u8]]) -> Option<Contai
     if let Some(machine) = stem.strip_prefix("machine-") {
         return if supervisor { None } else { of_machine(unit::unescape(machine)) };
     }
-    if let Some((application, instance)) =
-        stem.strip_prefix("app-flatpak-").and_then(|rest| rest.rsplit_once('-')).filter(|(_, id)| is_number(id.as_bytes()))
+    if let Some((application, instance)) = stem
+        .strip_prefix("app-flatpak-")
+        .and_then(|rest| rest.rsplit_once('-'))
+        .filter(|(_, id)| is_number(id.as_bytes()))
     {
         let name = Some(unit::unescape(application));
         return Some(Container { name, ..Container::new(Runtime::Flatpak, instance.as_bytes()) });

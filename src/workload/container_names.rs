@@ -153,7 +153,8 @@ impl ContainerFiles {
     /// From moby's daemon/container/container.go.
     fn docker(&self, id: &str, root: Option<&str>, owner: u32) -> Result<Option<ContainerName>> {
         // By default, as the distributions have it and as a snap.
-        let roots = root.map_or_else(|| vec!["var/lib/docker", "var/snap/docker/common/var-lib-docker"], |root| vec![root]);
+        let roots =
+            root.map_or_else(|| vec!["var/lib/docker", "var/snap/docker/common/var-lib-docker"], |root| vec![root]);
         for root in roots {
             if let Some(config) = self.json(&format!("{root}/containers/{id}/config.v2.json"), owner)? {
                 let name = config.get("Name").and_then(Value::as_str).map(|name| name.trim_start_matches('/'));

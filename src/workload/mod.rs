@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use container::Container;
+use container_names::ContainerName;
 
 /// What the cgroup of a process tells about the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,11 +128,36 @@ impl<'a> Workload<'a> {
             (unit, Some(user_unit)) => Some(Cow::Owned(format!("{unit}/{user_unit}"))),
         }
     }
+
+    /// The name by which to group and to select containers: the one that was [looked up](container_names), or else that
+    /// of the path, `lxc/web` or `docker/0bfaa29e...`. If it is not the word of root, it begins with whose word it is:
+    /// `uid:1000/web`.
+    pub fn container_label(&self, looked_up: Option<&ContainerName>) -> Option<Vec<u8>> {
+        let container = self.container.as_ref()?;
+        let label = looked_up.map_or_else(|| container.label(), |name| name.label().into_bytes());
+        Some(match self.claimed_by {
+            ClaimedBy::Root => label,
+            claimed_by => [format!("{claimed_by}/").into_bytes(), label].concat(),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_of_a_user_cannot_pass_for_one_of_root() {
+        let label = |path: &'static [u8], name: Option<&ContainerName>| Workload::of_path(path).container_label(name);
+        let users = b"/user.slice/user-7.slice/user@7.service/lxc.payload.web";
+        assert_eq!(label(b"/lxc.payload.web", None).unwrap(), b"lxc/web");
+        assert_eq!(label(users, None).unwrap(), b"uid:7/lxc/web");
+        assert_eq!(label(b"/system.slice/a.service/lxc.payload.web", None).unwrap(), b"unit:a.service/lxc/web");
+        let name = ContainerName { name: Some("web".to_owned()), pod: None };
+        assert_eq!(label(b"/lxc.payload.web", Some(&name)).unwrap(), b"web");
+        assert_eq!(label(users, Some(&name)).unwrap(), b"uid:7/web");
+        assert_eq!(label(b"/system.slice/a.service", Some(&name)), None);
+    }
 
     #[test]
     fn a_unit_of_a_user_cannot_pass_for_one_of_the_system() {
@@ -158,7 +184,10 @@ mod tests {
         assert_eq!(user_unit(b"/session-3.scope/_cpu.service"), Some("cpu.service"));
         assert_eq!(user_unit(b"/user.slice/user-1000.slice/session-2.scope/waldo/uuuux"), None);
         assert_eq!(user_unit(b"/user.slice/user-1000.slice/user@.service/server.service"), None);
-        assert_eq!(user_unit(b"/foo.slice//foo-bar.slice/user@1000.service/piep.slice//foo.service"), Some("foo.service"));
+        assert_eq!(
+            user_unit(b"/foo.slice//foo-bar.slice/user@1000.service/piep.slice//foo.service"),
+            Some("foo.service")
+        );
         let claimed = Workload::of_path(b"/session-2.scope/foobar.service").claimed_by;
         assert_eq!(claimed, ClaimedBy::Unit("session-2.scope"));
     }
@@ -178,7 +207,7 @@ mod tests {
     fn a_container_of_lxc_cannot_pass_for_a_unit_or_a_slice() {
         let workload = Workload::of_path(b"/lxc.payload.a.slice/sshd.service");
         assert_eq!((workload.unit, workload.slice), (None, "-.slice"));
-        assert_eq!(workload.container.unwrap().id, b"a.slice"[..]);
+        assert_eq!(*workload.container.unwrap().id, *b"a.slice");
         let workload = Workload::of_path(b"/lxc.payload.sshd.service");
         assert_eq!((workload.unit, workload.container.unwrap().id), (None, Cow::Borrowed(&b"sshd.service"[..])));
     }

@@ -99,10 +99,14 @@ mod tests {
 
     #[test]
     fn names_are_those_that_systemd_accepts() {
-        for name in ["getty@tty2.service", "a@b@c.service", "dbus-:1.2-org.x@0.service", r"dev-disk\x2did.swap", "-.mount"] {
+        for name in
+            ["getty@tty2.service", "a@b@c.service", "dbus-:1.2-org.x@0.service", r"dev-disk\x2did.swap", "-.mount"]
+        {
             assert_eq!(unit(name.as_bytes()), Some(name));
         }
-        for name in ["getty", "getty@.service", "@a.service", ".service", "a.servic", "a b.service", "ä.service", "a.slice"] {
+        for name in
+            ["getty", "getty@.service", "@a.service", ".service", "a.servic", "a b.service", "ä.service", "a.slice"]
+        {
             assert_eq!(unit(name.as_bytes()), None, "{name}");
         }
         assert_eq!(unit(b"_cpu.service"), Some("cpu.service"));

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read};
+use std::io::{ErrorKind, Read};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -30,7 +30,8 @@ const DYNAMIC: RangeInclusive<u32> = 61184..=65519;
 #[derive(Debug)]
 pub struct Users {
     root: PathBuf,
-    version: Option<Version>,
+    /// What stat(2) said of the file when it was last read.
+    found: Option<Result<Version, ErrorKind>>,
     users: HashMap<u32, User>,
 }
 
@@ -65,28 +66,26 @@ impl Version {
 impl Users {
     /// The users of the host whose root directory is at `root`. None is known before the first [`refresh`](Self::refresh).
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), version: None, users: HashMap::new() }
+        Self { root: root.into(), found: None, users: HashMap::new() }
     }
 
     /// Reads /etc/passwd if it has changed, which one stat(2) tells. Without the file there are no users.
     ///
     /// # Errors
-    /// Where the file cannot be read or is no file of a sensible size. Then the users remain as they were, and the next
-    /// error comes only after the next change.
+    /// Where the file cannot be read or is no file of a sensible size. Then the users remain as they were, and the file is
+    /// read again only after it has changed.
     pub fn refresh(&mut self) -> Result<()> {
         let path = self.root.join("etc/passwd");
-        let metadata = match std::fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (self.version, self.users) = (None, HashMap::new());
-                return Ok(());
-            }
-            other => other.with_context(|| format!("cannot read {}", path.display()))?,
-        };
-        let version = Version::of(&metadata);
-        if self.version != Some(version) {
-            self.version = Some(version);
+        let found = std::fs::metadata(&path).map(|metadata| Version::of(&metadata)).map_err(|error| error.kind());
+        if self.found == Some(found) {
+            return Ok(());
+        }
+        self.found = Some(found);
+        if found == Err(ErrorKind::NotFound) {
+            self.users.clear();
+        } else {
             let (version, text) = read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            self.version = Some(version);
+            self.found = Some(Ok(version));
             self.users = parse(&text);
         }
         Ok(())
