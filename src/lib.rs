@@ -41,6 +41,7 @@
 //! - [`output`]: one tick as data, and the ways to show it.
 //! - [`kernel`]: the kernel's interfaces, one file for each.
 //! - [`traffic`]: the types between counting and showing.
+//! - [`workload`]: the service, container and user that a process works for, from its cgroup and from files.
 //! - [`printable`]: makes text from outside safe to print.
 
 pub mod attribution;
@@ -56,3 +57,4 @@ pub mod printable;
 pub mod program;
 pub mod python2;
 pub mod traffic;
+pub mod workload;

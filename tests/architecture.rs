@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["ledger", "grouping", "notify"],
     &["attribution", "python2", "pipe", "output"],
     &["kernel", "traffic"],
-    &["printable"],
+    &["printable", "workload"],
 ];
 
 fn floor(folder: &str) -> Option<usize> {

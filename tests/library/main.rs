@@ -8,6 +8,7 @@ mod common {
 
 mod aggregator;
 mod conntrack;
+mod container_names;
 mod fake_proc;
 mod loopback;
 mod monitor;
@@ -20,3 +21,4 @@ mod pipe_random;
 mod pipeline;
 mod sockets;
 mod sums;
+mod workload;

@@ -223,7 +223,7 @@ impl Test {
         let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
         match output.status.code() {
             Some(0) => Ok(Ok(())),
-            Some(code) if code == LACKS.into() => Ok(Err(Lack(text[0].lines().last().unwrap_or_default().into()))),
+            Some(code) if code == i32::from(LACKS) => Ok(Err(Lack(text[0].lines().last().unwrap_or_default().into()))),
             _ => Err(format!("{command:?} ended with {}:\n{}", output.status, text.concat())),
         }
     }
