@@ -172,7 +172,7 @@ fn command_line(n: u64) -> Arc<Subject> {
         n % 1009
     );
     let command_line = name.into_bytes().into();
-    Arc::new(Subject::Processes { command_line, uid: Some(1000), cgroup: None })
+    Arc::new(Subject::Processes { command_line, uid: Some(1000), cgroup: None, nameless: false })
 }
 
 impl Source for Busy {

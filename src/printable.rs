@@ -1,25 +1,34 @@
 //! Makes text from outside safe to print.
 
-/// `name` in at most `width` characters, safe to print: a longer one ends in `...`.
+use unicode_width::UnicodeWidthChar;
+
+/// `name` in at most `width` columns, safe to print: a longer one ends in `...`.
 ///
-/// Another user may have chosen the name. So a character that could move the cursor, end the line or change the reading
-/// direction becomes an escape (`\n`, `\x1b`, `\u{202e}`), on a terminal and in a pipe: one line is always one name. An
-/// escape is never cut in two.
+/// Another user may have chosen the name. So a character that could move the cursor, end the line, change the reading direction or
+/// that is invisible becomes an escape (`\n`, `\x1b`, `\u{202e}`), on a terminal and in a pipe: one line is always one name, and
+/// names that look the same are the same. A backslash before what reads like such an escape becomes two. An escape is never cut
+/// in two.
 pub fn printable(name: &[u8], width: usize) -> String {
     let mut text = String::new();
     let mut used = 0;
     // Where to cut if the whole name does not fit.
     let mut cut = 0;
     for piece in name.utf8_chunks() {
-        let valid = piece.valid().chars().map(Unit::Char);
+        let mut rest = piece.valid().chars();
+        let valid = std::iter::from_fn(|| {
+            let c = rest.next()?;
+            Some(if c == '\\' && reads_like_an_escape(rest.as_str()) { Unit::Backslash } else { Unit::Char(c) })
+        });
         for unit in valid.chain(piece.invalid().iter().map(|&byte| Unit::Byte(byte))) {
             let start = text.len();
             match unit {
                 Unit::Char(c) if unsafe_to_print(c) => text.extend(c.escape_default()),
                 Unit::Char(c) => text.push(c),
+                Unit::Backslash => text.push_str("\\\\"),
                 Unit::Byte(byte) => text.push_str(&format!("\\x{byte:02x}")),
             }
-            used += text[start..].chars().count();
+            // A combining character counts too, so that no name is endless.
+            used += text[start..].chars().map(|c| c.width().unwrap_or_default().max(1)).sum::<usize>();
             if used <= width.saturating_sub(3) {
                 cut = text.len();
             }
@@ -35,11 +44,60 @@ pub fn printable(name: &[u8], width: usize) -> String {
 
 enum Unit {
     Char(char),
+    /// One that is not part of an escape of ours.
+    Backslash,
     Byte(u8),
 }
 
-/// Control characters, and those that change the reading direction of the text after them (Unicode's Bidi_Control).
+/// Whether a backslash and what follows it could be taken for an escape that [`printable`] has made.
+fn reads_like_an_escape(rest: &str) -> bool {
+    let hexadecimal = |digits: &str| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    rest.starts_with(['n', 'r', 't', '\\'])
+        || rest.starts_with("u{")
+        || rest.strip_prefix('x').and_then(|digits| digits.get(..2)).is_some_and(hexadecimal)
+}
+
+/// Control characters; those that end a line or change the reading direction of the text after them (Unicode's Bidi_Control); and
+/// those without width, but for combining ones, and tags.
 fn unsafe_to_print(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}')
+        || matches!(c, '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}')
+        || matches!(c, '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+        // Other blanks than that of ASCII look like it.
+        || (c.is_whitespace() && c != ' ')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(name: &str) -> String {
+        printable(name.as_bytes(), 20)
+    }
+
+    #[test]
+    fn what_cannot_be_seen_or_moves_the_rest_is_escaped() {
+        assert_eq!(shown("a\u{2028}b\u{200b}"), r"a\u{2028}b\u{200b}");
+        assert_eq!(shown("a\u{2028}b\u{200b}\u{e0041}"), r"a\u{2028}b...");
+        assert_eq!(shown("a\u{a0}b\x1b\n"), r"a\u{a0}b\u{1b}\n");
+        assert_eq!(shown("déjà vu"), "déjà vu");
+        assert_eq!(shown("e\u{301}"), "e\u{301}");
+        assert_eq!(printable(b"a\xff", 20), r"a\xff");
+    }
+
+    #[test]
+    fn no_name_reads_like_an_escape_of_another() {
+        assert_eq!(shown(r"C:\new \x1b \u{b"), r"C:\\new \\x1b \\u{b");
+        assert_eq!(shown(r"\d+ \( \x1 \"), r"\d+ \( \x1 \");
+    }
+
+    #[test]
+    fn a_wide_character_takes_two_columns_and_a_combining_one_is_not_free() {
+        assert_eq!(shown("世界世界世界世界世界"), "世界世界世界世界世界");
+        assert_eq!(shown("世界世界世界世界世界世"), "世界世界世界世界...");
+        let stacked = "e".to_owned() + &"\u{301}".repeat(100);
+        assert_eq!(shown(&stacked).chars().count(), 20);
+    }
 }

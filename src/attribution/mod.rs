@@ -92,8 +92,8 @@ pub struct Identity {
 impl From<Process> for Identity {
     fn from(process: Process) -> Self {
         let Process { pid, start_time, command_line, nameless, uid, cgroup } = process;
-        let subject =
-            Subject::Processes { command_line: command_line.into(), uid, cgroup: cgroup.map(Vec::into_boxed_slice) };
+        let cgroup = cgroup.map(Vec::into_boxed_slice);
+        let subject = Subject::Processes { command_line: command_line.into(), uid, cgroup, nameless };
         Self { pid, start_time, subject: Arc::new(subject), nameless }
     }
 }

@@ -54,9 +54,9 @@ impl Grouping {
         let (name, kind) = if let Some(application) = self.applications.iter().find(matches) {
             (application.name.as_bytes().into(), GroupKind::Application)
         } else if self.auto_group {
-            (key::program(&label).into(), GroupKind::Program)
+            (key::program(&subject.name()).into(), GroupKind::Program)
         } else {
-            (label.into(), GroupKind::CommandLine)
+            (subject.name().into(), GroupKind::CommandLine)
         };
         (Subject::Named(name), kind)
     }

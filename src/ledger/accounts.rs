@@ -9,11 +9,17 @@ use crate::attribution::Identity;
 use crate::python2::pattern::Pattern;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
+use crate::workload::Workload;
 
 /// How long a subject without open flows and without sockets is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
 /// The most processes of a subject that are remembered as possible holders of a socket.
 const HOLDERS: usize = 16;
+
+/// The most subjects of one user that are told apart, and the most bytes of their names: beyond that, whatever a user starts is one
+/// subject.
+const MOST_OF_USER: usize = 4096;
+const LONGEST_OF_USER: usize = 8 << 20;
 
 /// The bytes that one subject has moved.
 #[derive(Debug)]
@@ -34,11 +40,13 @@ struct Account {
 pub(super) struct Accounts {
     selections: Vec<Selection>,
     accounts: HashMap<Arc<Subject>, Account>,
+    /// The number of the subjects of each user, and the bytes of their names.
+    of_users: HashMap<Option<u32>, (usize, usize)>,
 }
 
 impl Accounts {
     pub fn new(selections: Vec<Selection>) -> Self {
-        Self { selections, accounts: HashMap::new() }
+        Self { selections, accounts: HashMap::new(), of_users: HashMap::new() }
     }
 
     /// From now on, counts what any of these selects.
@@ -65,7 +73,18 @@ impl Accounts {
 
     /// The account of a process that has traffic or an open flow at `now`.
     fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
-        let account = self.accounts.entry(Arc::clone(&process.subject)).or_insert_with_key(|subject| {
+        let mut subject = Arc::clone(&process.subject);
+        if !self.accounts.contains_key(&subject) {
+            let user = answerable(&subject);
+            let (number, length) = self.of_users.entry(user).or_default();
+            if *number < MOST_OF_USER && *length + subject.label().len() < LONGEST_OF_USER {
+                *number += 1;
+                *length += subject.label().len();
+            } else {
+                subject = Arc::new(Subject::Others { user });
+            }
+        }
+        let account = self.accounts.entry(subject).or_insert_with_key(|subject| {
             let (counts, counts_local) = selects(&self.selections, &subject.label());
             Account { bytes_in: 0, bytes_out: 0, counts, counts_local, alive: now, holders: Vec::new() }
         });
@@ -103,7 +122,16 @@ impl Accounts {
         let others = self.accounts.keys().filter(|subject| !silent.contains(*subject));
         let kept_labels: HashSet<Vec<u8>> = others.map(|subject| subject.label().into_owned()).collect();
         silent.retain(|subject| !kept_labels.contains(&*subject.label()));
-        self.accounts.retain(|subject, _| !silent.contains(subject));
+        for subject in silent {
+            self.accounts.remove(&subject);
+            if !matches!(*subject, Subject::Others { .. })
+                && let Some((number, length)) = self.of_users.get_mut(&answerable(&subject))
+            {
+                *number = number.saturating_sub(1);
+                *length = length.saturating_sub(subject.label().len());
+            }
+        }
+        self.of_users.retain(|_, (number, _)| *number > 0);
     }
 
     /// The patterns that exceeded their limit of work on some command line.
@@ -120,6 +148,18 @@ impl Accounts {
             bytes_out: account.bytes_out,
         };
         counted.map(reading).collect()
+    }
+}
+
+/// The user who can start as many processes of this kind as he likes: that of the session or service manager where there is one,
+/// since a user may have many others (subuid(5)).
+fn answerable(subject: &Subject) -> Option<u32> {
+    match subject {
+        Subject::Processes { uid, cgroup, .. } => {
+            let of_session = cgroup.as_deref().and_then(|path| Workload::of_path(path).user);
+            of_session.or(*uid)
+        }
+        _ => subject.uid(),
     }
 }
 
@@ -153,6 +193,31 @@ mod tests {
         assert_eq!(shown(None), [("curl x ".to_owned(), 100)]);
         assert_eq!(shown(Some("wget")), [("wget y ".to_owned(), 7)]);
         assert_eq!(shown(Some("curl")), [("curl x ".to_owned(), 200)]);
+    }
+
+    #[test]
+    fn a_user_with_ever_new_processes_has_a_bounded_number_of_subjects() {
+        let now = Instant::now();
+        let mut accounts = Accounts::new(vec![Selection::default()]);
+        let mut credit = |pid: u32, cgroup: &str| {
+            let command_line = format!("title {pid}").into_bytes();
+            let cgroup = Some(cgroup.as_bytes().to_vec());
+            // A user has many others of his own.
+            let uid = Some(100_000 + pid);
+            let process = Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup };
+            accounts.credit(&process.into(), (1, 0), false, now);
+        };
+        (0..5000).for_each(|pid| credit(pid, "/user.slice/user-1000.slice/session-1.scope"));
+        credit(5001, "/user.slice/user-1001.slice/session-2.scope");
+        let label = |reading: &Reading| String::from_utf8(reading.subject.label().into_owned()).unwrap();
+        let readings: HashMap<_, _> =
+            accounts.readings().iter().map(|reading| (label(reading), reading.bytes_in)).collect();
+        assert_eq!(readings.len(), MOST_OF_USER + 2);
+        assert_eq!(readings["(other processes of user 1000)"], 5000 - MOST_OF_USER as u64);
+        assert_eq!(readings["title 5001"], 1);
+        // As they are forgotten, there is room again.
+        accounts.forget(now + MEMORY + Duration::from_secs(1), |_, _| false);
+        assert_eq!((accounts.readings().len(), accounts.of_users.len()), (0, 0));
     }
 
     #[test]

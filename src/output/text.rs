@@ -5,7 +5,7 @@
 //!     100.00 KiB /      50.00 KiB -- Web
 //! 2012-11-22 10:37:01: Web exceeding 'out' bandwidth limit      49.00:      50.00 kB/s (102.04 %)
 //! ```
-//! Scripts read these lines, so their format is fixed. Subjects with the same label share a line.
+//! Scripts read these lines, so their format is fixed. Subjects with the same name share a line.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -86,37 +86,37 @@ pub fn messages(frame: &Frame) -> Vec<String> {
     lines
 }
 
-/// One line per label, ordered by bytes in, bytes out and label: the largest is last.
+/// One line per name, ordered by bytes in, bytes out and name: the largest is last.
 fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> {
     let mut text = Vec::new();
     match (figures, interval) {
         (Figures::Totals, _) => {
             let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
             sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
-            sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.label).cmp(&(b.bytes_in, b.bytes_out, &b.label)));
-            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.label));
+            sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
+            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name));
         }
         // Rates need two readings.
         (Figures::Rates | Figures::ApplicationRates, None) => {}
         // A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
         (Figures::Rates, Some(interval)) => {
-            for (label, rate_in, rate_out) in rates(rows, interval, 0.0) {
-                line(&mut text, &(rate_in as u64), &(rate_out as u64), &label);
+            for (name, rate_in, rate_out) in rates(rows, interval, 0.0) {
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &name);
             }
         }
         (Figures::ApplicationRates, Some(interval)) => {
             let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
-            for (label, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
-                line(&mut text, &kib(rate_in), &kib(rate_out), &label);
+            for (name, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
+                line(&mut text, &kib(rate_in), &kib(rate_out), &name);
             }
         }
     }
     text
 }
 
-/// The bytes of all subjects with one label.
+/// The bytes of all subjects with one name.
 struct Sum<'a> {
-    label: Cow<'a, [u8]>,
+    name: Cow<'a, [u8]>,
     bytes_in: u64,
     bytes_out: u64,
 }
@@ -124,12 +124,12 @@ struct Sum<'a> {
 fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
     let sum = |row| {
         let (bytes_in, bytes_out) = bytes(row);
-        Sum { label: row.subject.label(), bytes_in, bytes_out }
+        Sum { name: row.subject.name(), bytes_in, bytes_out }
     };
     let mut sums: Vec<Sum<'_>> = rows.iter().map(sum).collect();
-    sums.sort_by(|a, b| a.label.cmp(&b.label));
+    sums.sort_by(|a, b| a.name.cmp(&b.name));
     sums.dedup_by(|next, sum| {
-        let equal = next.label == sum.label;
+        let equal = next.name == sum.name;
         if equal {
             sum.bytes_in += next.bytes_in;
             sum.bytes_out += next.bytes_out;
@@ -139,25 +139,25 @@ fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
     sums
 }
 
-/// A label and its bytes per second in and out.
-type LabelRate<'a> = (Cow<'a, [u8]>, f64, f64);
+/// A name and its bytes per second in and out.
+type NameRate<'a> = (Cow<'a, [u8]>, f64, f64);
 
-/// The rates of the labels that exceed `floor` in either direction, ascending.
-fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<LabelRate<'_>> {
-    let mut shown: Vec<LabelRate<'_>> = Vec::new();
+/// The rates of the names that exceed `floor` in either direction, ascending.
+fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
+    let mut shown: Vec<NameRate<'_>> = Vec::new();
     for sum in sums(rows, |row| (row.moved_in, row.moved_out)) {
         let (rate_in, rate_out) = (per_second(sum.bytes_in, interval), per_second(sum.bytes_out, interval));
         if rate_in > floor || rate_out > floor {
-            shown.push((sum.label, rate_in, rate_out));
+            shown.push((sum.name, rate_in, rate_out));
         }
     }
     shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.cmp(&b.0)));
     shown
 }
 
-fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, label: &[u8]) {
+fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8]) {
     // Writing to a Vec cannot fail.
-    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(label, NAME_WIDTH));
+    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, NAME_WIDTH));
 }
 
 /// The message of a notification; `None` for an application that has recovered.
@@ -166,7 +166,7 @@ pub fn notification_line(notification: &Notification, local_time: &str) -> Optio
         return None;
     }
     let Notification { direction, value_kb_per_s: value, .. } = notification;
-    let name = printable(&notification.application.label(), NAME_WIDTH_IN_MESSAGE);
+    let name = printable(&notification.application.name(), NAME_WIDTH_IN_MESSAGE);
     let limit = notification.threshold_kb_per_s as f64;
     let percent = value / limit * 100.0;
     Some(format!(
@@ -213,6 +213,7 @@ mod tests {
                 command_line: Box::from(&b"nginx "[..]),
                 uid: Some(33),
                 cgroup: Some(cgroup.as_bytes().into()),
+                nameless: false,
             };
             Row { subject: Arc::new(subject), ..row("", bytes_in, 1) }
         };

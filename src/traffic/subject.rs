@@ -18,6 +18,13 @@ pub enum Subject {
         /// The path of the cgroup from the root of its hierarchy, as /proc/PID/cgroup has it (cgroups(7)); `None` if it
         /// could not be read.
         cgroup: Option<Box<[u8]>>,
+        /// Whether they have no command line: a kernel thread, or a process that does not let it be read.
+        nameless: bool,
+    },
+    /// More processes of a user than are told apart.
+    Others {
+        /// The user; `None` where that is not known.
+        user: Option<u32>,
     },
     /// A pipe, an application or a program, by its name.
     Named(Box<[u8]>),
@@ -31,17 +38,43 @@ impl Subject {
         match self {
             Self::Processes { command_line, .. } => Cow::Borrowed(command_line),
             Self::Named(name) => Cow::Borrowed(name),
+            Self::Others { user: Some(user) } => format!("(other processes of user {user})").into_bytes().into(),
+            Self::Others { user: None } => Cow::Borrowed(b"(other processes)"),
             Self::Unowned(reason) => Cow::Owned(format!("({})", reason.text()).into_bytes()),
+        }
+    }
+
+    /// The [label](Self::label) as the name of something: a process that calls itself like one of our own names, or like a
+    /// kernel thread, has a backslash before it.
+    pub fn name(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Processes { command_line, nameless: false, .. } if is_name_of_ours(command_line.trim_ascii()) => {
+                Cow::Owned([b"\\", &**command_line].concat())
+            }
+            _ => self.label(),
         }
     }
 
     /// The effective user id of its processes; `None` if it has none or it could not be read.
     pub fn uid(&self) -> Option<u32> {
         match self {
-            Self::Processes { uid, .. } => *uid,
+            Self::Processes { uid, .. } | Self::Others { user: uid } => *uid,
             Self::Named(_) | Self::Unowned(_) => None,
         }
     }
+}
+
+/// Whether text output would show something else by this name: bytes without an owner, other processes, a process without
+/// command line, a pipe.
+fn is_name_of_ours(name: &[u8]) -> bool {
+    let is_pipe = name.strip_prefix(b"pipe-").is_some_and(|rest| {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        digits > 0 && rest.get(digits) == Some(&b':')
+    });
+    let is_in_parentheses = name.strip_prefix(b"(").and_then(|rest| rest.strip_suffix(b")")).is_some_and(|text| {
+        text.starts_with(b"other processes") || Reason::ALL.iter().any(|reason| reason.text().as_bytes() == text)
+    });
+    is_pipe || is_in_parentheses || (name.starts_with(b"[") && name.ends_with(b"]"))
 }
 
 /// Why bytes have no owner.
@@ -64,6 +97,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    const ALL: [Self; 7] = [
+        Self::Forwarded,
+        Self::Gone,
+        Self::NoProcess,
+        Self::NotPermitted,
+        Self::TooMany,
+        Self::Ambiguous,
+        Self::NotSearched,
+    ];
+
     /// The reason in a few words.
     pub fn text(self) -> &'static str {
         match self {
@@ -88,10 +131,27 @@ mod tests {
             command_line: Box::from(&b"nginx "[..]),
             uid: Some(0),
             cgroup: Some(Box::from(cgroup)),
+            nameless: false,
         };
         let (one, other) = (process(b"/docker/a"), process(b"/docker/b"));
         assert_ne!(one, other);
         assert_eq!(one.label(), other.label());
+    }
+
+    #[test]
+    fn a_process_cannot_be_named_like_what_is_ours() {
+        let name = |command_line: &str, nameless| {
+            let command_line = command_line.as_bytes().into();
+            let subject = Subject::Processes { command_line, uid: Some(1000), cgroup: None, nameless };
+            String::from_utf8(subject.name().into_owned()).unwrap()
+        };
+        for ours in ["(no local socket: forwarded)", "(other processes of user 0) ", "pipe-80:a:1 ", "[kworker/0:1]"] {
+            assert_eq!(name(ours, false), format!("\\{ours}"));
+        }
+        for theirs in ["(sd-pam)", "pipe-line ", "curl http://[::1]", "[ -e x ", ""] {
+            assert_eq!(name(theirs, false), theirs);
+        }
+        assert_eq!(name("[kworker/0:1]", true), "[kworker/0:1]");
     }
 
     #[test]
