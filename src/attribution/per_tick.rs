@@ -22,6 +22,9 @@ use crate::traffic::subject::Reason;
 /// The most descriptors of new processes that are read per tick: 2 µs each.
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
+/// The most descriptors that one tick reads to see whether silent processes have sockets.
+const OF_SILENT: u32 = 50_000;
+
 /// How long one tick asks the kernel for sockets.
 const LONGEST_QUERIES: Duration = Duration::from_millis(200);
 /// Every this many ticks that look up tuples, sockets that a request does not find are searched for among all.
@@ -36,6 +39,8 @@ pub struct TickLookup {
     /// The pids at the last search for new processes, in ascending order.
     known_pids: Vec<u32>,
     holder_search: HolderSearch,
+    /// The number of descriptors that this tick may still read to see whether silent processes have sockets.
+    left_for_silent: u32,
     /// The number of ticks until unusual sockets are searched for.
     ticks_to_unusual: u32,
 }
@@ -60,6 +65,7 @@ impl TickLookup {
             scanned: None,
             known_pids: Vec::new(),
             holder_search: HolderSearch::default(),
+            left_for_silent: OF_SILENT,
             ticks_to_unusual: 0,
         }
     }
@@ -69,6 +75,7 @@ impl TickLookup {
         self.view.cache.begin_tick();
         self.view.history.begin_tick();
         self.view.processes.begin_tick();
+        self.left_for_silent = OF_SILENT;
     }
 
     /// Reads the command lines of the processes that the ledger asks for next, all at once.
@@ -243,7 +250,7 @@ impl ProcessLookup for TickLookup {
     }
 
     fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
-        self.view.processes.has_sockets(pid, start_time)
+        self.view.processes.has_sockets(pid, start_time, &mut self.left_for_silent)
     }
 
     fn closer(&mut self, pid: u32) -> Answer {

@@ -24,8 +24,8 @@ use nix::sys::stat::Mode;
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
 
-/// The most descriptors that are read to see that a process has no socket.
-const MOST_WITHOUT_SOCKET: u32 = 4096;
+/// Reading when a process has started costs as much as reading this many descriptors.
+const COST_OF_STAT: u32 = 4;
 /// The most threads of a process that are looked at one by one.
 const MOST_THREADS: usize = 64;
 
@@ -215,20 +215,24 @@ impl Processes {
         link.is_ok_and(|target| parse_socket_link(target.as_os_str().as_encoded_bytes()) == Some(handle.inode))
     }
 
-    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open, or so many descriptors
-    /// that it may have one.
-    pub fn has_sockets(&mut self, pid: u32, start_time: u64) -> bool {
+    /// Whether the process that started at `start_time` still runs under `pid` and has any socket open, or may have one that a
+    /// search of `budget` descriptors did not get to.
+    pub fn has_sockets(&mut self, pid: u32, start_time: u64, budget: &mut u32) -> bool {
+        *budget = budget.saturating_sub(COST_OF_STAT);
+        if *budget == 0 {
+            return true;
+        }
         match self.stat(pid) {
             Ok(stat) if stat.as_ref().map(|stat| stat.start_time) != Some(start_time) => return false,
             Ok(_) => {}
             Err(Unreadable) => return true,
         }
-        let (mut found, mut budget) = (false, MOST_WITHOUT_SOCKET);
-        self.each_socket(pid, &mut budget, |_| {
+        let mut found = false;
+        self.each_socket(pid, budget, |_| {
             found = true;
             ControlFlow::Break(())
         });
-        found || budget == 0
+        found || *budget == 0
     }
 
     fn stat(&self, pid: u32) -> Result<Option<Stat>, Unreadable> {

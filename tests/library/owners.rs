@@ -179,14 +179,14 @@ fn a_process_with_the_pid_of_an_earlier_one_is_another_process() {
     let proc = FakeProc::new();
     let mut processes = Processes::new(proc.root());
     proc.run(&FakeProcess { pid: 10, start_time: 100, command_line: b"first\0", sockets: &[7] });
-    assert!(processes.has_sockets(10, 100));
+    assert!(processes.has_sockets(10, 100, &mut 1000));
     proc.run(&FakeProcess { pid: 10, start_time: 250, command_line: b"second\0", sockets: &[7] });
-    assert!(!processes.has_sockets(10, 100));
-    assert!(processes.has_sockets(10, 250));
+    assert!(!processes.has_sockets(10, 100, &mut 1000));
+    assert!(processes.has_sockets(10, 250, &mut 1000));
     proc.run(&FakeProcess { pid: 10, start_time: 250, command_line: b"second\0", sockets: &[] });
-    assert!(!processes.has_sockets(10, 250));
+    assert!(!processes.has_sockets(10, 250, &mut 1000));
     proc.end(10);
-    assert!(!processes.has_sockets(10, 250));
+    assert!(!processes.has_sockets(10, 250, &mut 1000));
 }
 
 #[test]
