@@ -77,7 +77,7 @@ impl ContainerFiles {
     /// The files of the host whose root directory is at `root`. Symbolic links lead to files below it too.
     ///
     /// # Errors
-    /// Where `root` cannot be opened as a directory.
+    /// Where `root` cannot be opened as a directory. Before Linux 5.6, which brought openat2(2), each look-up is an error.
     pub fn new(root: impl Into<PathBuf>) -> Result<Self> {
         let path = root.into();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;

@@ -89,7 +89,7 @@ fn what_only_resembles_a_container_is_none() {
         format!("/system.slice/libpod-conmon-{id}.scope"),
         format!("/kubepods/burstable/pod0f3c1a2b-4d5e-4f60-8a7b-9c0d1e2f3a4b/crio-conmon-{id}"),
         format!("/lxc.monitor/{id}"),
-        format!("/lxc.monitor.web/lxc.payload.web"),
+        "/lxc.monitor.web/lxc.payload.web".to_owned(),
         format!("/a/b/{id}"),
         format!("/system.slice/other-{id}.scope"),
         format!("/system.slice/x.slice:docker:{id}:y"),
