@@ -94,7 +94,15 @@ impl Host {
         let flow = Flow { original, reply: original.reversed(), zone: 0, id, counters, open: true, socket: None };
         let name = format!("/usr/lib/tool-{n} --job={n} --output=/var/tmp/{n}.out --verbose https://example.com/{n} ");
         let command_line = name.into_bytes();
-        let process = Process { pid: n, start_time: id, command_line, nameless: false, uid: Some(0), cgroup: None };
+        let process = Process {
+            pid: n,
+            start_time: id,
+            command_line,
+            nameless: false,
+            uid: Some(0),
+            cgroup: None,
+            executable: None,
+        };
         let handle = Some(Handle { inode: n, fd: 3 });
         let answer = Answer::Held { pid: n, handle, connected: true };
         tick.opened(&flow);
@@ -172,7 +180,7 @@ fn command_line(n: u64) -> Arc<Subject> {
         n % 1009
     );
     let command_line = name.into_bytes().into();
-    Arc::new(Subject::Processes { command_line, uid: Some(1000), cgroup: None, nameless: false })
+    Arc::new(Subject::Processes { command_line, uid: Some(1000), cgroup: None, executable: None, nameless: false })
 }
 
 impl Source for Busy {

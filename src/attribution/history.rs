@@ -87,7 +87,15 @@ mod tests {
 
     fn identity(pid: u32, command_line: &[u8]) -> Identity {
         let command_line = command_line.to_vec();
-        Identity::from(Process { pid, start_time: 1, command_line, nameless: false, uid: None, cgroup: None })
+        Identity::from(Process {
+            pid,
+            start_time: 1,
+            command_line,
+            nameless: false,
+            uid: None,
+            cgroup: None,
+            executable: None,
+        })
     }
 
     #[test]

@@ -91,9 +91,9 @@ pub struct Identity {
 
 impl From<Process> for Identity {
     fn from(process: Process) -> Self {
-        let Process { pid, start_time, command_line, nameless, uid, cgroup } = process;
-        let cgroup = cgroup.map(Vec::into_boxed_slice);
-        let subject = Subject::Processes { command_line: command_line.into(), uid, cgroup, nameless };
+        let Process { pid, start_time, command_line, nameless, uid, cgroup, executable } = process;
+        let (command_line, executable) = (command_line.into(), executable.map(Vec::into_boxed_slice));
+        let subject = Subject::Processes { command_line, executable, uid, cgroup, nameless };
         Self { pid, start_time, subject: Arc::new(subject), nameless }
     }
 }
@@ -150,7 +150,15 @@ mod tests {
     fn an_exiting_process_keeps_its_earlier_command_line() {
         let identity = |command_line: &[u8], start_time, nameless| {
             let command_line = command_line.to_vec();
-            Identity::from(Process { pid: 7, start_time, command_line, nameless, uid: None, cgroup: None })
+            Identity::from(Process {
+                pid: 7,
+                start_time,
+                command_line,
+                nameless,
+                uid: None,
+                cgroup: None,
+                executable: None,
+            })
         };
         let earlier = identity(b"curl ", 5, false);
         assert_eq!(identity(b"[curl]", 5, true).or_earlier(Some(&earlier)), earlier);

@@ -22,6 +22,8 @@ use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 
+use crate::workload::cgroup::{Cgroup, host_root};
+
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
 
 /// Reading when a process has started costs as much as reading this many descriptors.
@@ -43,8 +45,11 @@ pub struct Process {
     pub nameless: bool,
     /// The effective user id; `None` if it cannot be read.
     pub uid: Option<u32>,
-    /// The path of its cgroup from the root of the hierarchy; `None` if it cannot be read.
-    pub cgroup: Option<Vec<u8>>,
+    /// Its cgroups; `None` if they cannot be read.
+    pub cgroup: Option<Cgroup>,
+    /// The path of its program, with ` (deleted)` behind it if the file is no longer there; `None` for a kernel thread, or if it
+    /// cannot be read.
+    pub executable: Option<Vec<u8>>,
 }
 
 /// A socket, and the descriptor by which a process holds it.
@@ -64,6 +69,8 @@ pub struct Unreadable;
 #[derive(Debug)]
 pub struct Processes {
     root: PathBuf,
+    /// The cgroup in which the host itself is, as the paths of processes begin with it.
+    host_root: Vec<u8>,
     some_unreadable: bool,
     out_of_descriptors: Cell<bool>,
     command_lines: ReadBy,
@@ -83,18 +90,19 @@ impl Processes {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         let command_lines = ReadBy::Other(Box::new(RefCell::new(CommandLines::new(&root))));
-        Self { root, some_unreadable: false, out_of_descriptors: Cell::new(false), command_lines }
+        Self::read_by(root, command_lines)
     }
 
     /// Like [`new`](Self::new), for a thread that may be lost: it waits for a process as long as that takes, and `reading` tells
     /// for which.
     pub(crate) fn read_by_this_thread(root: impl Into<PathBuf>, reading: Reading) -> Self {
-        Self {
-            root: root.into(),
-            some_unreadable: false,
-            out_of_descriptors: Cell::new(false),
-            command_lines: ReadBy::This(reading),
-        }
+        Self::read_by(root.into(), ReadBy::This(reading))
+    }
+
+    fn read_by(root: PathBuf, command_lines: ReadBy) -> Self {
+        let init = std::fs::read(root.join("1/cgroup")).unwrap_or_default();
+        let host_root = host_root(&init).to_vec();
+        Self { root, host_root, some_unreadable: false, out_of_descriptors: Cell::new(false), command_lines }
     }
 
     /// Begins a tick, in which reading command lines takes a bounded time.
@@ -269,7 +277,9 @@ impl Processes {
             Err(NotInTime) => Vec::new(),
         };
         let cgroup = std::fs::read(directory.join("cgroup")).ok();
-        let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
+        let cgroup = cgroup.and_then(|text| Cgroup::parse(&text, &self.host_root));
+        let executable = std::fs::read_link(directory.join("exe")).ok();
+        let executable = executable.map(|path| path.into_os_string().into_encoded_bytes());
         let uid = self.user(pid);
         let Some(stat) = self.stat(pid)? else { return Ok(None) };
         let nameless = command_line.is_empty();
@@ -277,7 +287,7 @@ impl Processes {
             command_line = [b"[", &*stat.comm, b"]"].concat();
         }
         command_line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
-        Ok(Some(Process { pid, start_time: stat.start_time, command_line, nameless, uid, cgroup }))
+        Ok(Some(Process { pid, start_time: stat.start_time, command_line, nameless, uid, cgroup, executable }))
     }
 
     fn command_line(&self, id: u32) -> Result<Option<Vec<u8>>, NotInTime> {
@@ -329,18 +339,6 @@ impl Stat {
     }
 }
 
-/// The path of the cgroup in the text of /proc/PID/cgroup: in systemd's own hierarchy, if the host has one beside
-/// cgroup2, otherwise in cgroup2. A path may contain colons, so only the first two of a line separate its fields.
-fn cgroup_path(text: &[u8]) -> Option<&[u8]> {
-    let path_of = |hierarchy: &[u8]| {
-        text.split(|&byte| byte == b'\n').find_map(|line| {
-            let mut fields = line.splitn(3, |&byte| byte == b':').skip(1);
-            (fields.next()? == hierarchy).then(|| fields.next()).flatten()
-        })
-    };
-    path_of(b"name=systemd").filter(|path| *path != b"/").or_else(|| path_of(b""))
-}
-
 /// Lets this program have as many descriptors as it may: every network namespace and pipe takes some.
 ///
 /// # Errors
@@ -376,15 +374,5 @@ mod tests {
         assert_eq!((&stat.comm[..], stat.start_time), (&b"a) b\xff (c)"[..], 12345));
         assert!((0..line.len() - 20).all(|length| Stat::parse(&line[..length]).is_none()));
         assert!(Stat::parse(b") (").is_none());
-    }
-
-    #[test]
-    fn the_cgroup_is_that_of_systemds_hierarchy_or_of_cgroup2() {
-        assert_eq!(cgroup_path(b"0::/user.slice/a:b::c\n"), Some(&b"/user.slice/a:b::c"[..]));
-        let hybrid = b"12:cpu,cpuacct:/x\n1:name=systemd:/system.slice/a.service\n0::/system.slice\n";
-        assert_eq!(cgroup_path(hybrid), Some(&b"/system.slice/a.service"[..]));
-        assert_eq!(cgroup_path(b"1:name=systemd:/\n0::/y\n"), Some(&b"/y"[..]));
-        assert_eq!(cgroup_path(b"4:memory:/z\n"), None);
-        assert_eq!(cgroup_path(b"0:\n"), None);
     }
 }

@@ -9,7 +9,6 @@ use crate::attribution::Identity;
 use crate::python2::pattern::Pattern;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
-use crate::workload::Workload;
 
 /// How long a subject without open flows and without sockets is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
@@ -156,7 +155,7 @@ impl Accounts {
 fn answerable(subject: &Subject) -> Option<u32> {
     match subject {
         Subject::Processes { uid, cgroup, .. } => {
-            let of_session = cgroup.as_deref().and_then(|path| Workload::of_path(path).user);
+            let of_session = cgroup.as_ref().and_then(|cgroup| cgroup.workload().user);
             of_session.or(*uid)
         }
         _ => subject.uid(),
@@ -168,10 +167,20 @@ mod tests {
     use super::super::selection::Filter;
     use super::*;
     use crate::kernel::process::Process;
+    use crate::workload::cgroup::Cgroup;
 
     fn process(pid: u32, command_line: &str, cgroup: &str) -> Identity {
-        let (command_line, cgroup) = (command_line.as_bytes().to_vec(), Some(cgroup.as_bytes().to_vec()));
-        Identity::from(Process { pid, start_time: 1, command_line, nameless: false, uid: Some(0), cgroup })
+        let (command_line, cgroup) =
+            (command_line.as_bytes().to_vec(), Cgroup::parse(format!("0::{cgroup}").as_bytes(), b""));
+        Identity::from(Process {
+            pid,
+            start_time: 1,
+            command_line,
+            nameless: false,
+            uid: Some(0),
+            cgroup,
+            executable: None,
+        })
     }
 
     #[test]
@@ -201,10 +210,10 @@ mod tests {
         let mut accounts = Accounts::new(vec![Selection::default()]);
         let mut credit = |pid: u32, cgroup: &str| {
             let command_line = format!("title {pid}").into_bytes();
-            let cgroup = Some(cgroup.as_bytes().to_vec());
+            let cgroup = Cgroup::parse(format!("0::{cgroup}").as_bytes(), b"");
             // A user has many others of his own.
             let uid = Some(100_000 + pid);
-            let process = Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup };
+            let process = Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup, executable: None };
             accounts.credit(&process.into(), (1, 0), false, now);
         };
         (0..5000).for_each(|pid| credit(pid, "/user.slice/user-1000.slice/session-1.scope"));

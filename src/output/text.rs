@@ -187,6 +187,7 @@ mod tests {
     use super::*;
     use crate::output::Direction;
     use crate::traffic::subject::Subject;
+    use crate::workload::cgroup::Cgroup;
 
     fn row(name: &str, bytes_in: u64, bytes_out: u64) -> Row {
         let subject = Arc::new(Subject::Named(name.as_bytes().into()));
@@ -212,7 +213,8 @@ mod tests {
             let subject = Subject::Processes {
                 command_line: Box::from(&b"nginx "[..]),
                 uid: Some(33),
-                cgroup: Some(cgroup.as_bytes().into()),
+                cgroup: Cgroup::parse(format!("0::{cgroup}").as_bytes(), b""),
+                executable: None,
                 nameless: false,
             };
             Row { subject: Arc::new(subject), ..row("", bytes_in, 1) }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::workload::cgroup::Cgroup;
+
 /// Bytes are credited to it: processes that have much in common, or a name.
 ///
 /// Two subjects may have the same [label](Subject::label): two containers that run one command line, for example. An
@@ -15,9 +17,10 @@ pub enum Subject {
         command_line: Box<[u8]>,
         /// The effective user id; `None` if it could not be read.
         uid: Option<u32>,
-        /// The path of the cgroup from the root of its hierarchy, as /proc/PID/cgroup has it (cgroups(7)); `None` if it
-        /// could not be read.
-        cgroup: Option<Box<[u8]>>,
+        /// The cgroup; `None` if it could not be read.
+        cgroup: Option<Cgroup>,
+        /// The path of the program; `None` if it has none or it could not be read.
+        executable: Option<Box<[u8]>>,
         /// Whether they have no command line: a kernel thread, or a process that does not let it be read.
         nameless: bool,
     },
@@ -130,7 +133,8 @@ mod tests {
         let process = |cgroup: &[u8]| Subject::Processes {
             command_line: Box::from(&b"nginx "[..]),
             uid: Some(0),
-            cgroup: Some(Box::from(cgroup)),
+            cgroup: Cgroup::parse(&[b"0::", cgroup].concat(), b""),
+            executable: None,
             nameless: false,
         };
         let (one, other) = (process(b"/docker/a"), process(b"/docker/b"));
@@ -142,7 +146,8 @@ mod tests {
     fn a_process_cannot_be_named_like_what_is_ours() {
         let name = |command_line: &str, nameless| {
             let command_line = command_line.as_bytes().into();
-            let subject = Subject::Processes { command_line, uid: Some(1000), cgroup: None, nameless };
+            let subject =
+                Subject::Processes { command_line, uid: Some(1000), cgroup: None, executable: None, nameless };
             String::from_utf8(subject.name().into_owned()).unwrap()
         };
         for ours in ["(no local socket: forwarded)", "(other processes of user 0) ", "pipe-80:a:1 ", "[kworker/0:1]"] {

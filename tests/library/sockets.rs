@@ -26,7 +26,15 @@ impl ProcessLookup for Host {
         }
         let Some(&uid) = self.running.get(&pid) else { return Ok(None) };
         let command_line = format!("{pid}").into_bytes();
-        let process = Process { pid, start_time: 1, command_line, nameless: false, uid: Some(uid), cgroup: None };
+        let process = Process {
+            pid,
+            start_time: 1,
+            command_line,
+            nameless: false,
+            uid: Some(uid),
+            cgroup: None,
+            executable: None,
+        };
         Ok(Some(process.into()))
     }
 

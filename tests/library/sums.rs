@@ -62,12 +62,16 @@ impl ProcessLookup for Host {
     fn identify(&mut self, pid: u32) -> Result<Option<Identity>, Unreadable> {
         let Some(&start_time) = self.running.get(&pid) else { return Ok(None) };
         let command_line = format!("process{pid} ").into_bytes();
-        Ok(Some(Process { pid, start_time, command_line, nameless: false, uid: Some(0), cgroup: None }.into()))
+        Ok(Some(
+            Process { pid, start_time, command_line, nameless: false, uid: Some(0), cgroup: None, executable: None }
+                .into(),
+        ))
     }
 
     fn replaced_program(&mut self, pid: u32, at: u64) -> Option<Identity> {
         let command_line = b"replaced ".to_vec();
-        let program = Process { pid, start_time: 1, command_line, nameless: false, uid: Some(0), cgroup: None };
+        let program =
+            Process { pid, start_time: 1, command_line, nameless: false, uid: Some(0), cgroup: None, executable: None };
         (at == 0 && pid == 3).then(|| program.into())
     }
 
