@@ -22,7 +22,7 @@ pub fn printable(name: &[u8], width: usize) -> String {
         for unit in valid.chain(piece.invalid().iter().map(|&byte| Unit::Byte(byte))) {
             let start = text.len();
             match unit {
-                Unit::Char(c) if unsafe_to_print(c) => text.extend(c.escape_default()),
+                Unit::Char(c) if is_unsafe_to_print(c) => text.extend(c.escape_default()),
                 Unit::Char(c) => text.push(c),
                 Unit::Backslash => text.push_str("\\\\"),
                 Unit::Byte(byte) => text.push_str(&format!("\\x{byte:02x}")),
@@ -59,7 +59,7 @@ fn reads_like_an_escape(rest: &str) -> bool {
 
 /// Control characters; those that end a line or change the reading direction of the text after them (Unicode's Bidi_Control); and
 /// those without width, but for combining ones, and tags.
-fn unsafe_to_print(c: char) -> bool {
+pub(crate) fn is_unsafe_to_print(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}')
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}')

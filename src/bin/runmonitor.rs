@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bwmon::ledger::Selection;
+use bwmon::ledger::{Keep, Selection};
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::text::{Figures, Text};
@@ -54,6 +54,7 @@ fn start(arguments: Arguments) -> Result<()> {
         // Rates need only the bytes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth,
         counters_from: arguments.source,
+        keep: Keep::default(),
     };
     let signals = Signals::take()?;
     let mut program = OneSource::new(Monitor::of_this_host(settings)?);

@@ -21,6 +21,7 @@ use anyhow::Result;
 use crate::python2::pattern::Pattern;
 use crate::traffic::rates::moved;
 use crate::traffic::rounds::forget_until;
+use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::{Facts, Reading, Source};
 use crate::traffic::subject::Subject;
 
@@ -199,6 +200,24 @@ impl<S: Source> Source for Aggregator<S> {
             bytes_out: group.bytes_out,
         };
         Ok(self.groups.iter().map(reading).collect())
+    }
+
+    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+        let mut groups: HashMap<&Arc<Subject>, (Detail, Option<Remotes>)> = HashMap::new();
+        for member in &self.members {
+            member.source.each_detail(&mut |subject, detail, remotes| {
+                if let Some(reading) = member.before.get(subject) {
+                    let (group, of_group) = groups.entry(&reading.group).or_default();
+                    group.add(&detail);
+                    if let Some(remotes) = remotes {
+                        of_group.get_or_insert_default().extend(remotes);
+                    }
+                }
+            });
+        }
+        for (group, (detail, remotes)) in groups {
+            visit(group, detail, remotes.as_ref());
+        }
     }
 
     fn notes(&mut self) -> Vec<String> {

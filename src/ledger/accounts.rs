@@ -7,22 +7,26 @@ use std::time::{Duration, Instant};
 use super::selection::{Selection, selects};
 use crate::attribution::Identity;
 use crate::python2::pattern::Pattern;
+use crate::traffic::detail::{Detail, MOST_PROCESSES, ProcessId, Remote, Remotes};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
 
 /// How long a subject without open flows and without sockets is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
-/// The most processes of a subject that are remembered as possible holders of a socket.
-const HOLDERS: usize = 16;
 
 /// The most subjects of one user that are told apart, and the most bytes of their names: beyond that, whatever a user starts is one
 /// subject.
 const MOST_OF_USER: usize = 4096;
 const LONGEST_OF_USER: usize = 8 << 20;
 
+/// The most remote ends that the subjects of one user have together.
+const MOST_REMOTES_OF_USER: usize = 16_384;
+
 /// The bytes that one subject has moved.
 #[derive(Debug)]
 struct Account {
+    /// The user who is answerable for it.
+    user: Option<u32>,
     bytes_in: u64,
     bytes_out: u64,
     /// Whether any selection selects it.
@@ -31,21 +35,46 @@ struct Account {
     counts_local: bool,
     /// When it last had traffic or an open flow, or its processes were last checked for sockets.
     alive: Instant,
-    /// Pid and start time of its processes that last had traffic or an open flow, the most recent last.
-    holders: Vec<(u32, u64)>,
+    /// Its processes that last had traffic or an open flow, the most recent last.
+    holders: Vec<ProcessId>,
+    remotes: Remotes,
+}
+
+/// How much accounts have beside bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Whether the bytes of each remote end are counted.
+    pub remotes: bool,
+    /// Whether the totals of subjects that have ended stay.
+    pub ended: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Accounts {
     selections: Vec<Selection>,
     accounts: HashMap<Arc<Subject>, Account>,
-    /// The number of the subjects of each user, and the bytes of their names.
-    of_users: HashMap<Option<u32>, (usize, usize)>,
+    keep: Keep,
+    of_users: HashMap<Option<u32>, OfUser>,
+}
+
+/// What the subjects of one user take.
+#[derive(Debug, Default)]
+struct OfUser {
+    subjects: usize,
+    /// The bytes of their names.
+    names: usize,
+    /// The remote ends that are told apart.
+    remotes: usize,
 }
 
 impl Accounts {
-    pub fn new(selections: Vec<Selection>) -> Self {
-        Self { selections, accounts: HashMap::new(), of_users: HashMap::new() }
+    pub fn new(selections: Vec<Selection>, keep: Keep) -> Self {
+        Self { selections, accounts: HashMap::new(), keep, of_users: HashMap::new() }
+    }
+
+    /// Whether the bytes of each remote end are counted.
+    pub fn count_remotes(&self) -> bool {
+        self.keep.remotes
     }
 
     /// From now on, counts what any of these selects.
@@ -56,12 +85,27 @@ impl Accounts {
         }
     }
 
-    /// Adds the bytes in and out that `process` moved.
-    pub fn credit(&mut self, process: &Identity, (bytes_in, bytes_out): (u64, u64), local: bool, now: Instant) {
-        let account = self.account(process, now);
+    /// Adds the bytes in and out that `process` exchanged with `remote`, if that is known.
+    pub fn credit(
+        &mut self,
+        process: &Identity,
+        (bytes_in, bytes_out): (u64, u64),
+        remote: Option<Remote>,
+        local: bool,
+        now: Instant,
+    ) {
+        let count_remotes = self.keep.remotes;
+        let (account, of_users) = self.account(process, now);
         if if local { account.counts_local } else { account.counts } {
             account.bytes_in += bytes_in;
             account.bytes_out += bytes_out;
+            if count_remotes {
+                let of_user = of_users.entry(account.user).or_default();
+                let before = account.remotes.len();
+                let remote = remote.filter(|remote| of_user.remotes < MOST_REMOTES_OF_USER || account.remotes.has(remote));
+                account.remotes.add(remote, (bytes_in, bytes_out));
+                of_user.remotes = (of_user.remotes + account.remotes.len()).saturating_sub(before);
+            }
         }
     }
 
@@ -71,32 +115,42 @@ impl Accounts {
     }
 
     /// The account of a process that has traffic or an open flow at `now`.
-    fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
+    fn account(&mut self, process: &Identity, now: Instant) -> (&mut Account, &mut HashMap<Option<u32>, OfUser>) {
         let mut subject = Arc::clone(&process.subject);
+        let mut user = None;
         if !self.accounts.contains_key(&subject) {
-            let user = answerable(&subject);
-            let (number, length) = self.of_users.entry(user).or_default();
-            if *number < MOST_OF_USER && *length + subject.label().len() < LONGEST_OF_USER {
-                *number += 1;
-                *length += subject.label().len();
+            user = answerable(&subject);
+            let of_user = self.of_users.entry(user).or_default();
+            if of_user.subjects < MOST_OF_USER && of_user.names + subject.label().len() < LONGEST_OF_USER {
+                of_user.subjects += 1;
+                of_user.names += subject.label().len();
             } else {
                 subject = Arc::new(Subject::Others { user });
             }
         }
         let account = self.accounts.entry(subject).or_insert_with_key(|subject| {
             let (counts, counts_local) = selects(&self.selections, &subject.label());
-            Account { bytes_in: 0, bytes_out: 0, counts, counts_local, alive: now, holders: Vec::new() }
+            Account {
+                user,
+                bytes_in: 0,
+                bytes_out: 0,
+                counts,
+                counts_local,
+                alive: now,
+                holders: Vec::new(),
+                remotes: Remotes::default(),
+            }
         });
         account.alive = now;
         let holder = (process.pid, process.start_time);
         if account.holders.last() != Some(&holder) {
             account.holders.retain(|known| *known != holder);
-            if account.holders.len() == HOLDERS {
+            if account.holders.len() == MOST_PROCESSES {
                 account.holders.remove(0);
             }
             account.holders.push(holder);
         }
-        account
+        (account, &mut self.of_users)
     }
 
     /// Forgets the subjects that were silent for a minute and whose processes no longer hold any socket, unless another
@@ -104,6 +158,9 @@ impl Accounts {
     ///
     /// `holds_a_socket` takes a pid and the start time of its process.
     pub fn forget(&mut self, now: Instant, mut holds_a_socket: impl FnMut(u32, u64) -> bool) {
+        if self.keep.ended {
+            return;
+        }
         let mut silent: HashSet<Arc<Subject>> = HashSet::new();
         for (subject, account) in &mut self.accounts {
             if now.saturating_duration_since(account.alive) <= MEMORY {
@@ -122,15 +179,31 @@ impl Accounts {
         let kept_labels: HashSet<Vec<u8>> = others.map(|subject| subject.label().into_owned()).collect();
         silent.retain(|subject| !kept_labels.contains(&*subject.label()));
         for subject in silent {
-            self.accounts.remove(&subject);
-            if !matches!(*subject, Subject::Others { .. })
-                && let Some((number, length)) = self.of_users.get_mut(&answerable(&subject))
+            if let Some(account) = self.accounts.remove(&subject)
+                && let Some(of_user) = self.of_users.get_mut(&account.user)
             {
-                *number = number.saturating_sub(1);
-                *length = length.saturating_sub(subject.label().len());
+                of_user.remotes = of_user.remotes.saturating_sub(account.remotes.len());
+                if !matches!(*subject, Subject::Others { .. }) {
+                    of_user.subjects = of_user.subjects.saturating_sub(1);
+                    of_user.names = of_user.names.saturating_sub(subject.label().len());
+                }
             }
         }
-        self.of_users.retain(|_, (number, _)| *number > 0);
+        self.of_users.retain(|_, of_user| of_user.subjects > 0 || of_user.remotes > 0);
+    }
+
+    /// Calls `visit` with what is known of each subject that counts. `connections` has the number of open connections of those that
+    /// have any.
+    pub fn each_detail(
+        &self,
+        connections: &HashMap<&Arc<Subject>, u64>,
+        visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>),
+    ) {
+        for (subject, account) in self.accounts.iter().filter(|(_, account)| account.counts) {
+            let connections = connections.get(subject).copied().unwrap_or_default();
+            let detail = Detail { processes: account.holders.clone(), connections, ..Detail::default() };
+            visit(subject, detail, self.keep.remotes.then_some(&account.remotes));
+        }
     }
 
     /// The patterns that exceeded their limit of work on some command line.
@@ -190,11 +263,11 @@ mod tests {
             vec![Selection { filter: Filter::new(include, Vec::new()), ignore_local: false }]
         };
         let now = Instant::now();
-        let mut accounts = Accounts::new(only("curl"));
+        let mut accounts = Accounts::new(only("curl"), Keep::default());
         let mut shown = |select: Option<&str>| {
             select.into_iter().for_each(|pattern| accounts.select(only(pattern)));
-            accounts.credit(&process(1, "curl x ", "/"), (100, 10), false, now);
-            accounts.credit(&process(2, "wget y ", "/"), (7, 0), false, now);
+            accounts.credit(&process(1, "curl x ", "/"), (100, 10), None, false, now);
+            accounts.credit(&process(2, "wget y ", "/"), (7, 0), None, false, now);
             let text =
                 |reading: &Reading| (String::from_utf8_lossy(&reading.subject.label()).into_owned(), reading.bytes_in);
             accounts.readings().iter().map(text).collect::<Vec<_>>()
@@ -207,14 +280,14 @@ mod tests {
     #[test]
     fn a_user_with_ever_new_processes_has_a_bounded_number_of_subjects() {
         let now = Instant::now();
-        let mut accounts = Accounts::new(vec![Selection::default()]);
+        let mut accounts = Accounts::new(vec![Selection::default()], Keep::default());
         let mut credit = |pid: u32, cgroup: &str| {
             let command_line = format!("title {pid}").into_bytes();
             let cgroup = Cgroup::parse(format!("0::{cgroup}").as_bytes(), b"");
             // A user has many others of his own.
             let uid = Some(100_000 + pid);
             let process = Process { pid, start_time: 1, command_line, nameless: false, uid, cgroup, executable: None };
-            accounts.credit(&process.into(), (1, 0), false, now);
+            accounts.credit(&process.into(), (1, 0), None, false, now);
         };
         (0..5000).for_each(|pid| credit(pid, "/user.slice/user-1000.slice/session-1.scope"));
         credit(5001, "/user.slice/user-1001.slice/session-2.scope");
@@ -232,10 +305,10 @@ mod tests {
     #[test]
     fn a_subject_is_forgotten_with_the_last_one_of_its_label() {
         let (start, minute) = (Instant::now(), MEMORY + Duration::from_secs(1));
-        let mut accounts = Accounts::new(vec![Selection::default()]);
-        accounts.credit(&process(1, "nginx ", "/a"), (1, 0), false, start);
-        accounts.credit(&process(2, "nginx ", "/b"), (2, 0), false, start);
-        accounts.credit(&process(3, "curl ", "/a"), (4, 0), false, start);
+        let mut accounts = Accounts::new(vec![Selection::default()], Keep::default());
+        accounts.credit(&process(1, "nginx ", "/a"), (1, 0), None, false, start);
+        accounts.credit(&process(2, "nginx ", "/b"), (2, 0), None, false, start);
+        accounts.credit(&process(3, "curl ", "/a"), (4, 0), None, false, start);
         accounts.forget(start + minute, |pid, _| pid == 2);
         assert_eq!(accounts.readings().iter().map(|reading| reading.bytes_in).sum::<u64>(), 1 + 2);
         accounts.forget(start + 2 * minute, |_, _| false);

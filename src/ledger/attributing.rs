@@ -309,7 +309,8 @@ impl Ledger {
                     && let Some(process) = self.processes.get(process)
                 {
                     let carried = end.side.in_and_out(entry.carried());
-                    self.accounts.credit(&process.identity, carried, entry.local, self.now);
+                    let remote = entry.remote(key, end.side);
+                    self.accounts.credit(&process.identity, carried, remote, entry.local, self.now);
                 }
             }
             (_, _) => entry.set_owner(end.side, found),

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use crate::attribution::{Answer, Query};
 use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::process::Handle;
+use crate::traffic::detail::Remote;
 use crate::traffic::subject::Reason;
 
 /// Identifies a flow.
@@ -334,6 +335,23 @@ impl FlowEntry {
             }
             _ => Query::Tuple(tuple),
         }
+    }
+
+    /// The end with which this one exchanges bytes; `None` where that is not known, as for a socket without a peer.
+    pub fn remote(&self, key: &FlowKey, side: Side) -> Option<Remote> {
+        let tuple = match (*key, side, &self.reply) {
+            (FlowKey::Socket { .. }, _, ReplyTuple::Packets { tuple, .. }) => **tuple.as_ref()?,
+            (FlowKey::Socket { .. }, _, _) => return None,
+            (FlowKey::Row { original, .. }, Side::Reply, ReplyTuple::Reversed) => original.reversed(),
+            (_, Side::Reply, ReplyTuple::Translated(reply)) => **reply,
+            (FlowKey::Row { original, .. }, _, _) => original,
+        };
+        let remote = tuple.destination;
+        (!remote.address().is_unspecified()).then(|| Remote {
+            address: remote.address(),
+            port: remote.port,
+            protocol: tuple.protocol.number(),
+        })
     }
 
     /// Whether another lookup, after this number of `lookups`, would find nothing new. One lookup is worth while for a

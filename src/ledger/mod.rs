@@ -22,13 +22,14 @@ mod entry;
 mod registry;
 pub mod selection;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use indexmap::IndexMap;
 
 use accounts::Accounts;
+pub use accounts::Keep;
 pub use attributing::{AttributingTick, EndRef};
 pub use entering::OpenTick;
 use entry::{EndOwner, FlowEntry, FlowKey, Side};
@@ -38,6 +39,7 @@ pub use selection::Selection;
 use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
 use crate::kernel::flow::Counters;
 use crate::python2::pattern::Pattern;
+use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
 
@@ -100,6 +102,11 @@ impl Ledger {
     /// A ledger that counts what any of `selections` selects, each byte once. With `lookback`, a flow that is older
     /// than the first tick counts from its own beginning, otherwise from the first tick.
     pub fn new(selections: Vec<Selection>, lookback: bool, now: Instant) -> Self {
+        Self::keeping(Keep::default(), selections, lookback, now)
+    }
+
+    /// Like [`new`](Self::new), with accounts that have more than bytes.
+    pub fn keeping(keep: Keep, selections: Vec<Selection>, lookback: bool, now: Instant) -> Self {
         Self {
             lookback,
             tick: 0,
@@ -118,7 +125,7 @@ impl Ledger {
             swept: 0,
             pending: Vec::new(),
             processes: Registry::default(),
-            accounts: Accounts::new(selections),
+            accounts: Accounts::new(selections, keep),
             unowned: BTreeMap::new(),
         }
     }
@@ -163,6 +170,27 @@ impl Ledger {
         self.accounts.readings()
     }
 
+    /// Calls `visit` with what is known of each selected subject, and its remote ends if they are counted.
+    pub fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+        let mut connections = vec![0; self.processes.len()];
+        for (key, entry) in self.flows.iter().filter(|(_, entry)| entry.open) {
+            for side in Side::BOTH {
+                if let Some(process) = entry.owner(side).process()
+                    && entry.remote(key, side).is_some()
+                {
+                    connections[process as usize] += 1;
+                }
+            }
+        }
+        let mut of_subjects = HashMap::new();
+        for (at, connections) in (0..).zip(connections) {
+            if let Some(process) = self.processes.get(at) {
+                *of_subjects.entry(&process.identity.subject).or_default() += connections;
+            }
+        }
+        self.accounts.each_detail(&of_subjects, visit);
+    }
+
     /// The bytes without an owner, by reason: of the flows that are over and of those that go on.
     pub fn unowned(&self) -> Vec<Reading> {
         let mut unowned = self.unowned.clone();
@@ -183,12 +211,13 @@ impl Ledger {
 
     /// Credits the processes at the ends of a flow with the bytes that it moved.
     fn credit_owners(&mut self, flow: u32, moved: Counters) {
-        let entry = &self.flows[flow as usize];
+        let Some((key, entry)) = self.flows.get_index(flow as usize) else { return };
         for side in Side::BOTH {
             if let EndOwner::Owned { process, .. } = entry.owner(side)
                 && let Some(process) = self.processes.get(process)
             {
-                self.accounts.credit(&process.identity, side.in_and_out(moved), entry.local, self.now);
+                let remote = self.accounts.count_remotes().then(|| entry.remote(key, side)).flatten();
+                self.accounts.credit(&process.identity, side.in_and_out(moved), remote, entry.local, self.now);
             }
         }
     }

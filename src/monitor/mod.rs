@@ -20,6 +20,7 @@ mod packets;
 mod sockets;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -31,9 +32,11 @@ use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::kernel::process_events::ProcessEvent;
-use crate::ledger::{AttributingTick, EndRef, Ledger, OpenTick, Selection};
+use crate::ledger::{AttributingTick, EndRef, Keep, Ledger, OpenTick, Selection};
 use crate::python2::pattern::Pattern;
+use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::{Facts, Reading, Source};
+use crate::traffic::subject::Subject;
 use advice::Notes;
 pub use counters::CountersFrom;
 use counters::{CounterSource, FlowSink};
@@ -57,6 +60,8 @@ pub struct MonitorSettings {
     pub lookback: bool,
     /// Where the counters come from.
     pub counters_from: CountersFrom,
+    /// What is kept beside the bytes of those that run.
+    pub keep: Keep,
 }
 
 /// A source of readings: counts per process.
@@ -93,7 +98,7 @@ impl Monitor {
     }
 
     fn new(counters: Box<dyn CounterSource>, lookup: TickLookup, settings: MonitorSettings, notes: Notes) -> Self {
-        let ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
+        let ledger = Ledger::keeping(settings.keep, settings.selections, settings.lookback, Instant::now());
         Self { counters, lookup, ledger, notes, wanted: None, ticks: 0 }
     }
 
@@ -137,6 +142,10 @@ impl Source for Monitor {
         self.notes.extend(self.counters.notes());
         self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::limit_message_once));
         Ok(self.ledger.readings())
+    }
+
+    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+        self.ledger.each_detail(visit);
     }
 
     fn unowned(&self) -> Vec<Reading> {

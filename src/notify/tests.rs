@@ -30,6 +30,7 @@ impl Run {
             bytes_out: 0,
             moved_in: bytes(kb_in),
             moved_out: bytes(kb_out),
+            detail: None,
         };
         self.notifier.tick(self.now, &rates.iter().map(row).collect::<Vec<_>>())
     }

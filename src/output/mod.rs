@@ -8,6 +8,7 @@
 //!
 //! Where to read on: [`text`] writes the lines; `terminal` is how they reach a terminal or a pipe.
 
+pub mod json;
 mod terminal;
 pub mod text;
 

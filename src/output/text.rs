@@ -191,7 +191,7 @@ mod tests {
 
     fn row(name: &str, bytes_in: u64, bytes_out: u64) -> Row {
         let subject = Arc::new(Subject::Named(name.as_bytes().into()));
-        Row { subject, bytes_in, bytes_out, moved_in: bytes_in, moved_out: bytes_out }
+        Row { subject, bytes_in, bytes_out, moved_in: bytes_in, moved_out: bytes_out, detail: None }
     }
 
     fn text(figures: Figures, seconds: u64, rows: &[Row]) -> String {

@@ -1,5 +1,6 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,13 +9,15 @@ use super::{Next, Program};
 
 use crate::config::{Configuration, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
-use crate::ledger::Selection;
+use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier};
 use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::{Pipe, raise_descriptor_limit};
 use crate::traffic::rates::Rates;
+use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::{Facts, Reading, Source};
+use crate::traffic::subject::Subject;
 
 /// The settings of a command line.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +63,7 @@ enum Stage {
 impl Part {
     fn monitor(selections: Vec<Selection>, counters_from: CountersFrom) -> Result<Self> {
         // The output shows rates, so only bytes from now on are needed.
-        let settings = MonitorSettings { selections, lookback: false, counters_from };
+        let settings = MonitorSettings { selections, lookback: false, counters_from, keep: Keep::default() };
         Ok(Self::Monitor(Box::new(Monitor::of_this_host(settings)?)))
     }
 
@@ -119,6 +122,13 @@ impl Source for Part {
             *stage = Stage::Over;
         }
         self.source().read(now)
+    }
+
+    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+        match self {
+            Self::Monitor(monitor) => monitor.each_detail(visit),
+            Self::Pipe { pipe, .. } => pipe.each_detail(visit),
+        }
     }
 
     fn notes(&mut self) -> Vec<String> {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::source::Reading;
+use super::detail::Detail;
+use super::source::{Reading, Source};
 use super::subject::Subject;
 
 /// A kB of configuration files, command lines and messages, in bytes: 1024, as in the original.
@@ -23,6 +24,22 @@ pub struct Row {
     pub moved_in: u64,
     /// Bytes that went out since the last tick.
     pub moved_out: u64,
+    /// What else is known; `None` where it was not asked for.
+    pub detail: Option<Box<Detail>>,
+}
+
+/// Enters into each row what `source` knows of its subject, with the `remotes` biggest remote ends.
+pub fn enter_details(rows: &mut [Row], source: &dyn Source, remotes: usize) {
+    let mut details = HashMap::new();
+    source.each_detail(&mut |subject, mut detail, ends| {
+        if let Some(ends) = ends {
+            ends.enter(remotes, &mut detail);
+        }
+        details.insert(Arc::clone(subject), Box::new(detail));
+    });
+    for row in rows {
+        row.detail = details.remove(&row.subject);
+    }
 }
 
 /// Takes the differences between the readings of one tick and those of the last one.
@@ -69,7 +86,7 @@ impl Rates {
 }
 
 fn row(Reading { subject, bytes_in, bytes_out }: Reading, (moved_in, moved_out): (u64, u64)) -> Row {
-    Row { subject, bytes_in, bytes_out, moved_in, moved_out }
+    Row { subject, bytes_in, bytes_out, moved_in, moved_out, detail: None }
 }
 
 /// The bytes between two totals. A total that fell was forgotten in between, and began again from zero.

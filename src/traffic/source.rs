@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::detail::{Detail, Remotes};
 use super::subject::Subject;
 
 /// The bytes that one subject has received and sent since it first appeared.
@@ -35,6 +36,10 @@ pub trait Source {
     fn unowned(&self) -> Vec<Reading> {
         Vec::new()
     }
+
+    /// Calls `visit` with what is known of each subject of the last reading, without remote ends, and with its remote ends if they
+    /// are counted.
+    fn each_detail(&self, _visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {}
 
     /// The messages for the user since the last call, one line each; they belong on stderr.
     fn notes(&mut self) -> Vec<String> {

@@ -16,6 +16,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod container_names;
+pub mod names;
 mod unit;
 pub mod users;
 

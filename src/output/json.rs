@@ -1,0 +1,439 @@
+//! JSON lines: a record for each row, and a `tick` record that closes the frame.
+//!
+//! ```text
+//! {"timestamp":"2026-11-25T22:31:00.004Z","host":"atlas","kind":"process","command_line":"curl http://x/ ", …}
+//! {"timestamp":"2026-11-25T22:31:00.004Z","host":"atlas","kind":"tick","source":"packets","records":1, …}
+//! ```
+//! docs/json.md describes the fields, docs/json.schema.json is their schema. Numbers are integers, the unit is in their names, and
+//! what is not known is null. Nothing is cut. A reader ignores kinds and fields that it does not know.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
+
+use super::terminal::Terminal;
+use super::{Announcement, Frame, Notification, Output};
+use crate::printable::is_unsafe_to_print;
+use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
+use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
+use crate::traffic::subject::Subject;
+use crate::workload::Workload;
+use crate::workload::cgroup::Cgroup;
+use crate::workload::names::Names;
+
+/// The clock ticks per second in which the kernel tells when a process started: USER_HZ of every architecture that Rust knows
+/// (proc_pid_stat(5)).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What the rows of a program are that have a name only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// Applications, programs and pipes, by the rules of a configuration.
+    Application,
+    /// The pipe itself.
+    Pipe,
+    /// Groups by this property of processes.
+    Group(&'static str),
+}
+
+/// Shows frames as JSON.
+#[derive(Debug)]
+pub struct Json {
+    named: Named,
+    host: String,
+    names: Names,
+    terminal: Terminal,
+}
+
+impl Json {
+    /// Writes to stdout; messages go to stderr, too.
+    pub fn new(named: Named) -> Self {
+        Self { named, host: host(), names: Names::new(), terminal: Terminal::of_this_process() }
+    }
+}
+
+impl Output for Json {
+    fn show(&mut self, frame: &Frame) -> io::Result<()> {
+        self.names.refresh();
+        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
+        self.terminal.append(&text, super::text::messages(frame))
+    }
+
+    fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
+        let (mut text, mut notes) = (Vec::new(), Vec::new());
+        let timestamp = timestamp(SystemTime::now());
+        for announcement in announcements {
+            if let Announcement::Note(note) = announcement {
+                write(&mut text, &Note { timestamp: &timestamp, host: &self.host, kind: "note", message: note });
+                notes.push(note.clone());
+            }
+        }
+        self.terminal.append(&text, notes)
+    }
+}
+
+/// The name of this host.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Makes the records of a frame.
+#[derive(Debug)]
+pub struct Records<'a> {
+    /// What rows with a name are.
+    pub named: Named,
+    /// The name of this host.
+    pub host: &'a str,
+    /// Names of users and containers.
+    pub names: &'a mut Names,
+}
+
+impl<'a> Records<'a> {
+    /// The lines of a frame: its rows, the bytes without an owner, its notifications and messages, and the `tick`.
+    pub fn of_frame(&mut self, frame: &Frame) -> Vec<u8> {
+        let timestamp = timestamp(frame.at.wall_clock);
+        let boot = boot(frame.at.wall_clock);
+        let mut text = Vec::with_capacity(1024 * (frame.rows.len() + 1));
+        let mut sums = Bytes::default();
+        let mut records = 0;
+        for row in frame.rows.iter().chain(&frame.unowned) {
+            let bytes = Bytes::of(row, frame.interval);
+            if bytes == Bytes::default() {
+                continue;
+            }
+            sums.add(&bytes);
+            records += 1;
+            write(&mut text, &self.row(row, bytes, &timestamp, boot));
+        }
+        for notification in &frame.notifications {
+            write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
+        }
+        for message in &frame.notes {
+            write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
+        }
+        let tick = Tick {
+            timestamp: &timestamp,
+            host: self.host,
+            kind: "tick",
+            source: frame.facts.counters,
+            records,
+            bytes: sums,
+            interval_microseconds: frame.interval.map(micros),
+            ticks_with_lost_events_total: frame.facts.ticks_with_lost_events,
+            duration_microseconds: micros(frame.took),
+        };
+        write(&mut text, &tick);
+        text
+    }
+
+    fn row<'r>(&mut self, row: &'r Row, bytes: Bytes, timestamp: &'r str, boot: SystemTime) -> RowRecord<'r>
+    where
+        'a: 'r,
+    {
+        let who = match &*row.subject {
+            Subject::Processes { command_line, uid, cgroup, executable, nameless } => {
+                Who::Process(Box::new(self.process(command_line, *uid, cgroup.as_ref(), executable.as_deref(), *nameless)))
+            }
+            Subject::Others { user } => Who::Others { uid: *user, user: user.map(|uid| self.names.user(uid)) },
+            Subject::Named(name) => match self.named {
+                Named::Application => Who::Application { application: Text::of(name) },
+                Named::Pipe => Who::Pipe { pipe: Text::of(name) },
+                Named::Group(group_by) => Who::Group { group_by, group: Text::of(name) },
+            },
+            Subject::Unowned(reason) => Who::Unowned { reason: reason.text() },
+        };
+        let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, boot));
+        RowRecord { timestamp, host: self.host, who, bytes, detail }
+    }
+
+    fn process(
+        &mut self,
+        command_line: &[u8],
+        uid: Option<u32>,
+        cgroup: Option<&Cgroup>,
+        executable: Option<&[u8]>,
+        nameless: bool,
+    ) -> ProcessRecord {
+        let workload = cgroup.map(Cgroup::workload);
+        let of_workload = |name: fn(&Workload<'_>) -> Option<String>| workload.as_ref().and_then(name);
+        let container = workload.as_ref().and_then(|workload| workload.container.as_ref()).map(|container| {
+            let name = cgroup.and_then(|cgroup| self.names.container_name(cgroup));
+            let pod = name.and_then(|name| name.pod.as_ref());
+            ContainerRecord {
+                runtime: container.runtime.name(),
+                id: Text::of(&container.id),
+                name: name.and_then(|name| name.name.clone()),
+                pod: pod.map(|pod| pod.name.clone()),
+                pod_namespace: pod.map(|pod| pod.namespace.clone()),
+                pod_uid: of_workload(|workload| workload.pod_uid.as_deref().map(str::to_owned)),
+            }
+        });
+        ProcessRecord {
+            command_line: Text::of(command_line),
+            has_command_line: !nameless,
+            executable: executable.map(Text::of),
+            uid,
+            user: uid.map(|uid| self.names.user(uid)),
+            cgroup: cgroup.map(|cgroup| Text::of(cgroup.path())),
+            unit: of_workload(|workload| workload.unit.map(str::to_owned)),
+            user_unit: of_workload(|workload| workload.user_unit.map(str::to_owned)),
+            slice: of_workload(|workload| Some(workload.slice.to_owned())),
+            session: of_workload(|workload| workload.session().map(str::to_owned)),
+            container,
+            claimed_by: of_workload(|workload| Some(workload.claimed_by.to_string())),
+        }
+    }
+}
+
+/// The bytes of a record.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Bytes {
+    in_bytes_total: u64,
+    out_bytes_total: u64,
+    in_bytes_per_second: u64,
+    out_bytes_per_second: u64,
+}
+
+impl Bytes {
+    fn of(row: &Row, interval: Option<Duration>) -> Self {
+        // At the first tick nothing has moved that is known of.
+        let rate = |moved| interval.map_or(0, |interval| per_second(moved, interval).round() as u64);
+        Self {
+            in_bytes_total: row.bytes_in,
+            out_bytes_total: row.bytes_out,
+            in_bytes_per_second: rate(row.moved_in),
+            out_bytes_per_second: rate(row.moved_out),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.in_bytes_total += other.in_bytes_total;
+        self.out_bytes_total += other.out_bytes_total;
+        self.in_bytes_per_second += other.in_bytes_per_second;
+        self.out_bytes_per_second += other.out_bytes_per_second;
+    }
+}
+
+/// Text that need not be UTF-8: then the string has U+FFFD in place of what is none, and `hex` has all bytes.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Text {
+    Utf8(String),
+    Bytes { text: String, hex: String },
+}
+
+impl Text {
+    fn of(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Utf8(text.to_owned()),
+            Err(_) => Self::Bytes {
+                text: String::from_utf8_lossy(bytes).into_owned(),
+                hex: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            },
+        }
+    }
+}
+
+/// A row.
+#[derive(Debug, Serialize)]
+struct RowRecord<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    #[serde(flatten)]
+    who: Who,
+    #[serde(flatten)]
+    bytes: Bytes,
+    #[serde(flatten)]
+    detail: Option<DetailRecord>,
+}
+
+/// Whose bytes a row has.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Who {
+    Process(Box<ProcessRecord>),
+    /// The processes of a user beyond those that are told apart.
+    Others { uid: Option<u32>, user: Option<String> },
+    Application { application: Text },
+    Pipe { pipe: Text },
+    Group { group_by: &'static str, group: Text },
+    Unowned { reason: &'static str },
+}
+
+#[derive(Debug, Serialize)]
+struct ProcessRecord {
+    command_line: Text,
+    /// False for a kernel thread and the like: then the command line is the name of the program in brackets.
+    has_command_line: bool,
+    executable: Option<Text>,
+    uid: Option<u32>,
+    user: Option<String>,
+    cgroup: Option<Text>,
+    unit: Option<String>,
+    user_unit: Option<String>,
+    slice: Option<String>,
+    session: Option<String>,
+    container: Option<ContainerRecord>,
+    /// Who could have chosen the names of unit and container: `root`, or a user or unit that has cgroups of its own.
+    claimed_by: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct DetailRecord {
+    pids: Vec<u32>,
+    /// When the first of these processes started.
+    started: Option<String>,
+    connections: u64,
+    /// Null unless remote ends are counted.
+    remotes: Option<Vec<RemoteRecord>>,
+    other_remotes: Option<OtherRemotes>,
+}
+
+impl DetailRecord {
+    fn of(detail: &Detail, boot: SystemTime) -> Self {
+        let started = |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
+        let has_remotes = !detail.remotes.is_empty() || detail.other_remotes != (0, 0);
+        let (in_bytes_total, out_bytes_total) = detail.other_remotes;
+        Self {
+            pids: detail.processes.iter().map(|(pid, _)| *pid).collect(),
+            started: detail.processes.iter().map(started).min().map(timestamp),
+            connections: detail.connections,
+            remotes: has_remotes.then(|| detail.remotes.iter().map(RemoteRecord::of).collect()),
+            other_remotes: has_remotes.then_some(OtherRemotes { in_bytes_total, out_bytes_total }),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ContainerRecord {
+    runtime: &'static str,
+    id: Text,
+    name: Option<String>,
+    pod: Option<String>,
+    pod_namespace: Option<String>,
+    pod_uid: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RemoteRecord {
+    address: IpAddr,
+    port: u16,
+    protocol: String,
+    in_bytes_total: u64,
+    out_bytes_total: u64,
+}
+
+impl RemoteRecord {
+    fn of(end: &RemoteBytes) -> Self {
+        Self {
+            address: end.remote.address,
+            port: end.remote.port,
+            protocol: end.remote.protocol_name(),
+            in_bytes_total: end.bytes_in,
+            out_bytes_total: end.bytes_out,
+        }
+    }
+}
+
+/// The remote ends that are not listed, or not known.
+#[derive(Debug, Serialize)]
+struct OtherRemotes {
+    in_bytes_total: u64,
+    out_bytes_total: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Tick<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    kind: &'static str,
+    /// The source of the counters, a value of `--source`; null without a monitor.
+    source: Option<&'static str>,
+    records: u64,
+    #[serde(flatten)]
+    bytes: Bytes,
+    interval_microseconds: Option<u64>,
+    ticks_with_lost_events_total: u64,
+    duration_microseconds: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Note<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    kind: &'static str,
+    message: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct NotificationRecord<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    kind: &'static str,
+    event: &'static str,
+    application: Text,
+    direction: String,
+    threshold_bytes_per_second: i64,
+    value_bytes_per_second: u64,
+    command_failure: Option<&'a str>,
+}
+
+impl<'a> NotificationRecord<'a> {
+    fn of(notification: &'a Notification, timestamp: &'a str, host: &'a str) -> Self {
+        Self {
+            timestamp,
+            host,
+            kind: "notification",
+            event: if notification.recovered { "recovered" } else { "exceeded" },
+            application: Text::of(&notification.application.name()),
+            direction: notification.direction.to_string(),
+            threshold_bytes_per_second: notification.threshold_kb_per_s.saturating_mul(BYTES_PER_KB as i64),
+            value_bytes_per_second: (notification.value_kb_per_s * BYTES_PER_KB as f64).round() as u64,
+            command_failure: notification.command_failure.as_deref(),
+        }
+    }
+}
+
+/// When the host booted, as far as the clock can tell.
+fn boot(now: SystemTime) -> SystemTime {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
+    Duration::try_from_secs_f64(seconds).ok().and_then(|uptime| now.checked_sub(uptime)).unwrap_or(now)
+}
+
+/// RFC 3339 in UTC, with milliseconds; for a clock beyond the year 9999, the beginning of 1970.
+fn timestamp(at: SystemTime) -> String {
+    let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
+    timestamp.strftime("%FT%T.%3fZ").to_string()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Appends a record and the end of the line.
+fn write(text: &mut Vec<u8>, record: &impl Serialize) {
+    // Writing to a Vec cannot fail, and no key of a record is anything but a string.
+    let _ = record.serialize(&mut Serializer::with_formatter(&mut *text, Visible));
+    text.push(b'\n');
+}
+
+/// Writes characters that cannot be seen, or that change how others are, as escapes.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_unsafe_to_print(*c)) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + c.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
