@@ -15,7 +15,7 @@ use super::keys::{Keys, Patterns, sections};
 use crate::notify::{Interval, Rule};
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "process_filter",
     "in_threshold",
     "out_threshold",
@@ -24,7 +24,11 @@ const KEYS: [&str; 8] = [
     "notification_command",
     "repeat",
     "recovery_command",
+    "command_timeout",
 ];
+
+/// The seconds that a command may run, unless the section says otherwise.
+const COMMAND_TIMEOUT: i64 = 600;
 
 /// Reads a notification file; `file` is its name in messages.
 pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Rule> {
@@ -51,6 +55,7 @@ pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> 
         let repeat = keys.integer("repeat", 0..=i64::from(u32::MAX), "60").unwrap_or(0);
         let notification_command = keys.command("notification_command");
         let recovery_command = keys.command("recovery_command");
+        let timeout = keys.integer("command_timeout", 0..=i64::from(u32::MAX), "60").unwrap_or(COMMAND_TIMEOUT);
         let Some(process_filter) = process_filter else { continue };
         rules.push(Rule {
             section: section.name.clone(),
@@ -66,6 +71,7 @@ pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> 
             notification_command,
             repeat: Duration::from_secs(repeat.unsigned_abs()),
             recovery_command,
+            command_timeout: (timeout > 0).then(|| Duration::from_secs(timeout.unsigned_abs())),
         });
     }
     rules

@@ -275,13 +275,16 @@ impl Program for AggregatorProgram {
         frame.facts = self.aggregator.facts();
         self.aggregator.retain(|part| !part.is_over());
         (frame.interval, frame.rows) = self.rates.rows(now, readings);
-        self.commands.reap();
         frame.notifications = self.notifier.tick(now, &frame.rows);
-        frame.notes.extend(self.notifier.notes());
         for notification in &mut frame.notifications {
-            let rule = &self.notifier.rules()[notification.rule];
-            notification.command_failure = self.commands.start(rule, notification).err();
+            let Some(rule) = self.notifier.rule(notification.rule) else { continue };
+            if let Err(full) = self.commands.queue(notification.rule, rule, notification) {
+                notification.command_failure = Some(full);
+                self.notifier.try_again(notification);
+            }
         }
+        frame.notes.extend(self.notifier.notes());
+        frame.notes.extend(self.commands.tick(now));
         Ok(frame)
     }
 

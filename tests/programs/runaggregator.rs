@@ -383,7 +383,7 @@ fn a_pipe_has_a_line_and_a_notification_that_recovers() {
     assert!(notified.ends_with(" %)"), "{notified}");
     piped.wait_for_note("told Our Pipes in 10 exceeded");
     piped.wait_for_note("told Our Pipes in 10 recovered");
-    piped.wait_for_note("[Bad] cannot start /no/such/program: No such file or directory (os error 2)");
+    piped.wait_for_note("[Bad] cannot start /no/such/program: there is no such program");
     piped.program.signal(Signal::SIGTERM);
     assert_eq!(piped.program.end().0.code(), Some(0));
 }

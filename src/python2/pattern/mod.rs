@@ -223,6 +223,6 @@ impl Engine {
 
 fn too_much() -> PatternError {
     let mib = MAX_COMPILED_BYTES >> 20;
-    let message = format!("this is too complex: compiled, it takes more than {mib} MiB; use smaller repetitions or sets");
+    let message = format!("this is too large: compiled, it takes more than {mib} MiB; use smaller repetitions or sets");
     PatternError { position: 0, message }
 }
