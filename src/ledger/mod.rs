@@ -22,7 +22,8 @@ mod entry;
 mod registry;
 pub mod selection;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ use registry::Registry;
 pub use selection::Selection;
 
 use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
-use crate::kernel::flow::Counters;
+use crate::kernel::flow::{Counters, Endpoint, Tuple};
 use crate::python2::pattern::Pattern;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
@@ -91,6 +92,31 @@ pub struct Ledger {
     accounts: Accounts,
     /// The bytes of flows that are over and had no owner.
     unowned: BTreeMap<Reason, (u64, u64)>,
+    own_addresses: OwnAddresses,
+    notes: Vec<String>,
+}
+
+/// The addresses of this host, each with its network namespace.
+#[derive(Debug, Default)]
+struct OwnAddresses(HashSet<(u32, IpAddr)>);
+
+impl OwnAddresses {
+    /// Whether both ends of a tuple in this network namespace are this host itself: packets from one of its addresses to
+    /// another never leave it.
+    fn has_both(&self, namespace: u32, tuple: &Tuple) -> bool {
+        let is_own = |end: Endpoint| end.is_local() || self.0.contains(&(namespace, end.address()));
+        is_own(tuple.source) && is_own(tuple.destination)
+    }
+
+    /// Whether both ends of a flow are this host itself.
+    fn has_both_ends(&self, key: &FlowKey, entry: &FlowEntry) -> bool {
+        match key {
+            // The kernel says which packets of a socket pass the loopback interface.
+            FlowKey::Socket { .. } => entry.local,
+            // We read the conntrack table of our own namespace.
+            FlowKey::Row { original, zone, .. } => self.has_both(if entry.is_socket() { *zone } else { 0 }, original),
+        }
+    }
 }
 
 impl Ledger {
@@ -115,12 +141,20 @@ impl Ledger {
             processes: Registry::default(),
             accounts: Accounts::new(selections),
             unowned: BTreeMap::new(),
+            own_addresses: OwnAddresses::default(),
+            notes: Vec::new(),
         }
     }
 
     /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.accounts.select(selections);
+    }
+
+    /// From now on, these are the addresses of this host, each with the number of its network namespace: connections
+    /// between two of them are local. The number is that of [`Flow::zone`](crate::kernel::flow::Flow::zone) for sockets.
+    pub fn set_own_addresses(&mut self, addresses: impl Iterator<Item = (u32, IpAddr)>) {
+        self.own_addresses = OwnAddresses(addresses.collect());
     }
 
     /// Closes all flows: another source of counters follows, whose flows count from their first tick on. What was counted
@@ -141,12 +175,15 @@ impl Ledger {
         self.now = now;
         self.seen_this_tick = 0;
         self.processes.unmark();
+        self.notes.extend(self.accounts.begin_tick());
         OpenTick::new(self)
     }
 
-    /// The patterns that exceeded their limit of work on some command line.
-    pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
-        self.accounts.patterns_over_limit()
+    /// The messages for the user since the last call, one line each.
+    pub fn notes(&mut self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.extend(self.accounts.patterns_over_limit().filter_map(Pattern::limit_message_once));
+        notes
     }
 
     /// The bytes that each selected subject has moved.
@@ -174,12 +211,13 @@ impl Ledger {
 
     /// Credits the processes at the ends of a flow with the bytes that it moved.
     fn credit_owners(&mut self, flow: u32, moved: Counters) {
-        let entry = &self.flows[flow as usize];
+        let Some((key, entry)) = self.flows.get_index(flow as usize) else { return };
         for side in Side::BOTH {
             if let EndOwner::Owned { process, .. } = entry.owner(side)
                 && let Some(process) = self.processes.get(process)
             {
-                self.accounts.credit(&process.identity, side.in_and_out(moved), entry.local, self.now);
+                let is_local = self.own_addresses.has_both_ends(key, entry);
+                self.accounts.credit(&process.identity, side.in_and_out(moved), is_local, self.now);
             }
         }
     }

@@ -31,7 +31,6 @@ use crate::kernel::bpf::packet_counters::SocketBytes;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process_events::ProcessEvent;
 use crate::ledger::{AttributingTick, EndRef, Ledger, OpenTick, Selection};
-use crate::python2::pattern::Pattern;
 use crate::traffic::source::{Facts, Reading, Source};
 use advice::Notes;
 pub use counters::CountersFrom;
@@ -90,7 +89,8 @@ impl Monitor {
     }
 
     fn new(counters: Box<dyn CounterSource>, lookup: TickLookup, settings: MonitorSettings, notes: Notes) -> Self {
-        let ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
+        let mut ledger = Ledger::new(settings.selections, settings.lookback, Instant::now());
+        ledger.set_own_addresses(lookup.own_addresses());
         Self { counters, lookup, ledger, notes, wanted: None, ticks: 0 }
     }
 
@@ -122,7 +122,7 @@ impl Source for Monitor {
             self.notes.once("not permitted", || advice::ONLY_OWN_PROCESSES.to_owned());
         }
         self.notes.extend(self.counters.notes());
-        self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::limit_message_once));
+        self.notes.extend(self.ledger.notes());
         Ok(self.ledger.readings())
     }
 
@@ -220,6 +220,7 @@ impl OwnerSearch<'_, '_> {
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let scanned = self.lookup.scan_namespaces(now, interval);
         if scanned {
+            self.tick.set_own_addresses(self.lookup.own_addresses());
             self.tick.namespace_appeared(&mut |tuple| self.lookup.is_local_address(tuple));
             self.counters.scan_namespaces();
         }

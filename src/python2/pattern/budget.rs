@@ -86,11 +86,13 @@ impl MatchBudget {
     }
 
     /// Whether the pattern matches the command line, as by [`Pattern::matches_command_line`]; `None` if no time is left in
-    /// this tick. A command line that has had the time of a whole tick counts as not matching: it would wait for ever.
+    /// this tick. A command line that has had the time of a whole tick would wait for ever, so it counts as not matching the
+    /// patterns that are left, except those that take linear time.
     pub(crate) fn matches(&mut self, pattern: &Pattern, command_line: &[u8]) -> Option<bool> {
         if self.left.is_zero() {
-            self.cut_short += u32::from(self.is_first);
-            return self.is_first.then_some(false);
+            let is_linear = !pattern.may_backtrack();
+            self.cut_short += u32::from(self.is_first && !is_linear);
+            return self.is_first.then(|| is_linear && pattern.matches_command_line(command_line));
         }
         self.searches = self.searches.wrapping_add(1);
         if pattern.may_backtrack() {
@@ -155,10 +157,11 @@ mod tests {
         let mut budget = MatchBudget::new(Duration::from_millis(1));
         let decided = budget.decide(|budget| {
             let first = budget.matches(&pattern, &line)?;
-            let second = budget.matches(&pattern, b"abc ")?;
-            Some((first, second))
+            let second = budget.matches(&Pattern::new(b"(?=a)a").unwrap(), &line)?;
+            let linear = budget.matches(&Pattern::new(b"a").unwrap(), &line)?;
+            Some((first, second, linear))
         });
-        assert_eq!(decided, Some((false, false)));
+        assert_eq!(decided, Some((false, false, true)));
         assert!(budget.begin_tick().is_some_and(|note| note.ends_with(" 1 count as not matching")));
     }
 }
