@@ -230,3 +230,23 @@ fn add_unowned(unowned: &mut BTreeMap<Reason, (u64, u64)>, entry: &FlowEntry) {
         *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::flow::Protocol;
+
+    #[test]
+    fn an_address_is_the_hosts_own_only_in_its_namespace() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let own = [(0, "10.0.0.1"), (0, "10.0.0.2"), (0, "fd00::1"), (7, "10.0.0.9")];
+        let own = OwnAddresses(own.map(|(namespace, text)| (namespace, address(text))).into());
+        let has_both = |namespace, source, destination| {
+            let [source, destination] = [source, destination].map(|text| Endpoint::new(address(text), 1));
+            own.has_both(namespace, &Tuple { protocol: Protocol::Tcp, source, destination })
+        };
+        assert!(has_both(0, "10.0.0.1", "10.0.0.2") && has_both(0, "fd00::1", "fd00::1"));
+        assert!(has_both(0, "127.0.0.1", "10.0.0.1") && has_both(7, "10.0.0.9", "127.0.1.1"));
+        assert!(!has_both(0, "10.0.0.1", "10.0.0.9") && !has_both(7, "10.0.0.1", "10.0.0.9"));
+    }
+}
