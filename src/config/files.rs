@@ -59,8 +59,7 @@ impl Files {
         let mut reader = Reader { before, shape: ConfigurationShape::default(), diagnostics: Diagnostics::default() };
         let none = Monitors { selections: vec![Selection::default()], pipes: Vec::new() };
         let monitors = reader.read(0, "--monitor-config", self.monitors.as_ref(), monitors).unwrap_or(none);
-        let applications =
-            reader.read(1, "--app-config", self.applications.as_ref(), applications).unwrap_or_default();
+        let applications = reader.read(1, "--app-config", self.applications.as_ref(), applications).unwrap_or_default();
         let notifications =
             reader.read(2, "--notification-config", self.notifications.as_ref(), notifications).unwrap_or_default();
         let warnings = check(reader.diagnostics, self.strict)?;

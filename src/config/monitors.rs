@@ -126,7 +126,14 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     }
     let (port, newhost, newport) = (port?, newhost?, newport?);
     if let Some(other) = others.iter().find(|other| other.pipe.port == port && port != 0) {
-        keys.error("port", format!("{port} is already the port of [{}] in line {}", printable(other.section.as_bytes(), 60), other.line));
+        keys.error(
+            "port",
+            format!(
+                "{port} is already the port of [{}] in line {}",
+                printable(other.section.as_bytes(), 60),
+                other.line
+            ),
+        );
         return None;
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);
@@ -134,7 +141,10 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(BYTES_PER_KB * kb.unsigned_abs()));
     if let Some(other) = others.iter().find(|other| other.pipe == pipe) {
         let (section, line) = (printable(other.section.as_bytes(), 60), other.line);
-        keys.warn("port", format!("the same pipe as [{section}] in line {line}, on another free port; give each a port"));
+        keys.warn(
+            "port",
+            format!("the same pipe as [{section}] in line {line}, on another free port; give each a port"),
+        );
     }
     Some(PipeSection { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }

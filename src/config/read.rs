@@ -143,7 +143,10 @@ mod tests {
         ] {
             assert_eq!(read(&path(name)), Err(expected.to_owned()), "{name}");
         }
-        assert_eq!(read(Path::new("/dev/zero")), Err("has more than 1 MiB, the most of a configuration file".to_owned()));
+        assert_eq!(
+            read(Path::new("/dev/zero")),
+            Err("has more than 1 MiB, the most of a configuration file".to_owned())
+        );
         assert_eq!(read(Path::new("/dev/null")), Ok(Vec::new()));
     }
 

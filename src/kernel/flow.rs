@@ -166,7 +166,9 @@ mod tests {
     #[test]
     fn an_endpoint_is_local_if_its_address_is_loopback_or_any() {
         let local = |text: &str| Endpoint::new(text.parse::<IpAddr>().unwrap(), 1).is_local();
-        for text in ["127.0.0.1", "127.0.0.55", "127.0.1.1", "127.255.255.254", "0.0.0.0", "::1", "::", "::ffff:127.0.1.1"] {
+        for text in
+            ["127.0.0.1", "127.0.0.55", "127.0.1.1", "127.255.255.254", "0.0.0.0", "::1", "::", "::ffff:127.0.1.1"]
+        {
             assert!(local(text), "{text}");
         }
         assert!(!local("128.0.0.1") && !local("10.0.0.1") && !local("fe80::1"));

@@ -60,7 +60,10 @@ pub(super) fn selects(selections: &[Selection], name: &[u8], matching: &mut Matc
         let (mut counts, mut counts_local) = (false, false);
         for selection in selections {
             // One that selects local connections, too, decides everything.
-            if !counts_local && (!counts || !selection.ignore_local) && selection.filter.matches_in_time(name, budget)? {
+            if !counts_local
+                && (!counts || !selection.ignore_local)
+                && selection.filter.matches_in_time(name, budget)?
+            {
                 (counts, counts_local) = (true, !selection.ignore_local);
             }
         }

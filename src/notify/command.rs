@@ -195,10 +195,9 @@ impl Queue {
 
     /// The section with the fewest running commands of those that may and can start one.
     fn next_section(&mut self) -> Option<(u64, usize)> {
-        let shared: usize = self.sections.values().map(|section| section.running.len().saturating_sub(OWN_PLACES)).sum();
-        let may_start = |running: usize| {
-            running < OWN_PLACES || (running < MOST_OF_SECTION && shared < SHARED_PLACES)
-        };
+        let shared: usize =
+            self.sections.values().map(|section| section.running.len().saturating_sub(OWN_PLACES)).sum();
+        let may_start = |running: usize| running < OWN_PLACES || (running < MOST_OF_SECTION && shared < SHARED_PLACES);
         let sections = self.sections.iter().filter(|(_, section)| may_start(section.running.len()));
         let startable = sections.filter_map(|(&id, section)| Some((section.running.len(), id, section.next_job()?)));
         startable.min().map(|(_, id, job)| (id, job))

@@ -148,13 +148,17 @@ fn a_section_that_has_changed_does_not_notify_again() {
 #[test]
 fn what_a_section_has_notified_recovers_when_it_no_longer_applies() {
     let section = |limit: &str| format!("[A]\nprocess_filter=a\n{limit}\n");
-    for then in ["[B]\nprocess_filter=b\nin_threshold=99\n", "", "[A]\nprocess_filter=b\nin_threshold=10\n", &section("in_threshold=0\nout_threshold=3")] {
+    for then in [
+        "[B]\nprocess_filter=b\nin_threshold=99\n",
+        "",
+        "[A]\nprocess_filter=b\nin_threshold=10\n",
+        &section("in_threshold=0\nout_threshold=3"),
+    ] {
         let mut run = Run::new(&section("in_threshold=10"));
         assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0)]);
         run.notifier.replace(rules(then));
         let found = run.tick_after(1.0, &[("a", 30.0, 0.0)]);
-        let found: Vec<_> =
-            found.iter().map(|n| (n.rule, n.recovered, n.threshold_kb_per_s, n.direction)).collect();
+        let found: Vec<_> = found.iter().map(|n| (n.rule, n.recovered, n.threshold_kb_per_s, n.direction)).collect();
         assert_eq!(found, [(0, true, 10, Direction::In)], "{then}");
         assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [], "{then}");
     }

@@ -7,9 +7,7 @@ use anyhow::{Result, anyhow};
 
 use super::{Next, Program};
 
-use crate::config::{
-    Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check,
-};
+use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
 use crate::ledger::Selection;
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
@@ -181,7 +179,11 @@ impl AggregatorProgram {
         }
         let (files, shape) = (self.settings.files.clone(), self.shape);
         let (done, read) = channel();
-        match std::thread::Builder::new().spawn(move || done.send(files.read_again(shape))) {
+        let read_again = move || {
+            // If nobody waits for it, the program has ended.
+            let _ = done.send(files.read_again(shape));
+        };
+        match std::thread::Builder::new().spawn(read_again) {
             Ok(_) => self.reload = Some(Reload { read, again: false }),
             Err(error) => return vec![format!("cannot read the configuration again: cannot start a thread: {error}")],
         }

@@ -51,10 +51,7 @@ impl Signals {
     ///
     /// # Errors
     /// When the kernel gives no thread or descriptor, or cannot wait.
-    pub fn unless_ended<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<Option<T>> {
+    pub fn unless_ended<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Result<Option<T>> {
         let (done, is_done) = channel();
         std::thread::Builder::new().spawn(move || done.send(work())).context("cannot start a thread")?;
         let mut hung_up = false;

@@ -150,10 +150,7 @@ fn printable(path: &Path) -> String {
 fn of_200_applications_that_exceed_at_once_all_are_notified_the_worst_first() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    let rule = rule(&format!(
-        "notification_command=sh -c 'echo $BWMON_VALUE_KB_PER_S >> \"$0\"' {}",
-        log.display()
-    ));
+    let rule = rule(&format!("notification_command=sh -c 'echo $BWMON_VALUE_KB_PER_S >> \"$0\"' {}", log.display()));
     let mut commands = Commands::default();
     // Not in order: 7 and 200 have no common factor.
     for n in (1..=200).map(|n| n * 7 % 200 + 100) {

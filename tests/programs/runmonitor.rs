@@ -99,7 +99,10 @@ fn an_unknown_option_gets_the_tip_that_helps() {
                 "Usage: runmonitor [OPTIONS]",
             ],
         ),
-        ("--i=x", &["error: '--i' may be --ignore-local or --include; write more of it", "Usage: runmonitor [OPTIONS]"]),
+        (
+            "--i=x",
+            &["error: '--i' may be --ignore-local or --include; write more of it", "Usage: runmonitor [OPTIONS]"],
+        ),
     ] {
         let output = runmonitor(&[option]).output().unwrap();
         let said = text(&output.stderr);

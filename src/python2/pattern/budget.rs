@@ -144,7 +144,8 @@ mod tests {
         assert_eq!(decide(&mut budget), Some(false));
         assert_eq!(decide(&mut budget), None);
         assert_eq!(decide(&mut budget), None);
-        let note = "the patterns, most of all (?=x)(?=(a+)+b)|(?=(a|aa)+c), take too long: 2 command lines wait to be matched";
+        let note =
+            "the patterns, most of all (?=x)(?=(a+)+b)|(?=(a|aa)+c), take too long: 2 command lines wait to be matched";
         assert_eq!(budget.begin_tick().as_deref(), Some(note));
         assert_eq!(decide(&mut budget), Some(false));
         assert_eq!(decide(&mut budget), None);
