@@ -1,6 +1,7 @@
 //! The lookup at a tick: answers many queries at once, with one walk over all processes.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -132,6 +133,11 @@ impl TickLookup {
         self.scanned = Some(now);
         self.view.scan_namespaces();
         true
+    }
+
+    /// The addresses of this host in the network namespaces that are known, each with the number of its namespace.
+    pub fn own_addresses(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+        self.view.namespaces.iter().flat_map(Namespaces::addresses)
     }
 
     /// Whether any known network namespace has the address of a tuple's source.

@@ -35,6 +35,9 @@ struct Arguments {
     /// Report every mistake in the files, and exit
     #[arg(long)]
     check: bool,
+    /// Take each warning about the files for a mistake
+    #[arg(long)]
+    strict: bool,
     /// Where the counters come from: packets (all IP traffic of sockets), conntrack (all of TCP and UDP), sockets (TCP
     /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
@@ -49,22 +52,29 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    // An empty name means no file, as in the original; clap rejects an empty PathBuf.
-    let given = |path: Option<OsString>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
     let files = Files {
-        monitors: given(arguments.monitor_config),
-        applications: given(arguments.app_config),
-        notifications: given(arguments.notification_config),
+        monitors: arguments.monitor_config.map(PathBuf::from),
+        applications: arguments.app_config.map(PathBuf::from),
+        notifications: arguments.notification_config.map(PathBuf::from),
+        strict: arguments.strict,
     };
     if arguments.check {
         let configuration = files.read()?;
         for warning in &configuration.warnings {
             let _ = writeln!(std::io::stderr(), "{warning}");
         }
-        let _ = writeln!(std::io::stdout(), "{configuration}: no mistake");
+        let verdict = match configuration.warnings.len() {
+            0 => "no mistake".to_owned(),
+            1 => "1 warning".to_owned(),
+            count => format!("{count} warnings"),
+        };
+        let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
         return Ok(());
     }
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
     let settings = AggregatorSettings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
-    run(&mut AggregatorProgram::start(settings)?, &mut Text::new(Figures::ApplicationRates), signals)
+    let files = settings.files.clone();
+    let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
+    let mut program = AggregatorProgram::start(settings, configuration?)?;
+    run(&mut program, &mut Text::new(Figures::ApplicationRates), signals)
 }

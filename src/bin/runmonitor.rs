@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use bwmon::ledger::{Keep, Selection};
+use anyhow::Result;
 use bwmon::ledger::selection::Filter;
+use bwmon::ledger::{Keep, Selection};
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::text::{Figures, Text};
 use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, run};
+use bwmon::program::{Signals, cli, run};
 use bwmon::python2::pattern::Pattern;
 use clap::Parser;
 
@@ -22,15 +22,15 @@ struct Arguments {
     /// Do not count bytes that connections carried before the program started
     #[arg(long)]
     no_lookback: bool,
-    /// Do not count connections of this host with itself (127.0.0.*, ::1)
+    /// Do not count connections of this host with itself (loopback, or its own addresses)
     #[arg(long)]
     ignore_local: bool,
     /// Show only processes whose command line matches; may be given several times
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
-    include: Vec<std::ffi::OsString>,
+    #[arg(long, value_name = "REGEX", value_parser = cli::pattern(), allow_hyphen_values = true)]
+    include: Vec<Pattern>,
     /// Do not show processes whose command line matches; wins over --include
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
-    exclude: Vec<std::ffi::OsString>,
+    #[arg(long, value_name = "REGEX", value_parser = cli::pattern(), allow_hyphen_values = true)]
+    exclude: Vec<Pattern>,
     /// Where the counters come from: packets (all IP traffic of sockets), conntrack (all of TCP and UDP), sockets (TCP
     /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
@@ -41,14 +41,14 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bwmon::program::cli::parse(std::env::args_os()) {
+    match cli::parse(std::env::args_os()) {
         Ok(arguments) => bwmon::program::exit_code("runmonitor", start(arguments)),
         Err(code) => code,
     }
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    let filter = Filter::new(patterns("--include", &arguments.include)?, patterns("--exclude", &arguments.exclude)?);
+    let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
@@ -63,13 +63,6 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     run(&mut program, &mut Text::new(figures), signals)
-}
-
-fn patterns(option: &str, regexes: &[std::ffi::OsString]) -> Result<Vec<Pattern>> {
-    let pattern = |regex: &std::ffi::OsString| {
-        Pattern::new(regex.as_encoded_bytes()).with_context(|| format!("{option}={}", regex.display()))
-    };
-    regexes.iter().map(pattern).collect()
 }
 
 #[cfg(test)]
@@ -100,8 +93,8 @@ mod tests {
                 bandwidth: arguments.bandwidth,
                 lookback: !arguments.no_lookback,
                 ignore_local: arguments.ignore_local,
-                include: arguments.include.into_iter().map(OsString::into_vec).collect(),
-                exclude: arguments.exclude.into_iter().map(OsString::into_vec).collect(),
+                include: arguments.include.iter().map(|pattern| pattern.as_bytes().to_vec()).collect(),
+                exclude: arguments.exclude.iter().map(|pattern| pattern.as_bytes().to_vec()).collect(),
             },
             Err(error) if error.kind() == ErrorKind::DisplayHelp => Meaning::Help,
             Err(error) if error.kind() == ErrorKind::DisplayVersion => Meaning::Version,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bwmon::pipe::PipeSettings;
-use bwmon::program;
+use bwmon::program::{self, cli};
 use bwmon::python2::int;
 use bwmon::traffic::rates::BYTES_PER_KB;
 use clap::Parser;
@@ -19,37 +19,40 @@ struct Args {
     #[arg(value_name = "PORT", value_parser = int::port, allow_negative_numbers = true)]
     port: u16,
     /// Name or address of the host to forward to
-    #[arg(value_name = "REMOTE-HOST")]
+    #[arg(value_name = "REMOTE-HOST", value_parser = cli::host)]
     host: String,
     /// Port to forward to [default: PORT]
-    #[arg(value_name = "REMOTE-PORT", value_parser = int::port, allow_negative_numbers = true)]
+    #[arg(value_name = "REMOTE-PORT", value_parser = cli::target_port, allow_negative_numbers = true)]
     remote_port: Option<u16>,
     /// Listen on this address only [default: all, IPv4 and IPv6]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = cli::address)]
     bind: Option<IpAddr>,
     /// Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit
-    #[arg(long, value_name = "KB_PER_S")]
-    limit: Option<u64>,
+    #[arg(long, value_name = "KB_PER_S", value_parser = cli::number(0..=u32::MAX), allow_negative_numbers = true)]
+    limit: Option<u32>,
     /// Keep at most this many connections open; further clients wait
-    #[arg(long, value_name = "N")]
-    max_connections: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
+    max_connections: Option<u32>,
     /// Wait at most this many seconds for each address of REMOTE-HOST to accept a connection
-    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
     connect_timeout: u32,
     /// Close connections in which nothing has moved for this many seconds
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "S", value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
     idle_timeout: Option<u32>,
 }
 
 fn main() -> ExitCode {
-    let args: Args = match program::cli::parse(std::env::args_os()) {
+    let args: Args = match cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,
     };
+    if args.port == 0 && args.remote_port.is_none() {
+        return cli::usage_error::<Args>("PORT 0 is a free port of this host; name the REMOTE-PORT to forward to");
+    }
     let settings = PipeSettings {
         bind: args.bind,
-        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(BYTES_PER_KB))),
-        max_connections: args.max_connections,
+        limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(u64::from(kb) * BYTES_PER_KB)),
+        max_connections: args.max_connections.and_then(|count| NonZeroUsize::new(count as usize)),
         connect_timeout: Duration::from_secs(args.connect_timeout.into()),
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..PipeSettings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))

@@ -1,15 +1,15 @@
 //! Reads all configuration files that a command line names.
 
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::read::{read, read_at_rest};
 use super::{Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications};
 use crate::grouping::Application;
 use crate::ledger::Selection;
 use crate::notify::Rule;
 
-/// Which files to read.
+/// Which files to read. An empty path is no file, as in the original.
 #[derive(Debug, Clone, Default)]
 pub struct Files {
     /// The monitors file; without it, the program counts all traffic and opens no pipe.
@@ -18,6 +18,8 @@ pub struct Files {
     pub applications: Option<PathBuf>,
     /// The notification file; without it, there are no notifications.
     pub notifications: Option<PathBuf>,
+    /// Whether a warning is an error.
+    pub strict: bool,
 }
 
 /// The contents of all files.
@@ -31,6 +33,8 @@ pub struct Configuration {
     pub(crate) notifications: Vec<Rule>,
     /// What the user probably did not mean, sorted by file and line.
     pub warnings: Vec<Diagnostic>,
+    /// What its files are known by.
+    pub(crate) shape: ConfigurationShape,
 }
 
 impl Files {
@@ -39,32 +43,96 @@ impl Files {
     /// # Errors
     /// All mistakes in all files. A file that cannot be read is a mistake, too.
     pub fn read(&self) -> Result<Configuration, InvalidConfiguration> {
-        let mut diagnostics = Diagnostics::default();
-        let monitors = match read(self.monitors.as_deref(), &mut diagnostics, monitors) {
-            Some(monitors) => monitors,
-            None => Monitors { selections: vec![Selection::default()], pipes: Vec::new() },
-        };
-        let applications = read(self.applications.as_deref(), &mut diagnostics, applications).unwrap_or_default();
-        let notifications = read(self.notifications.as_deref(), &mut diagnostics, notifications).unwrap_or_default();
-        let warnings = check(diagnostics)?;
-        Ok(Configuration { monitors, applications, notifications, warnings })
+        self.read_after(None)
+    }
+
+    /// Reads all files again, after `before`.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read). A file that seems to be half-written is a mistake, too: one that is empty now, or has
+    /// lost the end of its last line.
+    pub(crate) fn read_again(&self, before: ConfigurationShape) -> Result<Configuration, InvalidConfiguration> {
+        self.read_after(Some(before))
+    }
+
+    fn read_after(&self, before: Option<ConfigurationShape>) -> Result<Configuration, InvalidConfiguration> {
+        let mut reader = Reader { before, shape: ConfigurationShape::default(), diagnostics: Diagnostics::default() };
+        let none = Monitors { selections: vec![Selection::default()], pipes: Vec::new() };
+        let monitors = reader.read(0, "--monitor-config", self.monitors.as_ref(), monitors).unwrap_or(none);
+        let applications = reader.read(1, "--app-config", self.applications.as_ref(), applications).unwrap_or_default();
+        let notifications =
+            reader.read(2, "--notification-config", self.notifications.as_ref(), notifications).unwrap_or_default();
+        let warnings = check(reader.diagnostics, self.strict)?;
+        Ok(Configuration { monitors, applications, notifications, warnings, shape: reader.shape })
     }
 }
 
-/// What `parse` returns for the file; `None` if there is no path or the file cannot be read.
-fn read<T>(
-    path: Option<&Path>,
-    diagnostics: &mut Diagnostics,
-    parse: impl FnOnce(&str, &[u8], &mut Diagnostics) -> T,
-) -> Option<T> {
-    let path = path?;
-    let file = path.display().to_string();
-    match fs::read(path) {
-        Ok(text) => Some(parse(&file, &text, diagnostics)),
-        Err(error) => {
-            diagnostics.add(Diagnostic::error(&file, None, format!("cannot be read: {error}")));
-            None
+/// Reads one file after the other.
+struct Reader {
+    before: Option<ConfigurationShape>,
+    shape: ConfigurationShape,
+    diagnostics: Diagnostics,
+}
+
+impl Reader {
+    /// What `parse` returns for the file of this option; `None` if there is no path or the file cannot be read.
+    fn read<T>(
+        &mut self,
+        at: usize,
+        option: &str,
+        path: Option<&PathBuf>,
+        parse: impl FnOnce(&str, &[u8], &mut Diagnostics) -> T,
+    ) -> Option<T> {
+        let path = path?;
+        if path.as_os_str().is_empty() {
+            let message = "names no file, so it has no effect; leave it out or name one".to_owned();
+            let warning = Diagnostic { is_warning: true, ..Diagnostic::error(option, None, message) };
+            self.diagnostics.add(warning);
+            return None;
         }
+        let file = path.display().to_string();
+        let text = match self.before {
+            None => read(path),
+            Some(_) => read_at_rest(path),
+        };
+        let read = text.and_then(|text| {
+            self.shape.0[at] = FileShape::of(&text);
+            let missing = self.before.and_then(|before| before.0[at].lost_in(self.shape.0[at]));
+            missing.map_or(Ok(text), |missing| Err(missing.to_owned()))
+        });
+        match read {
+            Ok(text) => Some(parse(&file, &text, &mut self.diagnostics)),
+            Err(message) => {
+                self.diagnostics.add(Diagnostic::error(&file, None, message));
+                None
+            }
+        }
+    }
+}
+
+/// What the files are known by when they are read again, in the order of the fields of [`Files`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ConfigurationShape([FileShape; 3]);
+
+/// A half-written file has lost one of these.
+#[derive(Debug, Clone, Copy, Default)]
+struct FileShape {
+    has_text: bool,
+    last_line_has_end: bool,
+}
+
+impl FileShape {
+    fn of(text: &[u8]) -> Self {
+        Self { has_text: !text.trim_ascii().is_empty(), last_line_has_end: text.ends_with(b"\n") }
+    }
+
+    /// What this file had and `now` has not.
+    fn lost_in(self, now: Self) -> Option<&'static str> {
+        if self.has_text && !now.has_text {
+            return Some("is empty: is it still being written? If it is to have no section, write a comment into it");
+        }
+        let is_cut = self.last_line_has_end && !now.last_line_has_end;
+        is_cut.then_some("has no newline at its end any more: is it still being written?")
     }
 }
 

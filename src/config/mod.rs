@@ -22,7 +22,7 @@
 //! monitors.cfg:9: warning: [Web] exlude: unknown key, did you mean exclude?
 //! ```
 //!
-//! Where to read on: `files` reads all three files. `monitors`, `applications` and `notifications` read one each and
+//! Where to read on: `files` reads all three files, each through `read`. `monitors`, `applications` and `notifications` read one each and
 //! name its keys. `keys` turns the text of a key into a number, a pattern or a command. `check` decides between
 //! warnings and an error. The syntax of the files is in `python2::ini`.
 
@@ -32,12 +32,15 @@ mod files;
 mod keys;
 mod monitors;
 mod notifications;
+mod read;
 
 pub use crate::python2::ini::{Diagnostic, Diagnostics};
 pub use applications::applications;
 pub use check::InvalidConfiguration;
 pub(crate) use check::check;
+pub(crate) use files::ConfigurationShape;
 pub use files::{Configuration, Files};
+pub(crate) use keys::nearest;
 pub(crate) use monitors::{Monitors, PipeSection, monitors};
 pub use notifications::notifications;
 

@@ -13,12 +13,13 @@
 
 use std::num::NonZeroU64;
 
-use super::keys::Keys;
+use super::keys::{Keys, Patterns, sections};
 use super::{Diagnostic, Diagnostics};
 use crate::ledger::Selection;
 use crate::ledger::selection::Filter;
 use crate::pipe;
-use crate::python2::ini;
+use crate::printable::printable;
+use crate::python2::ini::quoted;
 use crate::python2::pattern::Pattern;
 use crate::traffic::rates::BYTES_PER_KB;
 
@@ -56,8 +57,9 @@ impl PipeSection {
 /// Reads a monitors file; `file` is its name in messages.
 pub(crate) fn monitors(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Monitors {
     let mut monitors = Monitors::default();
-    for section in &ini::parse(file, text, diagnostics) {
-        let mut keys = Keys { file, section, diagnostics };
+    let mut patterns = Patterns::default();
+    for section in &sections(file, text, diagnostics) {
+        let mut keys = Keys { file, section, patterns: &mut patterns, diagnostics };
         match keys.required("type", "monitor") {
             Some("monitor") => monitors.selections.push(selection(&mut keys)),
             Some("pipe") => {
@@ -69,7 +71,7 @@ pub(crate) fn monitors(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -
             Some(other) => {
                 keys.warn(
                     "type",
-                    format!("unknown monitor type {other:?}, section ignored; the type is monitor or pipe"),
+                    format!("unknown monitor type {}, section ignored; the type is monitor or pipe", quoted(other)),
                 );
             }
             None => {}
@@ -99,7 +101,7 @@ fn switch(keys: &mut Keys, key: &str) -> bool {
         "true" | "yes" | "on" | "1" => true,
         "false" | "no" | "off" | "0" => false,
         _ => {
-            keys.error(key, format!("{text:?} is neither true nor false"));
+            keys.error(key, format!("{} is neither true nor false", quoted(text)));
             false
         }
     }
@@ -114,6 +116,9 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     let shape = keys.integer("shape_threshold", 0..=i64::from(u32::MAX), "100");
     match newhost {
         Some("") => keys.error("newhost", "names no host; for this host, write localhost".to_owned()),
+        Some(host) if host.contains('\0') => {
+            keys.error("newhost", "a host name has no NUL byte".to_owned());
+        }
         Some(host) if host.contains('\\') => {
             keys.warn("newhost", "a host name has no backslash, and this is not a pattern".to_owned());
         }
@@ -121,12 +126,26 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     }
     let (port, newhost, newport) = (port?, newhost?, newport?);
     if let Some(other) = others.iter().find(|other| other.pipe.port == port && port != 0) {
-        keys.error("port", format!("{port} is already the port of [{}] in line {}", other.section, other.line));
+        keys.error(
+            "port",
+            format!(
+                "{port} is already the port of [{}] in line {}",
+                printable(other.section.as_bytes(), 60),
+                other.line
+            ),
+        );
         return None;
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);
     let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(BYTES_PER_KB * kb.unsigned_abs()));
+    if let Some(other) = others.iter().find(|other| other.pipe == pipe) {
+        let (section, line) = (printable(other.section.as_bytes(), 60), other.line);
+        keys.warn(
+            "port",
+            format!("the same pipe as [{section}] in line {line}, on another free port; give each a port"),
+        );
+    }
     Some(PipeSection { file: keys.file.to_owned(), section: keys.section.name.clone(), line, pipe })
 }
 

@@ -11,12 +11,11 @@
 use std::time::Duration;
 
 use super::Diagnostics;
-use super::keys::Keys;
+use super::keys::{Keys, Patterns, sections};
 use crate::notify::{Interval, Rule};
-use crate::python2::ini;
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "process_filter",
     "in_threshold",
     "out_threshold",
@@ -25,13 +24,18 @@ const KEYS: [&str; 8] = [
     "notification_command",
     "repeat",
     "recovery_command",
+    "command_timeout",
 ];
+
+/// The seconds that a command may run, unless the section says otherwise.
+const COMMAND_TIMEOUT: i64 = 600;
 
 /// Reads a notification file; `file` is its name in messages.
 pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for section in &ini::parse(file, text, diagnostics) {
-        let mut keys = Keys { file, section, diagnostics };
+    let mut patterns = Patterns::default();
+    for section in &sections(file, text, diagnostics) {
+        let mut keys = Keys { file, section, patterns: &mut patterns, diagnostics };
         keys.warn_about_unknown(&KEYS, &[]);
         keys.required("process_filter", "firefox");
         let process_filter = keys.pattern("process_filter");
@@ -45,9 +49,13 @@ pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> 
             );
         }
         let interval = keys.integer("interval", i64::MIN..=i64::MAX, "5").unwrap_or(1);
+        if interval < 0 {
+            keys.warn("interval", format!("{interval} means the whole time since the start; for that, write 0"));
+        }
         let repeat = keys.integer("repeat", 0..=i64::from(u32::MAX), "60").unwrap_or(0);
         let notification_command = keys.command("notification_command");
         let recovery_command = keys.command("recovery_command");
+        let timeout = keys.integer("command_timeout", 0..=i64::from(u32::MAX), "60").unwrap_or(COMMAND_TIMEOUT);
         let Some(process_filter) = process_filter else { continue };
         rules.push(Rule {
             section: section.name.clone(),
@@ -63,6 +71,7 @@ pub fn notifications(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> 
             notification_command,
             repeat: Duration::from_secs(repeat.unsigned_abs()),
             recovery_command,
+            command_timeout: (timeout > 0).then(|| Duration::from_secs(timeout.unsigned_abs())),
         });
     }
     rules

@@ -259,3 +259,93 @@ fn a_section_name_is_printed_without_control_characters() {
     monitors("m.cfg", b"[\x1b[2J]\n", &mut diagnostics);
     assert_eq!(lines(diagnostics), ["m.cfg:1: [\\u{1b}[2J] type: missing; add a line such as type=monitor"]);
 }
+
+#[test]
+fn what_a_file_says_twice_is_reported_with_both_lines() {
+    let text = b"[A]\nprocess_filter=x\nin_threshold=5\nIn_Threshold=6\n[B]\nprocess_filter=y\nin_threshold=1\n[A]\n\
+        in_threshold=7\n[DEFAULT]\nrepeat=1\nrepeat=2\n";
+    let mut diagnostics = Diagnostics::default();
+    let read = notifications("n.cfg", text, &mut diagnostics);
+    assert_eq!(read[0].in_threshold_kb_per_s, Some(7));
+    assert_eq!(
+        lines(diagnostics),
+        [
+            "n.cfg:4: warning: [A] in_threshold: this replaces the same key in line 3; remove one of the two",
+            "n.cfg:8: warning: [A] continues the section of line 1: together they are one, in which the last of equal \
+             keys counts",
+            "n.cfg:9: warning: [A] in_threshold: this replaces the same key in line 4; remove one of the two",
+            "n.cfg:12: warning: [DEFAULT] repeat: this replaces the same key in line 11; remove one of the two",
+        ]
+    );
+}
+
+#[test]
+fn a_command_that_cannot_run_is_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let text = format!(
+        "[A]\nprocess_filter=x\nin_threshold=5\ninterval=-1\nnotification_command=/no/such/program x\n\
+         recovery_command={}\n[B]\nprocess_filter=x\nin_threshold=5\nnotification_command=no-such-program\n\
+         recovery_command=sh -c true\n",
+        file.display()
+    );
+    let mut diagnostics = Diagnostics::default();
+    assert_eq!(notifications("n.cfg", text.as_bytes(), &mut diagnostics).len(), 2);
+    assert_eq!(
+        lines(diagnostics),
+        [
+            "n.cfg:4: warning: [A] interval: -1 means the whole time since the start; for that, write 0".to_owned(),
+            "n.cfg:5: warning: [A] notification_command: /no/such/program does not exist, so this command cannot run now"
+                .to_owned(),
+            format!(
+                "n.cfg:6: warning: [A] recovery_command: {} is not a program that this user may run, so this command \
+                 cannot run now",
+                file.display()
+            ),
+            "n.cfg:10: warning: [B] notification_command: no-such-program is no program in any directory of PATH, so \
+             this command cannot run now"
+                .to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn a_nul_byte_in_a_name_a_host_or_a_command_is_an_error() {
+    let pipe = "type=pipe\nport=0\nnewhost=h\nnewport=1\n";
+    let text = format!("[A\0B]\ntype=monitor\n[P]\ntype=pipe\nport=0\nnewhost=a\0b\nnewport=1\n[Q]\n{pipe}[R]\n{pipe}");
+    let mut diagnostics = Diagnostics::default();
+    monitors("m.cfg", text.as_bytes(), &mut diagnostics);
+    let text = b"[A]\nprocess_filter=x\nin_threshold=5\nnotification_command=echo a\0b\n";
+    notifications("n.cfg", text, &mut diagnostics);
+    assert_eq!(
+        lines(diagnostics),
+        [
+            "m.cfg:1: [A\\u{0}B] a name has no NUL byte",
+            "m.cfg:6: [P] newhost: a host name has no NUL byte",
+            "m.cfg:15: warning: [R] port: the same pipe as [Q] in line 10, on another free port; give each a port",
+            "n.cfg:4: [A] notification_command: \"echo a\\0b\" has a NUL byte, which no command can have",
+        ]
+    );
+}
+
+#[test]
+fn the_sections_share_the_patterns_of_default() {
+    // 100 patterns in 100 sections: compiled for each section, they would exceed the limit.
+    let pattern = |n: usize| format!("k{n}=(foo|bar){{100}}{n}\n");
+    let text = (0..100).map(pattern).collect::<String>();
+    let text = format!("[DEFAULT]\n{text}{}", (0..100).map(|n| format!("[{n}]\n")).collect::<String>());
+    let mut diagnostics = Diagnostics::default();
+    let read = applications("a.cfg", text.as_bytes(), &mut diagnostics);
+    assert_eq!((read.len(), read[99].patterns.len()), (100, 100));
+    assert_eq!(lines(diagnostics), [""; 0]);
+}
+
+#[test]
+fn patterns_that_take_too_much_memory_together_are_an_error() {
+    let text: String = (0..4).map(|n| format!("k{n}=a{{90000}}{n}\n")).collect();
+    let mut diagnostics = Diagnostics::default();
+    applications("a.cfg", format!("[A]\n{text}").as_bytes(), &mut diagnostics);
+    let lines = lines(diagnostics);
+    assert_eq!(lines, ["a.cfg:5: [A] k3: the patterns of this file take more than 128 MiB together; use fewer"]);
+}

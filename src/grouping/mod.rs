@@ -12,22 +12,25 @@
 
 pub mod key;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::python2::pattern::Pattern;
+use crate::python2::pattern::{MatchBudget, Pattern};
+use crate::traffic::detail::{Detail, Remotes, VisitDetail};
 use crate::traffic::rates::moved;
 use crate::traffic::rounds::forget_until;
-use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::{Facts, Reading, Source};
 use crate::traffic::subject::Subject;
 
 /// The most programs without a process whose totals automatic grouping remembers. On a host that keeps starting new
 /// programs, it forgets those that have been silent the longest.
 const SILENT_PROGRAMS_KEPT: usize = 1000;
+
+/// The CPU time that matching new command lines may take in a tick: enough for 2,000 with 1,000 patterns.
+const MATCHING_PER_TICK: Duration = Duration::from_millis(200);
 
 /// An application: its name, and the patterns that its command lines match.
 #[derive(Debug)]
@@ -48,18 +51,27 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// The group of a subject, and what kind of group that is.
-    fn group(&self, subject: &Subject) -> (Subject, GroupKind) {
+    /// The group of a subject, and what kind of group that is; `None` if there is no time to find out in this tick.
+    fn group(&self, subject: &Subject, matching: &mut MatchBudget) -> Option<(Subject, GroupKind)> {
         let label = subject.label();
-        let matches = |application: &&Application| application.patterns.iter().any(|p| p.matches_command_line(&label));
-        let (name, kind) = if let Some(application) = self.applications.iter().find(matches) {
+        let application = matching.decide(|budget| {
+            for application in &self.applications {
+                for pattern in &application.patterns {
+                    if budget.matches(pattern, &label)? {
+                        return Some(Some(application));
+                    }
+                }
+            }
+            Some(None)
+        })?;
+        let (name, kind) = if let Some(application) = application {
             (application.name.as_bytes().into(), GroupKind::Application)
         } else if self.auto_group {
             (key::program(&subject.name()).into(), GroupKind::Program)
         } else {
             (subject.name().into(), GroupKind::CommandLine)
         };
-        (Subject::Named(name), kind)
+        Some((Subject::Named(name), kind))
     }
 }
 
@@ -85,6 +97,8 @@ pub struct Aggregator<S> {
     groups: HashMap<Arc<Subject>, Group>,
     /// The number of ticks so far, to tell which subjects the latest one had.
     round: u64,
+    matching: MatchBudget,
+    notes: Vec<String>,
 }
 
 /// A source, and its previous reading.
@@ -97,7 +111,10 @@ struct Member<S> {
 struct GroupedReading {
     bytes_in: u64,
     bytes_out: u64,
-    group: Arc<Subject>,
+    /// `None` as long as its group is not known: its bytes wait.
+    group: Option<Arc<Subject>>,
+    /// Whether the group is to be found out, or found out again.
+    is_pending: bool,
     round: u64,
 }
 
@@ -119,7 +136,14 @@ impl Group {
 impl<S: Source> Aggregator<S> {
     /// An aggregator over `sources`, no two of which count the same bytes.
     pub fn new(grouping: Grouping, sources: Vec<S>) -> Self {
-        let mut aggregator = Self { grouping, members: Vec::new(), groups: HashMap::new(), round: 0 };
+        let mut aggregator = Self {
+            grouping,
+            members: Vec::new(),
+            groups: HashMap::new(),
+            round: 0,
+            matching: MatchBudget::new(MATCHING_PER_TICK),
+            notes: Vec::new(),
+        };
         sources.into_iter().for_each(|source| aggregator.add(source));
         aggregator
     }
@@ -142,21 +166,34 @@ impl<S: Source> Aggregator<S> {
     /// From now on, groups by other rules. Applications that are in the old and the new ones keep their totals. A
     /// command line that moves to another group counts there only from now on.
     pub fn regroup(&mut self, grouping: Grouping) {
+        let names = grouping.applications.iter().map(|application| application.name.as_bytes().into());
+        let applications: HashSet<Subject> = names.map(Subject::Named).collect();
         self.grouping = grouping;
-        let before = std::mem::take(&mut self.groups);
-        let known = |name: &Subject, kind| Group { kind, ..before.get(name).copied().unwrap_or(Group::new(kind)) };
-        for (subject, reading) in self.members.iter_mut().flat_map(|member| &mut member.before) {
-            let (name, kind) = self.grouping.group(subject);
-            let name = Arc::new(name);
-            let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| known(&name, kind));
-            group.kind = group.kind.max(kind);
-            reading.group = name;
+        for (name, group) in &mut self.groups {
+            let is_application = applications.contains(&**name);
+            group.kind = if is_application { GroupKind::Application } else { GroupKind::CommandLine };
         }
-        for application in &self.grouping.applications {
-            let name = Arc::new(Subject::Named(application.name.as_bytes().into()));
-            if before.contains_key(&name) {
-                self.groups.entry(Arc::clone(&name)).or_insert_with(|| known(&name, GroupKind::Application));
-            }
+        for reading in self.members.iter_mut().flat_map(|member| member.before.values_mut()) {
+            reading.is_pending = true;
+        }
+        self.find_groups();
+        let readings = self.members.iter().flat_map(|member| member.before.values());
+        let used: HashSet<&Arc<Subject>> = readings.filter_map(|reading| reading.group.as_ref()).collect();
+        self.groups.retain(|name, group| group.kind == GroupKind::Application || used.contains(name));
+    }
+
+    /// Finds the groups of the subjects whose groups are to be found out, as many as there is time for.
+    fn find_groups(&mut self) {
+        let readings = self.members.iter_mut().flat_map(|member| &mut member.before);
+        let mut pending: Vec<_> = readings.filter(|(_, reading)| reading.is_pending).collect();
+        // The shortest first: where time is short, long command lines are what takes it.
+        pending.sort_by_cached_key(|(subject, _)| subject.label().len());
+        for (subject, reading) in pending {
+            let Some((name, kind)) = self.grouping.group(subject, &mut self.matching) else { continue };
+            let name = Arc::new(name);
+            let group = self.groups.entry(Arc::clone(&name)).or_insert(Group::new(kind));
+            group.kind = group.kind.max(kind);
+            (reading.group, reading.is_pending) = (Some(name), false);
         }
     }
 
@@ -176,21 +213,31 @@ impl<S: Source> Aggregator<S> {
 impl<S: Source> Source for Aggregator<S> {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
         self.round += 1;
+        self.notes.extend(self.matching.begin_tick());
+        let mut readings = Vec::with_capacity(self.members.len());
         for member in &mut self.members {
-            for Reading { subject, bytes_in, bytes_out } in member.source.read(now)? {
-                let known = member.before.entry(subject).or_insert_with_key(|subject| {
-                    let (name, kind) = self.grouping.group(subject);
-                    let name = Arc::new(name);
-                    let group = self.groups.entry(Arc::clone(&name)).or_insert(Group::new(kind));
-                    group.kind = group.kind.max(kind);
-                    GroupedReading { bytes_in: 0, bytes_out: 0, group: name, round: 0 }
+            let of_member = member.source.read(now)?;
+            for reading in &of_member {
+                let known = member.before.entry(Arc::clone(&reading.subject)).or_insert(GroupedReading {
+                    bytes_in: 0,
+                    bytes_out: 0,
+                    group: None,
+                    is_pending: true,
+                    round: 0,
                 });
-                if let Some(group) = self.groups.get_mut(&known.group) {
-                    group.bytes_in += moved(bytes_in, known.bytes_in);
-                    group.bytes_out += moved(bytes_out, known.bytes_out);
-                    group.round = self.round;
-                }
-                (known.bytes_in, known.bytes_out, known.round) = (bytes_in, bytes_out, self.round);
+                known.round = self.round;
+            }
+            readings.push(of_member);
+        }
+        self.find_groups();
+        for (member, readings) in self.members.iter_mut().zip(readings) {
+            for Reading { subject, bytes_in, bytes_out } in readings {
+                let Some(known) = member.before.get_mut(&subject) else { continue };
+                let Some(group) = known.group.as_ref().and_then(|name| self.groups.get_mut(name)) else { continue };
+                group.bytes_in += moved(bytes_in, known.bytes_in);
+                group.bytes_out += moved(bytes_out, known.bytes_out);
+                group.round = self.round;
+                (known.bytes_in, known.bytes_out) = (bytes_in, bytes_out);
             }
         }
         self.forget();
@@ -202,13 +249,13 @@ impl<S: Source> Source for Aggregator<S> {
         Ok(self.groups.iter().map(reading).collect())
     }
 
-    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+    fn each_detail(&self, visit: &mut VisitDetail<'_>) {
         let mut groups: HashMap<&Arc<Subject>, (Detail, Option<Remotes>)> = HashMap::new();
         for member in &self.members {
             member.source.each_detail(&mut |subject, detail, remotes| {
-                if let Some(reading) = member.before.get(subject) {
-                    let (group, of_group) = groups.entry(&reading.group).or_default();
-                    group.add(&detail);
+                if let Some(group) = member.before.get(subject).and_then(|reading| reading.group.as_ref()) {
+                    let (of_all, of_group) = groups.entry(group).or_default();
+                    of_all.add(&detail);
                     if let Some(remotes) = remotes {
                         of_group.get_or_insert_default().extend(remotes);
                     }
@@ -223,7 +270,8 @@ impl<S: Source> Source for Aggregator<S> {
     fn notes(&mut self) -> Vec<String> {
         let patterns = self.grouping.applications.iter().flat_map(|application| &application.patterns);
         let sources = self.members.iter_mut().flat_map(|member| member.source.notes());
-        sources.chain(patterns.filter_map(Pattern::limit_message_once)).collect()
+        let ours = std::mem::take(&mut self.notes);
+        sources.chain(ours).chain(patterns.filter_map(Pattern::limit_message_once)).collect()
     }
 
     fn facts(&self) -> Facts {

@@ -139,6 +139,28 @@ fn a_pattern_that_exceeds_its_limit_is_reported_once() {
 }
 
 #[test]
+fn command_lines_that_take_too_long_to_match_wait_with_their_bytes() {
+    let (mut aggregator, counted) = aggregator(grouping("[Slow]\na=(?=x)(?=(a+)+b)|(?=(a|aa)+c)\n[All]\na=.\n", false));
+    let names: Vec<&'static str> = (0..8).map(|n| &*format!("{}{n}", "a".repeat(4000)).leak()).collect();
+    let mut readings: Vec<(&'static str, u64)> = names.iter().map(|name| (*name, 100)).collect();
+    readings.push(("b", 1));
+    counted.0.replace(readings.clone());
+    let mut sum = totals(&mut aggregator)["All"];
+    // The short one comes first. Each of the others takes about the time of a tick.
+    assert_eq!(sum % 100, 1);
+    let mut notes = aggregator.notes();
+    while sum < 801 {
+        let before = sum;
+        sum = totals(&mut aggregator)["All"];
+        assert!(sum > before);
+        notes.extend(aggregator.notes());
+    }
+    assert_eq!(totals(&mut aggregator), map([("All", 801)]));
+    let expected = "the patterns, most of all (?=x)(?=(a+)+b)|(?=(a|aa)+c), take too long: ";
+    assert!(notes.iter().any(|note| note.starts_with(expected)), "{notes:?}");
+}
+
+#[test]
 fn sources_come_and_go_and_the_bytes_that_they_counted_stay() {
     let (first, second) = (Counted::default(), Counted::default());
     first.0.replace(vec![("wget", 100)]);

@@ -81,14 +81,11 @@ impl Endpoint {
         self.address
     }
 
-    /// Whether `--ignore-local` counts the address as local: 127.0.0.*, 0.0.0.0 and, for IPv6, ::1 and ::.
-    ///
-    /// The original did not count the rest of 127.0.0.0/8 as local either.
+    /// Whether the address is that of any host to itself: 127.0.0.0/8 and ::1 (loopback), 0.0.0.0 and :: (any address, of
+    /// a socket that has no connection). The original knew 127.0.0.* and 0.0.0.*.
     pub fn is_local(self) -> bool {
-        match self.address() {
-            IpAddr::V4(v4) => v4.is_unspecified() || v4.octets()[..3] == [127, 0, 0],
-            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_loopback(),
-        }
+        let address = self.address();
+        address.is_loopback() || address.is_unspecified()
     }
 }
 
@@ -158,13 +155,6 @@ pub struct Flow {
     pub socket: Option<u32>,
 }
 
-impl Flow {
-    /// Whether both ends are local in the sense of [`Endpoint::is_local`].
-    pub fn is_local(&self) -> bool {
-        self.original.source.is_local() && self.original.destination.is_local()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,10 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_local_where_the_original_called_it_local() {
+    fn an_endpoint_is_local_if_its_address_is_loopback_or_any() {
         let local = |text: &str| Endpoint::new(text.parse::<IpAddr>().unwrap(), 1).is_local();
-        assert!(local("127.0.0.1") && local("127.0.0.55") && local("0.0.0.0") && local("::1"));
-        assert!(!local("127.0.1.1") && !local("10.0.0.1") && !local("fe80::1"));
+        for text in
+            ["127.0.0.1", "127.0.0.55", "127.0.1.1", "127.255.255.254", "0.0.0.0", "::1", "::", "::ffff:127.0.1.1"]
+        {
+            assert!(local(text), "{text}");
+        }
+        assert!(!local("128.0.0.1") && !local("10.0.0.1") && !local("fe80::1"));
     }
 
     #[test]

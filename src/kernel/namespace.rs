@@ -156,6 +156,11 @@ impl Namespaces {
         self.left_out
     }
 
+    /// The addresses of all of them, each with the [`Namespace::id`].
+    pub fn addresses(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+        self.all.iter().flat_map(|namespace| namespace.addresses.iter().map(|&address| (namespace.id, address)))
+    }
+
     /// Reads the addresses of our own namespace again.
     pub fn refresh(&mut self) {
         self.all[0].addresses = addresses::here();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::selection::{Selection, selects};
 use crate::attribution::Identity;
-use crate::python2::pattern::Pattern;
-use crate::traffic::detail::{Detail, MOST_PROCESSES, ProcessId, Remote, Remotes};
+use crate::python2::pattern::{MatchBudget, Pattern};
+use crate::traffic::detail::{Detail, MOST_PROCESSES, ProcessId, Remote, Remotes, VisitDetail};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
 
@@ -22,6 +22,9 @@ const LONGEST_OF_USER: usize = 8 << 20;
 /// The most remote ends that the subjects of one user have together.
 const MOST_REMOTES_OF_USER: usize = 16_384;
 
+/// The CPU time that matching new command lines may take in a tick.
+const MATCHING_PER_TICK: Duration = Duration::from_millis(200);
+
 /// The bytes that one subject has moved.
 #[derive(Debug)]
 struct Account {
@@ -29,6 +32,8 @@ struct Account {
     user: Option<u32>,
     bytes_in: u64,
     bytes_out: u64,
+    /// What it has moved since its command line waits to be matched, in and out; of connections with two local ends apart.
+    waiting: Option<[(u64, u64); 2]>,
     /// Whether any selection selects it.
     counts: bool,
     /// Whether its connections with two local ends count, too.
@@ -49,12 +54,25 @@ pub struct Keep {
     pub ended: bool,
 }
 
+impl Account {
+    fn add(&mut self, (bytes_in, bytes_out): (u64, u64), local: bool) {
+        if let Some(waiting) = &mut self.waiting {
+            let sum = &mut waiting[usize::from(local)];
+            *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+        } else if if local { self.counts_local } else { self.counts } {
+            self.bytes_in += bytes_in;
+            self.bytes_out += bytes_out;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Accounts {
     selections: Vec<Selection>,
     accounts: HashMap<Arc<Subject>, Account>,
     keep: Keep,
     of_users: HashMap<Option<u32>, OfUser>,
+    matching: MatchBudget,
 }
 
 /// What the subjects of one user take.
@@ -69,7 +87,8 @@ struct OfUser {
 
 impl Accounts {
     pub fn new(selections: Vec<Selection>, keep: Keep) -> Self {
-        Self { selections, accounts: HashMap::new(), keep, of_users: HashMap::new() }
+        let matching = MatchBudget::new(MATCHING_PER_TICK);
+        Self { selections, accounts: HashMap::new(), keep, of_users: HashMap::new(), matching }
     }
 
     /// Whether the bytes of each remote end are counted.
@@ -77,35 +96,45 @@ impl Accounts {
         self.keep.remotes
     }
 
+    /// Begins a tick. Returns a note for the user if there was not enough time to match all command lines in the last one.
+    pub fn begin_tick(&mut self) -> Option<String> {
+        self.matching.begin_tick()
+    }
+
     /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.selections = selections;
-        for (subject, account) in &mut self.accounts {
-            (account.counts, account.counts_local) = selects(&self.selections, &subject.label());
+        for account in self.accounts.values_mut() {
+            account.waiting.get_or_insert_default();
+        }
+        self.match_waiting();
+    }
+
+    /// Matches the command lines that wait, as many as there is time for.
+    pub fn match_waiting(&mut self) {
+        let mut waiting: Vec<_> = self.accounts.iter_mut().filter(|(_, account)| account.waiting.is_some()).collect();
+        // The shortest first: where time is short, long command lines are what takes it.
+        waiting.sort_by_cached_key(|(subject, _)| subject.label().len());
+        for (subject, account) in waiting {
+            let Some(counts) = selects(&self.selections, &subject.label(), &mut self.matching) else { continue };
+            (account.counts, account.counts_local) = counts;
+            let [other, local] = account.waiting.take().unwrap_or_default();
+            account.add(other, false);
+            account.add(local, true);
         }
     }
 
     /// Adds the bytes in and out that `process` exchanged with `remote`, if that is known.
-    pub fn credit(
-        &mut self,
-        process: &Identity,
-        (bytes_in, bytes_out): (u64, u64),
-        remote: Option<Remote>,
-        local: bool,
-        now: Instant,
-    ) {
+    pub fn credit(&mut self, process: &Identity, bytes: (u64, u64), remote: Option<Remote>, local: bool, now: Instant) {
         let count_remotes = self.keep.remotes;
         let (account, of_users) = self.account(process, now);
-        if if local { account.counts_local } else { account.counts } {
-            account.bytes_in += bytes_in;
-            account.bytes_out += bytes_out;
-            if count_remotes {
-                let of_user = of_users.entry(account.user).or_default();
-                let before = account.remotes.len();
-                let remote = remote.filter(|remote| of_user.remotes < MOST_REMOTES_OF_USER || account.remotes.has(remote));
-                account.remotes.add(remote, (bytes_in, bytes_out));
-                of_user.remotes = (of_user.remotes + account.remotes.len()).saturating_sub(before);
-            }
+        account.add(bytes, local);
+        if count_remotes && (account.waiting.is_some() || if local { account.counts_local } else { account.counts }) {
+            let of_user = of_users.entry(account.user).or_default();
+            let before = account.remotes.len();
+            let remote = remote.filter(|remote| of_user.remotes < MOST_REMOTES_OF_USER || account.remotes.has(remote));
+            account.remotes.add(remote, bytes);
+            of_user.remotes = (of_user.remotes + account.remotes.len()).saturating_sub(before);
         }
     }
 
@@ -128,18 +157,16 @@ impl Accounts {
                 subject = Arc::new(Subject::Others { user });
             }
         }
-        let account = self.accounts.entry(subject).or_insert_with_key(|subject| {
-            let (counts, counts_local) = selects(&self.selections, &subject.label());
-            Account {
-                user,
-                bytes_in: 0,
-                bytes_out: 0,
-                counts,
-                counts_local,
-                alive: now,
-                holders: Vec::new(),
-                remotes: Remotes::default(),
-            }
+        let account = self.accounts.entry(subject).or_insert_with(|| Account {
+            user,
+            bytes_in: 0,
+            bytes_out: 0,
+            waiting: Some(Default::default()),
+            counts: false,
+            counts_local: false,
+            alive: now,
+            holders: Vec::new(),
+            remotes: Remotes::default(),
         });
         account.alive = now;
         let holder = (process.pid, process.start_time);
@@ -194,11 +221,7 @@ impl Accounts {
 
     /// Calls `visit` with what is known of each subject that counts. `connections` has the number of open connections of those that
     /// have any.
-    pub fn each_detail(
-        &self,
-        connections: &HashMap<&Arc<Subject>, u64>,
-        visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>),
-    ) {
+    pub fn each_detail(&self, connections: &HashMap<&Arc<Subject>, u64>, visit: &mut VisitDetail<'_>) {
         for (subject, account) in self.accounts.iter().filter(|(_, account)| account.counts) {
             let connections = connections.get(subject).copied().unwrap_or_default();
             let detail = Detail { processes: account.holders.clone(), connections, ..Detail::default() };
@@ -268,6 +291,7 @@ mod tests {
             select.into_iter().for_each(|pattern| accounts.select(only(pattern)));
             accounts.credit(&process(1, "curl x ", "/"), (100, 10), None, false, now);
             accounts.credit(&process(2, "wget y ", "/"), (7, 0), None, false, now);
+            accounts.match_waiting();
             let text =
                 |reading: &Reading| (String::from_utf8_lossy(&reading.subject.label()).into_owned(), reading.bytes_in);
             accounts.readings().iter().map(text).collect::<Vec<_>>()
@@ -291,6 +315,7 @@ mod tests {
         };
         (0..5000).for_each(|pid| credit(pid, "/user.slice/user-1000.slice/session-1.scope"));
         credit(5001, "/user.slice/user-1001.slice/session-2.scope");
+        accounts.match_waiting();
         let label = |reading: &Reading| String::from_utf8(reading.subject.label().into_owned()).unwrap();
         let readings: HashMap<_, _> =
             accounts.readings().iter().map(|reading| (label(reading), reading.bytes_in)).collect();
@@ -309,9 +334,38 @@ mod tests {
         accounts.credit(&process(1, "nginx ", "/a"), (1, 0), None, false, start);
         accounts.credit(&process(2, "nginx ", "/b"), (2, 0), None, false, start);
         accounts.credit(&process(3, "curl ", "/a"), (4, 0), None, false, start);
+        accounts.match_waiting();
         accounts.forget(start + minute, |pid, _| pid == 2);
         assert_eq!(accounts.readings().iter().map(|reading| reading.bytes_in).sum::<u64>(), 1 + 2);
         accounts.forget(start + 2 * minute, |_, _| false);
         assert_eq!(accounts.readings(), []);
+    }
+
+    #[test]
+    fn the_bytes_of_command_lines_that_take_too_long_to_match_wait() {
+        let exclude = vec![Pattern::new(b"(?=x)(?=(a+)+b)|(?=(a|aa)+c)").unwrap()];
+        let filter = Filter::new(Vec::new(), exclude);
+        let now = Instant::now();
+        let mut accounts = Accounts::new(vec![Selection { filter, ignore_local: true }], Keep::default());
+        let mut ticks = 0;
+        loop {
+            accounts.begin_tick();
+            for n in 0..8 {
+                accounts.credit(&process(n, &format!("{}{n}", "a".repeat(4000)), "/"), (1, 0), None, false, now);
+                accounts.credit(&process(n, &format!("{}{n}", "a".repeat(4000)), "/"), (100, 0), None, true, now);
+            }
+            accounts.credit(&process(9, "short", "/"), (1, 0), None, false, now);
+            accounts.match_waiting();
+            ticks += 1;
+            let readings = accounts.readings();
+            // The short one comes first, and the others have lost nothing when their turn comes.
+            assert!(readings.iter().any(|reading| *reading.subject.label() == *b"short"));
+            assert!(readings.iter().all(|reading| reading.bytes_in == ticks));
+            if readings.len() == 9 {
+                break;
+            }
+            assert!(ticks < 9);
+        }
+        assert!(accounts.begin_tick().is_some_and(|note| note.contains(" take too long: ")) || ticks > 1);
     }
 }

@@ -2,6 +2,7 @@
 //! are over.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::entry::{EndOwner, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
@@ -42,6 +43,11 @@ pub struct AttributingTick<'l> {
 impl<'l> AttributingTick<'l> {
     pub(super) fn new(ledger: &'l mut Ledger) -> Self {
         Self { ledger }
+    }
+
+    /// From now on, these are the addresses of this host, as for [`Ledger::set_own_addresses`].
+    pub fn set_own_addresses(&mut self, addresses: impl Iterator<Item = (u32, IpAddr)>) {
+        self.ledger.set_own_addresses(addresses);
     }
 
     /// Schedules another lookup of the ends that were not on this host but are there now according to `is_local`, which
@@ -248,6 +254,7 @@ impl<'l> AttributingTick<'l> {
         for process in ledger.processes.with_open_flows() {
             ledger.accounts.keep(&process.identity, ledger.now);
         }
+        ledger.accounts.match_waiting();
         ledger.processes.forget_unmarked();
         ledger.accounts.forget(ledger.now, |pid, start_time| processes.has_sockets(pid, start_time));
     }
@@ -310,7 +317,8 @@ impl Ledger {
                 {
                     let carried = end.side.in_and_out(entry.carried());
                     let remote = entry.remote(key, end.side);
-                    self.accounts.credit(&process.identity, carried, remote, entry.local, self.now);
+                    let is_local = self.own_addresses.has_both_ends(key, entry);
+                    self.accounts.credit(&process.identity, carried, remote, is_local, self.now);
                 }
             }
             (_, _) => entry.set_owner(end.side, found),

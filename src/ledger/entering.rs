@@ -104,7 +104,7 @@ impl<'l> OpenTick<'l> {
             Some(flow.original),
             flow.socket.unwrap_or_default(),
             false,
-            flow.is_local(),
+            ledger.own_addresses.has_both(flow.zone, &flow.original),
             ledger.tick,
         );
         let before = flow.counters.unwrap_or_default();

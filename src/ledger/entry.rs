@@ -149,7 +149,7 @@ pub(super) struct FlowEntry {
     pub open: bool,
     /// Whether the kernel has reported its end.
     pub over: bool,
-    /// Whether both ends are local, so that `--ignore-local` leaves it out.
+    /// For the packets of a socket: whether they go from this host to itself, so that `--ignore-local` leaves them out.
     pub local: bool,
 }
 
@@ -168,7 +168,7 @@ impl FlowEntry {
             seen: tick,
             open: flow.open,
             over: false,
-            local: flow.is_local(),
+            local: false,
         }
     }
 
@@ -184,6 +184,11 @@ impl FlowEntry {
             over: false,
             local,
         }
+    }
+
+    /// Whether it is the row of a socket, whose zone is its network namespace.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.reply, ReplyTuple::Socket(_))
     }
 
     /// What is known of the socket whose packets these are.

@@ -22,7 +22,8 @@ mod entry;
 mod registry;
 pub mod selection;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,9 +38,9 @@ use registry::Registry;
 pub use selection::Selection;
 
 use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
-use crate::kernel::flow::Counters;
+use crate::kernel::flow::{Counters, Endpoint, Tuple};
 use crate::python2::pattern::Pattern;
-use crate::traffic::detail::{Detail, Remotes};
+use crate::traffic::detail::VisitDetail;
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
 
@@ -96,6 +97,31 @@ pub struct Ledger {
     accounts: Accounts,
     /// The bytes of flows that are over and had no owner.
     unowned: BTreeMap<Reason, (u64, u64)>,
+    own_addresses: OwnAddresses,
+    notes: Vec<String>,
+}
+
+/// The addresses of this host, each with its network namespace.
+#[derive(Debug, Default)]
+struct OwnAddresses(HashSet<(u32, IpAddr)>);
+
+impl OwnAddresses {
+    /// Whether both ends of a tuple in this network namespace are this host itself: packets from one of its addresses to
+    /// another never leave it.
+    fn has_both(&self, namespace: u32, tuple: &Tuple) -> bool {
+        let is_own = |end: Endpoint| end.is_local() || self.0.contains(&(namespace, end.address()));
+        is_own(tuple.source) && is_own(tuple.destination)
+    }
+
+    /// Whether both ends of a flow are this host itself.
+    fn has_both_ends(&self, key: &FlowKey, entry: &FlowEntry) -> bool {
+        match key {
+            // The kernel says which packets of a socket pass the loopback interface.
+            FlowKey::Socket { .. } => entry.local,
+            // We read the conntrack table of our own namespace.
+            FlowKey::Row { original, zone, .. } => self.has_both(if entry.is_socket() { *zone } else { 0 }, original),
+        }
+    }
 }
 
 impl Ledger {
@@ -127,12 +153,20 @@ impl Ledger {
             processes: Registry::default(),
             accounts: Accounts::new(selections, keep),
             unowned: BTreeMap::new(),
+            own_addresses: OwnAddresses::default(),
+            notes: Vec::new(),
         }
     }
 
     /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.accounts.select(selections);
+    }
+
+    /// From now on, these are the addresses of this host, each with the number of its network namespace: connections
+    /// between two of them are local. The number is that of [`Flow::zone`](crate::kernel::flow::Flow::zone) for sockets.
+    pub fn set_own_addresses(&mut self, addresses: impl Iterator<Item = (u32, IpAddr)>) {
+        self.own_addresses = OwnAddresses(addresses.collect());
     }
 
     /// Closes all flows: another source of counters follows, whose flows count from their first tick on. What was counted
@@ -157,12 +191,15 @@ impl Ledger {
             self.table_began = self.tick;
         }
         self.processes.unmark();
+        self.notes.extend(self.accounts.begin_tick());
         OpenTick::new(self)
     }
 
-    /// The patterns that exceeded their limit of work on some command line.
-    pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
-        self.accounts.patterns_over_limit()
+    /// The messages for the user since the last call, one line each.
+    pub fn notes(&mut self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.extend(self.accounts.patterns_over_limit().filter_map(Pattern::limit_message_once));
+        notes
     }
 
     /// The bytes that each selected subject has moved.
@@ -171,7 +208,7 @@ impl Ledger {
     }
 
     /// Calls `visit` with what is known of each selected subject, and its remote ends if they are counted.
-    pub fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+    pub fn each_detail(&self, visit: &mut VisitDetail<'_>) {
         let mut connections = vec![0; self.processes.len()];
         for (key, entry) in self.flows.iter().filter(|(_, entry)| entry.open) {
             for side in Side::BOTH {
@@ -217,7 +254,8 @@ impl Ledger {
                 && let Some(process) = self.processes.get(process)
             {
                 let remote = self.accounts.count_remotes().then(|| entry.remote(key, side)).flatten();
-                self.accounts.credit(&process.identity, side.in_and_out(moved), remote, entry.local, self.now);
+                let is_local = self.own_addresses.has_both_ends(key, entry);
+                self.accounts.credit(&process.identity, side.in_and_out(moved), remote, is_local, self.now);
             }
         }
     }
@@ -228,5 +266,25 @@ fn add_unowned(unowned: &mut BTreeMap<Reason, (u64, u64)>, entry: &FlowEntry) {
     for (reason, (bytes_in, bytes_out)) in entry.unowned() {
         let sum = unowned.entry(reason).or_default();
         *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::flow::Protocol;
+
+    #[test]
+    fn an_address_is_the_hosts_own_only_in_its_namespace() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let own = [(0, "10.0.0.1"), (0, "10.0.0.2"), (0, "fd00::1"), (7, "10.0.0.9")];
+        let own = OwnAddresses(own.map(|(namespace, text)| (namespace, address(text))).into());
+        let has_both = |namespace, source, destination| {
+            let [source, destination] = [source, destination].map(|text| Endpoint::new(address(text), 1));
+            own.has_both(namespace, &Tuple { protocol: Protocol::Tcp, source, destination })
+        };
+        assert!(has_both(0, "10.0.0.1", "10.0.0.2") && has_both(0, "fd00::1", "fd00::1"));
+        assert!(has_both(0, "127.0.0.1", "10.0.0.1") && has_both(7, "10.0.0.9", "127.0.1.1"));
+        assert!(!has_both(0, "10.0.0.1", "10.0.0.9") && !has_both(7, "10.0.0.1", "10.0.0.9"));
     }
 }

@@ -1,6 +1,6 @@
 //! Which traffic counts: `--include`, `--exclude` and `--ignore-local`, or the same keys of a monitor's section.
 
-use crate::python2::pattern::Pattern;
+use crate::python2::pattern::{MatchBudget, Pattern};
 
 /// Selects command lines that are included and not excluded.
 #[derive(Debug, Default)]
@@ -24,6 +24,19 @@ impl Filter {
         (self.include.is_empty() || match_any(&self.include)) && !match_any(&self.exclude)
     }
 
+    /// Like [`matches`](Self::matches); `None` if there is no time to find out in this tick.
+    fn matches_in_time(&self, command_line: &[u8], budget: &mut MatchBudget) -> Option<bool> {
+        let mut match_any = |patterns: &[Pattern]| {
+            for pattern in patterns {
+                if budget.matches(pattern, command_line)? {
+                    return Some(true);
+                }
+            }
+            Some(false)
+        };
+        Some((self.include.is_empty() || match_any(&self.include)?) && !match_any(&self.exclude)?)
+    }
+
     /// The patterns that exceeded their limit of work on some command line, see [`Pattern::exceeded_limit`].
     pub fn patterns_over_limit(&self) -> impl Iterator<Item = &Pattern> {
         let all = self.include.iter().chain(&self.exclude);
@@ -36,14 +49,26 @@ impl Filter {
 pub struct Selection {
     /// Which command lines.
     pub filter: Filter,
-    /// Whether connections with two [local](crate::kernel::flow::Endpoint::is_local) ends are left out.
+    /// Whether connections of this host with itself are left out: over loopback, or between its own addresses.
     pub ignore_local: bool,
 }
 
-/// Whether any of `selections` selects this command line, and whether also its connections with two local ends.
-pub(super) fn selects(selections: &[Selection], name: &[u8]) -> (bool, bool) {
-    let selected = || selections.iter().filter(|selection| selection.filter.matches(name));
-    (selected().next().is_some(), selected().any(|selection| !selection.ignore_local))
+/// Whether any of `selections` selects this command line, and whether also its connections with two local ends; `None` if
+/// there is no time to find out in this tick.
+pub(super) fn selects(selections: &[Selection], name: &[u8], matching: &mut MatchBudget) -> Option<(bool, bool)> {
+    matching.decide(|budget| {
+        let (mut counts, mut counts_local) = (false, false);
+        for selection in selections {
+            // One that selects local connections, too, decides everything.
+            if !counts_local
+                && (!counts || !selection.ignore_local)
+                && selection.filter.matches_in_time(name, budget)?
+            {
+                (counts, counts_local) = (true, !selection.ignore_local);
+            }
+        }
+        Some((counts, counts_local))
+    })
 }
 
 #[cfg(test)]

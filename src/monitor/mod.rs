@@ -20,7 +20,6 @@ mod packets;
 mod sockets;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -33,10 +32,8 @@ use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::kernel::process_events::ProcessEvent;
 use crate::ledger::{AttributingTick, EndRef, Keep, Ledger, OpenTick, Selection};
-use crate::python2::pattern::Pattern;
-use crate::traffic::detail::{Detail, Remotes};
+use crate::traffic::detail::VisitDetail;
 use crate::traffic::source::{Facts, Reading, Source};
-use crate::traffic::subject::Subject;
 use advice::Notes;
 pub use counters::CountersFrom;
 use counters::{CounterSource, FlowSink};
@@ -98,7 +95,8 @@ impl Monitor {
     }
 
     fn new(counters: Box<dyn CounterSource>, lookup: TickLookup, settings: MonitorSettings, notes: Notes) -> Self {
-        let ledger = Ledger::keeping(settings.keep, settings.selections, settings.lookback, Instant::now());
+        let mut ledger = Ledger::keeping(settings.keep, settings.selections, settings.lookback, Instant::now());
+        ledger.set_own_addresses(lookup.own_addresses());
         Self { counters, lookup, ledger, notes, wanted: None, ticks: 0 }
     }
 
@@ -140,11 +138,11 @@ impl Source for Monitor {
             self.notes.once("namespaces", || advice::namespaces_left_out(left_out));
         }
         self.notes.extend(self.counters.notes());
-        self.notes.extend(self.ledger.patterns_over_limit().filter_map(Pattern::limit_message_once));
+        self.notes.extend(self.ledger.notes());
         Ok(self.ledger.readings())
     }
 
-    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+    fn each_detail(&self, visit: &mut VisitDetail<'_>) {
         self.ledger.each_detail(visit);
     }
 
@@ -247,6 +245,7 @@ impl OwnerSearch<'_, '_> {
     fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let scanned = self.lookup.scan_namespaces(now, interval);
         if scanned {
+            self.tick.set_own_addresses(self.lookup.own_addresses());
             self.tick.namespace_appeared(&mut |tuple| self.lookup.is_local_address(tuple));
             self.counters.scan_namespaces();
         }

@@ -130,6 +130,7 @@ fn enter_existing(into: &mut dyn FlowSink) -> HashMap<u64, bool> {
     let past = counted_by_conntrack(deadline);
     let mut existing = HashMap::new();
     for namespace in namespaces.iter_mut() {
+        let zone = namespace.id;
         for protocol in PROTOCOLS {
             // A protocol that this kernel does not list has no sockets here, or they are found as they move.
             let _ = namespace.diag.dump_open(protocol, deadline, |flow| {
@@ -137,7 +138,7 @@ fn enter_existing(into: &mut dyn FlowSink) -> HashMap<u64, bool> {
                 let is_connected = flow.original.destination.port != 0;
                 let counters = past.get(&flow.original).copied().or(flow.counters).filter(|_| is_connected);
                 existing.insert(flow.id, counters.is_some());
-                into.existing_socket(&Flow { counters, ..*flow });
+                into.existing_socket(&Flow { counters, zone, ..*flow });
             });
         }
     }

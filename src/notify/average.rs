@@ -15,6 +15,8 @@ const PIECES: u32 = 600;
 pub(super) struct Average {
     /// `None`: everything since the start.
     interval: Option<Duration>,
+    /// The time before which it knows nothing, if that is later than the start.
+    since: Option<Instant>,
     pieces: VecDeque<Piece>,
     bytes: [u64; 2],
 }
@@ -27,11 +29,32 @@ struct Piece {
 
 impl Average {
     pub(super) fn over(interval: Interval) -> Self {
-        let interval = match interval {
-            Interval::Seconds(seconds) => Some(Duration::from_secs(seconds.into())),
-            Interval::WholeRun => None,
-        };
-        Self { interval, pieces: VecDeque::new(), bytes: [0, 0] }
+        Self { interval: duration(interval), since: None, pieces: VecDeque::new(), bytes: [0, 0] }
+    }
+
+    /// From now on, averages over another interval: of a longer one, over the part that it knows.
+    pub(super) fn change(&mut self, interval: Interval, started: Instant, now: Instant) {
+        let before = std::mem::replace(&mut self.interval, duration(interval));
+        let since = self.since.unwrap_or(started);
+        match (before, self.interval) {
+            (before, after) if before == after => {}
+            (Some(before), after) => {
+                self.since = now.checked_sub(before).filter(|&known| known > since).or(self.since);
+                if after.is_none() {
+                    self.pieces.clear();
+                }
+            }
+            // When within the whole run the bytes moved is not known: evenly.
+            (None, after) => {
+                let whole = now.saturating_duration_since(since);
+                let kept = after.unwrap_or(whole).min(whole);
+                let Some(from) = now.checked_sub(kept).filter(|_| !kept.is_zero()) else { return };
+                let share = kept.as_secs_f64() / whole.as_secs_f64() / f64::from(PIECES);
+                let bytes = self.bytes.map(|bytes| (bytes as f64 * share) as u64);
+                self.pieces = (0..PIECES).map(|n| Piece { from: from + kept * n / PIECES, bytes }).collect();
+                self.bytes = bytes.map(|bytes| bytes * u64::from(PIECES));
+            }
+        }
     }
 
     /// Whether nothing moved within the interval.
@@ -67,11 +90,18 @@ impl Average {
 
     /// The averages in and out, over the interval or since `started`, whichever is shorter.
     pub(super) fn bytes_per_s(&self, started: Instant, now: Instant) -> [f64; 2] {
-        let whole = now.duration_since(started);
+        let whole = now.duration_since(self.since.unwrap_or(started));
         // Ticks are not exactly a second apart: the first piece may have begun a little before the interval.
         let kept = self.pieces.front().map_or(Duration::ZERO, |first| now.duration_since(first.from));
         let seconds = self.interval.map_or(whole, |interval| whole.min(interval).max(kept)).as_secs_f64();
         self.bytes.map(|bytes| bytes as f64 / seconds)
+    }
+}
+
+fn duration(interval: Interval) -> Option<Duration> {
+    match interval {
+        Interval::Seconds(seconds) => Some(Duration::from_secs(seconds.into())),
+        Interval::WholeRun => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::python2::pattern::Pattern;
 
 /// One section of a notification file.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Rule {
     /// The section's name, for the message when a command fails.
     pub section: String,
@@ -24,6 +24,8 @@ pub struct Rule {
     pub repeat: Duration,
     /// The program, with its arguments, that it runs once when the average no longer exceeds the threshold.
     pub recovery_command: Option<Vec<OsString>>,
+    /// How long a command may run before it is killed; `None` is for ever.
+    pub command_timeout: Option<Duration>,
 }
 
 /// The time over which a rule averages a rate.

@@ -13,9 +13,7 @@ struct Run {
 
 impl Run {
     fn new(file: &str) -> Self {
-        let mut diagnostics = Diagnostics::default();
-        let mut notifier = Notifier::new(notifications("n.cfg", file.as_bytes(), &mut diagnostics));
-        assert!(!diagnostics.has_errors(), "{diagnostics:?}");
+        let mut notifier = Notifier::new(rules(file));
         let now = Instant::now();
         assert_eq!(notifier.tick(now, &[]), []);
         Self { notifier, now }
@@ -94,19 +92,134 @@ fn repetitions_wait_but_a_new_excess_does_not() {
     assert_eq!(run.tick(&over), [Some(11.0)]);
 }
 
+/// The rules of a file.
+fn rules(file: &str) -> Vec<Rule> {
+    let mut diagnostics = Diagnostics::default();
+    let rules = notifications("n.cfg", file.as_bytes(), &mut diagnostics);
+    assert!(!diagnostics.has_errors(), "{diagnostics:?}");
+    rules
+}
+
 #[test]
 fn other_rules_keep_the_averages_of_those_that_stay() {
     let mut run =
         Run::new("[A]\nprocess_filter=a\nin_threshold=10\ninterval=2\n[B]\nprocess_filter=.\nin_threshold=10\n");
     assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0), Some(30.0)]);
-    let mut diagnostics = Diagnostics::default();
-    let text =
-        b"[C]\nprocess_filter=.\nin_threshold=20\ninterval=2\n[A]\nprocess_filter=a\nin_threshold=12\ninterval=2\n";
-    run.notifier.replace(notifications("n.cfg", text, &mut diagnostics));
-    // The new section knows nothing of the earlier traffic, and the section that is gone sends no recovery.
-    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [Some(15.0)]);
+    run.notifier.replace(rules(
+        "[C]\nprocess_filter=x|a\nin_threshold=20\ninterval=2\n[A]\nprocess_filter=a\nin_threshold=12\ninterval=2\n",
+    ));
+    // The new section knows nothing of the earlier traffic, and what the section that is gone has notified recovers.
+    let found = run.tick_after(1.0, &[("a", 0.0, 0.0)]);
+    let found: Vec<_> = found.iter().map(|n| (n.rule, n.recovered, n.value_kb_per_s)).collect();
+    assert_eq!(found, [(1, true, 30.0), (0, false, 15.0)]);
+    assert_eq!(run.notifier.rule(1).unwrap().section, "B");
     assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [None]);
+    assert!(run.notifier.rule(1).is_none());
     assert_eq!(run.tick(&[("a", 50.0, 0.0)]), [Some(25.0), Some(25.0)]);
+}
+
+#[test]
+fn a_section_that_has_changed_does_not_notify_again() {
+    let section = |changed: &str| format!("[A]\nprocess_filter=a\nin_threshold=10\nrepeat=1000\n{changed}\n");
+    for (first, then) in [
+        ("interval=4", "interval=2"),
+        ("interval=2", "interval=4"),
+        ("interval=2", "interval=0"),
+        ("interval=0", "interval=3"),
+        ("", "in_threshold=12"),
+        ("", "process_filter=a|b"),
+        ("", "notification_command=true"),
+        ("", "out_threshold=5"),
+    ] {
+        let mut run = Run::new(&section(first));
+        let over = [("a", 30.0, 0.0)];
+        assert_eq!(run.tick(&over), [Some(30.0)], "{first}");
+        run.tick(&over);
+        run.tick(&over);
+        run.notifier.replace(rules(&section(then)));
+        for _ in 0..8 {
+            assert_eq!(run.tick(&over), [], "{first}, {then}");
+        }
+        // One recovery, sooner or later.
+        let found: Vec<_> = (0..40).flat_map(|_| run.tick(&[("a", 0.0, 0.0)])).collect();
+        assert_eq!(found, [None], "{first}, {then}");
+    }
+}
+
+#[test]
+fn what_a_section_has_notified_recovers_when_it_no_longer_applies() {
+    let section = |limit: &str| format!("[A]\nprocess_filter=a\n{limit}\n");
+    for then in [
+        "[B]\nprocess_filter=b\nin_threshold=99\n",
+        "",
+        "[A]\nprocess_filter=b\nin_threshold=10\n",
+        &section("in_threshold=0\nout_threshold=3"),
+    ] {
+        let mut run = Run::new(&section("in_threshold=10"));
+        assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [Some(30.0)]);
+        run.notifier.replace(rules(then));
+        let found = run.tick_after(1.0, &[("a", 30.0, 0.0)]);
+        let found: Vec<_> = found.iter().map(|n| (n.rule, n.recovered, n.threshold_kb_per_s, n.direction)).collect();
+        assert_eq!(found, [(0, true, 10, Direction::In)], "{then}");
+        assert_eq!(run.tick(&[("a", 30.0, 0.0)]), [], "{then}");
+    }
+}
+
+#[test]
+fn a_section_with_another_name_is_the_same_rule_and_equal_ones_are_not_mixed_up() {
+    let section = |name: &str| format!("[{name}]\nprocess_filter=a\nin_threshold=10\nrepeat=1000\n");
+    let mut run = Run::new(&(section("A") + &section("B")));
+    let over = [("a", 30.0, 0.0)];
+    assert_eq!(run.tick(&over).len(), 2);
+    run.notifier.replace(rules(&(section("X") + &section("B"))));
+    assert_eq!(run.tick(&over), []);
+    // The same rule twice, which no file can have.
+    let twice = || [rules(&section("X")), rules(&section("X"))].into_iter().flatten().collect();
+    run.notifier.replace(twice());
+    assert_eq!(run.tick(&over), []);
+    run.notifier.replace(twice());
+    assert_eq!(run.tick(&over), []);
+    assert_eq!(run.tick(&[("a", 0.0, 0.0)]), [None, None]);
+}
+
+#[test]
+fn a_notification_that_is_taken_back_comes_again() {
+    let mut run = Run::new("[A]\nprocess_filter=a\nin_threshold=10\nrepeat=1000\n");
+    let (over, under) = ([("a", 30.0, 0.0)], [("a", 1.0, 0.0)]);
+    for _ in 0..2 {
+        let found = run.tick_after(1.0, &over);
+        assert_eq!((found.len(), found[0].recovered), (1, false));
+        run.notifier.try_again(&found[0]);
+    }
+    assert_eq!(run.tick(&over), [Some(30.0)]);
+    for _ in 0..2 {
+        let found = run.tick_after(1.0, &under);
+        assert_eq!((found.len(), found[0].recovered), (1, true));
+        run.notifier.try_again(&found[0]);
+    }
+    assert_eq!(run.tick(&under), [None]);
+    assert_eq!(run.tick(&under), []);
+}
+
+#[test]
+fn names_that_take_too_long_to_match_are_matched_in_later_ticks() {
+    let mut run = Run::new("[A]\nprocess_filter=(?=x)(?=(a+)+b)|(?=(a|aa)+c)|^b\nin_threshold=10\n");
+    // Each of the long ones takes more than the time of a tick, or nearly so.
+    let names: Vec<String> = (0..10).map(|n| format!("{}{n}", "a".repeat(4000))).collect();
+    let mut rows: Vec<(&str, f64, f64)> = names.iter().map(|name| (name.as_str(), 1.0, 0.0)).collect();
+    rows.push(("b", 30.0, 0.0));
+    // The short one comes first.
+    assert_eq!(run.tick(&rows), [Some(30.0)]);
+    let mut notes = Vec::new();
+    let waiting = |run: &Run| run.notifier.applications.values().filter(|it| !it.unmatched.is_empty()).count();
+    while waiting(&run) > 0 {
+        let before = waiting(&run);
+        run.tick(&rows);
+        assert!(waiting(&run) < before);
+        notes.extend(run.notifier.notes());
+    }
+    let expected = "the patterns, most of all (?=x)(?=(a+)+b)|(?=(a|aa)+c)|^b, take too long: ";
+    assert!(notes.iter().any(|note| note.starts_with(expected)), "{notes:?}");
 }
 
 #[test]

@@ -134,9 +134,9 @@ impl<'a> Records<'a> {
         'a: 'r,
     {
         let who = match &*row.subject {
-            Subject::Processes { command_line, uid, cgroup, executable, nameless } => {
-                Who::Process(Box::new(self.process(command_line, *uid, cgroup.as_ref(), executable.as_deref(), *nameless)))
-            }
+            Subject::Processes { command_line, uid, cgroup, executable, nameless } => Who::Process(Box::new(
+                self.process(command_line, *uid, cgroup.as_ref(), executable.as_deref(), *nameless),
+            )),
             Subject::Others { user } => Who::Others { uid: *user, user: user.map(|uid| self.names.user(uid)) },
             Subject::Named(name) => match self.named {
                 Named::Application => Who::Application { application: Text::of(name) },
@@ -256,11 +256,23 @@ struct RowRecord<'a> {
 enum Who {
     Process(Box<ProcessRecord>),
     /// The processes of a user beyond those that are told apart.
-    Others { uid: Option<u32>, user: Option<String> },
-    Application { application: Text },
-    Pipe { pipe: Text },
-    Group { group_by: &'static str, group: Text },
-    Unowned { reason: &'static str },
+    Others {
+        uid: Option<u32>,
+        user: Option<String>,
+    },
+    Application {
+        application: Text,
+    },
+    Pipe {
+        pipe: Text,
+    },
+    Group {
+        group_by: &'static str,
+        group: Text,
+    },
+    Unowned {
+        reason: &'static str,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -294,7 +306,8 @@ struct DetailRecord {
 
 impl DetailRecord {
     fn of(detail: &Detail, boot: SystemTime) -> Self {
-        let started = |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
+        let started =
+            |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
         let has_remotes = !detail.remotes.is_empty() || detail.other_remotes != (0, 0);
         let (in_bytes_total, out_bytes_total) = detail.other_remotes;
         Self {

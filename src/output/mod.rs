@@ -75,7 +75,7 @@ impl Frame {
 }
 
 /// The direction of traffic, as the application sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// What it receives.
     In,
@@ -95,8 +95,8 @@ impl fmt::Display for Direction {
 /// An application's average exceeds its threshold, or no longer does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Notification {
-    /// The index of its rule, in file order.
-    pub rule: usize,
+    /// The number of its rule, which stays the same when the configuration is read again.
+    pub rule: u64,
     /// The application.
     pub application: Arc<Subject>,
     /// The direction of the average.
@@ -107,7 +107,7 @@ pub struct Notification {
     pub value_kb_per_s: f64,
     /// Whether the average is back below the threshold.
     pub recovered: bool,
-    /// Why its command could not be started, as one line; `None` if nothing failed.
+    /// Why its command could not be queued, as one line; `None` if nothing failed.
     pub command_failure: Option<String>,
 }
 

@@ -1,23 +1,25 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::{Next, Program};
 
-use crate::config::{Configuration, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
+use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier};
 use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::{Pipe, raise_descriptor_limit};
+use crate::traffic::detail::VisitDetail;
 use crate::traffic::rates::Rates;
-use crate::traffic::detail::{Detail, Remotes};
 use crate::traffic::source::{Facts, Reading, Source};
-use crate::traffic::subject::Subject;
+
+/// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
+const RELOAD_AT_ONCE: Duration = Duration::from_millis(90);
 
 /// The settings of a command line.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +40,16 @@ pub struct AggregatorProgram {
     notifier: Notifier,
     commands: Commands,
     notes: Vec<String>,
+    /// What the files looked like when they were last read.
+    shape: ConfigurationShape,
+    reload: Option<Reload>,
+}
+
+/// The files while a thread reads them again: the disk may be slow, or a pipe.
+struct Reload {
+    read: Receiver<Result<Configuration, InvalidConfiguration>>,
+    /// Whether SIGHUP came once more.
+    again: bool,
 }
 
 /// A source that the aggregator reads.
@@ -80,7 +92,7 @@ impl Part {
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
-        check(diagnostics)?;
+        check(diagnostics, false)?;
         Ok(pipes)
     }
 
@@ -124,7 +136,7 @@ impl Source for Part {
         self.source().read(now)
     }
 
-    fn each_detail(&self, visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {
+    fn each_detail(&self, visit: &mut VisitDetail<'_>) {
         match self {
             Self::Monitor(monitor) => monitor.each_detail(visit),
             Self::Pipe { pipe, .. } => pipe.each_detail(visit),
@@ -144,13 +156,12 @@ impl Source for Part {
 }
 
 impl AggregatorProgram {
-    /// Reads the configuration, opens the pipes and begins to count.
+    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count.
     ///
     /// # Errors
-    /// All mistakes in the configuration, all ports on which a pipe cannot listen, or the error of
-    /// [`Monitor::of_this_host`].
-    pub fn start(settings: AggregatorSettings) -> Result<Self> {
-        let Configuration { monitors, applications, notifications, warnings } = settings.files.read()?;
+    /// All ports on which a pipe cannot listen, or the error of [`Monitor::of_this_host`].
+    pub fn start(settings: AggregatorSettings, configuration: Configuration) -> Result<Self> {
+        let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
             parts.push(Part::monitor(monitors.selections, settings.counters_from)?);
@@ -163,19 +174,59 @@ impl AggregatorProgram {
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
+            shape,
+            reload: None,
         })
     }
 
-    /// Reads the configuration again. Pipes that are in the old and the new one go on; the connections of the others
+    /// Begins to read the configuration again. Returns messages for the user.
+    fn begin_reload(&mut self) -> Vec<String> {
+        if let Some(reload) = &mut self.reload {
+            reload.again = true;
+            return vec!["the configuration is still being read; after that, it is read again".to_owned()];
+        }
+        let (files, shape) = (self.settings.files.clone(), self.shape);
+        let (done, read) = channel();
+        let read_again = move || {
+            // If nobody waits for it, the program has ended.
+            let _ = done.send(files.read_again(shape));
+        };
+        match std::thread::Builder::new().spawn(read_again) {
+            Ok(_) => self.reload = Some(Reload { read, again: false }),
+            Err(error) => return vec![format!("cannot read the configuration again: cannot start a thread: {error}")],
+        }
+        self.end_reload(RELOAD_AT_ONCE)
+    }
+
+    /// Uses the configuration if it has been read, or is within `patience`. Returns messages for the user.
+    fn end_reload(&mut self, patience: Duration) -> Vec<String> {
+        let Some(reload) = &self.reload else { return Vec::new() };
+        let result = match reload.read.recv_timeout(patience) {
+            Ok(Ok(configuration)) => self.use_configuration(configuration),
+            Ok(Err(invalid)) => Err(invalid.into()),
+            Err(RecvTimeoutError::Timeout) => return Vec::new(),
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("the thread that reads the configuration has panicked")),
+        };
+        let mut notes = result.unwrap_or_else(|error| {
+            let errors = format!("{error:#}");
+            let unchanged = "everything goes on as before".to_owned();
+            errors.lines().map(str::to_owned).chain([unchanged]).collect()
+        });
+        if self.reload.take().is_some_and(|reload| reload.again) {
+            notes.extend(self.begin_reload());
+        }
+        notes
+    }
+
+    /// Goes on with another configuration. Pipes that are in the old and the new one go on; the connections of the others
     /// stay until they close. Returns messages for the user.
     ///
     /// # Errors
     /// As for [`start`](Self::start); then nothing has changed.
-    fn reload(&mut self) -> Result<Vec<String>> {
-        let configuration = self.settings.files.read()?;
+    fn use_configuration(&mut self, configuration: Configuration) -> Result<Vec<String>> {
         let mut notes: Vec<String> = configuration.warnings.iter().map(ToString::to_string).collect();
         notes.push(format!("read the configuration again: {configuration}"));
-        let Configuration { monitors, applications, notifications, .. } = configuration;
+        let Configuration { monitors, applications, notifications, shape, .. } = configuration;
 
         // First the steps that may fail.
         let (known, new): (Vec<_>, Vec<_>) =
@@ -203,6 +254,7 @@ impl AggregatorProgram {
         parts.into_iter().for_each(|part| self.aggregator.add(part));
         self.aggregator.regroup(Grouping { applications, auto_group: self.settings.auto_group });
         self.notifier.replace(notifications);
+        self.shape = shape;
         Ok(notes)
     }
 
@@ -227,18 +279,22 @@ impl Program for AggregatorProgram {
         let now = at.monotonic;
         let mut frame = Frame::at(at);
         frame.notes = std::mem::take(&mut self.notes);
+        frame.notes.extend(self.end_reload(Duration::ZERO));
         let readings = self.aggregator.read(now)?;
         frame.notes.extend(self.aggregator.notes());
         frame.facts = self.aggregator.facts();
         self.aggregator.retain(|part| !part.is_over());
         (frame.interval, frame.rows) = self.rates.rows(now, readings);
-        self.commands.reap();
         frame.notifications = self.notifier.tick(now, &frame.rows);
-        frame.notes.extend(self.notifier.notes());
         for notification in &mut frame.notifications {
-            let rule = &self.notifier.rules()[notification.rule];
-            notification.command_failure = self.commands.start(rule, notification).err();
+            let Some(rule) = self.notifier.rule(notification.rule) else { continue };
+            if let Err(full) = self.commands.queue(notification.rule, rule, notification) {
+                notification.command_failure = Some(full);
+                self.notifier.try_again(notification);
+            }
         }
+        frame.notes.extend(self.notifier.notes());
+        frame.notes.extend(self.commands.tick(now));
         Ok(frame)
     }
 
@@ -252,14 +308,7 @@ impl Program for AggregatorProgram {
     }
 
     fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {
-        let notes = match self.reload() {
-            Ok(notes) => notes,
-            Err(error) => {
-                let errors = format!("{error:#}");
-                let unchanged = "everything goes on as before".to_owned();
-                errors.lines().map(str::to_owned).chain([unchanged]).collect()
-            }
-        };
+        let notes = self.begin_reload();
         announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }

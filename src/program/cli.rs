@@ -1,10 +1,18 @@
-//! Parsing of the three command lines.
+//! Parsing of the three command lines, with messages in the words of this program.
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error, Parser};
+
+use crate::config::nearest;
+use crate::python2::int::{int, port};
+use crate::python2::pattern::Pattern;
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -13,14 +21,96 @@ use clap::Parser;
 /// after it has printed on stderr what is wrong with the words, and the usage.
 pub fn parse<Arguments: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ExitCode> {
     Arguments::try_parse_from(words).map_err(|error| {
-        let _ = error.print();
         if !error.use_stderr() {
+            let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        // clap leaves the usage out if a value is missing or wrong.
-        if !error.render().to_string().contains("Usage:") {
-            let _ = writeln!(std::io::stderr(), "\n{}", Arguments::command().render_usage());
-        }
-        ExitCode::from(2)
+        print_error(in_our_words(error, &mut Arguments::command()), &mut Arguments::command())
     })
+}
+
+/// Prints what is wrong with a command line whose words are right one by one. Returns the exit code for that.
+pub fn usage_error<Arguments: Parser>(message: &str) -> ExitCode {
+    let mut command = Arguments::command();
+    print_error(command.error(ErrorKind::ValueValidation, message), &mut command)
+}
+
+fn print_error(error: Error, command: &mut Command) -> ExitCode {
+    let _ = error.print();
+    // clap leaves the usage out if a value is missing or wrong.
+    if !error.render().to_string().contains("Usage:") {
+        let _ = writeln!(std::io::stderr(), "\n{}", command.render_usage());
+    }
+    ExitCode::from(2)
+}
+
+/// For an unknown option, clap suggests any that shares a few letters, and to pass it as a value.
+fn in_our_words(mut error: Error, command: &mut Command) -> Error {
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return error };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let unknown = unknown.clone();
+    error.remove(ContextKind::Suggested);
+    error.remove(ContextKind::SuggestedArg);
+    if let Some(unknown) = unknown.strip_prefix("--") {
+        command.build();
+        let mut options: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        options.sort_unstable();
+        let longer: Vec<&str> = options.iter().copied().filter(|option| option.starts_with(unknown)).collect();
+        if longer.len() > 1 {
+            let message = format!("'--{unknown}' may be --{}; write more of it", longer.join(" or --"));
+            return command.error(ErrorKind::UnknownArgument, message);
+        }
+        if let Some(nearest) = nearest(unknown, &options) {
+            error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{nearest}")));
+        }
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+    error
+}
+
+/// A parser of whole numbers within `range`.
+pub fn number(range: RangeInclusive<u32>) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = int(text).map_err(|_| "not a whole number".to_owned())?;
+        let within = u32::try_from(number).ok().filter(|number| range.contains(number));
+        within.ok_or_else(|| format!("not between {} and {}", range.start(), range.end()))
+    }
+}
+
+/// The port to connect to that `text` stands for.
+///
+/// # Errors
+/// If `text` is no port, or 0, to which nothing can connect.
+pub fn target_port(text: &str) -> Result<u16, String> {
+    match port(text) {
+        Ok(0) => Err("nothing can connect to port 0; the ports are 1 to 65535".to_owned()),
+        Ok(port) => Ok(port),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The host that `text` names.
+///
+/// # Errors
+/// If it names none.
+pub fn host(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("this names no host; for this host, write localhost".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// The IPv4 or IPv6 address that `text` stands for.
+///
+/// # Errors
+/// If it stands for none.
+pub fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "not an address such as 127.0.0.1 or ::1".to_owned())
+}
+
+/// A parser of patterns, which need not be UTF-8.
+pub fn pattern() -> impl TypedValueParser<Value = Pattern> {
+    OsStringValueParser::new().try_map(|text| Pattern::new(text.as_encoded_bytes()))
 }

@@ -2,13 +2,17 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// How often a wait for a thread looks for signals.
+const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(20);
 
 /// SIGINT, SIGTERM and SIGHUP, blocked and read from a descriptor. They are blocked in the calling thread and in every
 /// thread that it starts later, so take them before the first thread starts. Commands that we run do not have them
@@ -40,6 +44,33 @@ impl Signals {
         let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot make a signalfd")?;
         Ok(Self { fd })
+    }
+
+    /// The result of `work`, which a thread does meanwhile; `None` if SIGINT or SIGTERM comes first, or the reader of
+    /// stdout is gone. A SIGHUP that comes meanwhile is kept for later.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or descriptor, or cannot wait.
+    pub fn unless_ended<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Result<Option<T>> {
+        let (done, is_done) = channel();
+        std::thread::Builder::new().spawn(move || done.send(work())).context("cannot start a thread")?;
+        let mut hung_up = false;
+        let result = loop {
+            match is_done.recv_timeout(LOOK_FOR_SIGNALS) {
+                Ok(result) => break Some(result),
+                Err(RecvTimeoutError::Disconnected) => bail!("a thread of this program has panicked"),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.wait(Instant::now())? {
+                Waited::Passed => {}
+                Waited::Signal(Signal::SIGHUP) => hung_up = true,
+                Waited::Signal(_) | Waited::Closed => break None,
+            }
+        };
+        if hung_up {
+            raise(Signal::SIGHUP).context("cannot keep a SIGHUP")?;
+        }
+        Ok(result)
     }
 
     /// Waits until a signal comes, the reader of stdout is gone, or `deadline` passes.

@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::subject::Subject;
 
 /// The most processes of a subject or group that are listed.
 pub const MOST_PROCESSES: usize = 16;
@@ -18,6 +21,9 @@ pub struct Detail {
     /// The bytes in and out of all other remote ends.
     pub other_remotes: (u64, u64),
 }
+
+/// Takes what is known of a subject, without remote ends, and its remote ends if they are counted.
+pub type VisitDetail<'a> = dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>) + 'a;
 
 /// A process: its id, and when it started, in clock ticks since boot. The kernel reuses the id alone.
 pub type ProcessId = (u32, u64);
@@ -127,7 +133,8 @@ impl Remotes {
 
     /// Enters the `most` biggest into `detail`, and the sum of the others.
     pub fn enter(&self, most: usize, detail: &mut Detail) {
-        let bytes = |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| RemoteBytes { remote, bytes_in, bytes_out };
+        let bytes =
+            |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| RemoteBytes { remote, bytes_in, bytes_out };
         let mut remotes: Vec<RemoteBytes> = self.bytes.iter().map(bytes).collect();
         remotes.sort_unstable_by_key(|end| (std::cmp::Reverse(end.bytes_in + end.bytes_out), end.remote));
         detail.other_remotes = self.folded;

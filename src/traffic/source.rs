@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::detail::{Detail, Remotes};
+use super::detail::VisitDetail;
 use super::subject::Subject;
 
 /// The bytes that one subject has received and sent since it first appeared.
@@ -39,7 +39,7 @@ pub trait Source {
 
     /// Calls `visit` with what is known of each subject of the last reading, without remote ends, and with its remote ends if they
     /// are counted.
-    fn each_detail(&self, _visit: &mut dyn FnMut(&Arc<Subject>, Detail, Option<&Remotes>)) {}
+    fn each_detail(&self, _visit: &mut VisitDetail<'_>) {}
 
     /// The messages for the user since the last call, one line each; they belong on stderr.
     fn notes(&mut self) -> Vec<String> {

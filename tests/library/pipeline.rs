@@ -97,6 +97,11 @@ const DIFFERENCES: &[Difference] = &[
             "      9000 /       1000 -- wget http://x/ \n",
         ],
     },
+    Difference {
+        case: "ignore_local",
+        because: "all of 127.0.0.0/8 is local",
+        shown: &["        10 /        300 -- p3 \n        10 /        600 -- p6 \n        10 /        700 -- p7 \n"],
+    },
     Difference { case: "dnat_bandwidth", because: "a translated connection is counted once", shown: &["", "", ""] },
     Difference {
         case: "filter_include_dollar",

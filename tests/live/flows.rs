@@ -107,6 +107,29 @@ fn connect(client: OwnedFd, port: u16) -> nix::Result<TcpStream> {
     Ok(client.into())
 }
 
+pub fn a_connection_of_the_host_with_its_own_address_is_local() {
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &["--ignore-local"]);
+    let mut sockets = Monitor::start(&["--ignore-local", "--source=sockets"]);
+    let near = start_role(host, "near", "serve 0 1");
+    let [own_address, _] = address(1);
+    let local = start_role(host, "local", &format!("ask {own_address}:{}", told(&near)));
+    assert!(local.end().0.success());
+    let (_far, port) = scene.server("far", "far", "serve 0 1");
+    let mut stream = scene.connect(port);
+    ask(&mut stream);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    drop(stream);
+    scene.wait_for_all("far", "far");
+    sockets.wait_until(|figures| {
+        let all = |&(bytes_in, bytes_out): &(u64, u64)| bytes_in >= REQUEST as u64 && bytes_out >= ANSWER as u64;
+        if figures.get("far").is_some_and(all) { Ok(()) } else { Err("all of far".to_owned()) }
+    });
+    for figures in [&scene.monitor.figures, &sockets.figures] {
+        assert!(["near", "local"].iter().all(|name| !figures.contains_key(*name)), "{figures:#?}");
+    }
+}
+
 pub fn a_new_connection_between_the_same_two_ports_is_another_flow() {
     let (host, remote) = &host_and_remote();
     let mut scene = Scene::new(host, remote, &[]);

@@ -54,6 +54,7 @@ const TESTS: &[Test] = tests! {
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
     }
     EachKind {
+        flows::a_connection_of_the_host_with_its_own_address_is_local,
         flows::a_new_connection_between_the_same_two_ports_is_another_flow,
         flows::a_new_process_has_a_rate_from_its_first_tick,
         flows::bytes_without_an_owner_are_shown_with_the_reason,

@@ -70,8 +70,8 @@ fn every_recorded_command_line_ends_as_it_did() {
         let (stdout, stderr) = (text(&stdout), text(&stderr));
         let outcome = match status.code() {
             Some(0) if stderr.is_empty() && stdout.contains("Usage: runmonitor") => Outcome::Help,
+            Some(2) if stdout.is_empty() && stderr.starts_with("error: invalid value") => Outcome::BadPattern,
             Some(2) if stdout.is_empty() && stderr.starts_with("error: ") => Outcome::WrongUsage,
-            Some(1) if stdout.is_empty() && stderr.starts_with("runmonitor: --") => Outcome::BadPattern,
             other => panic!("{case} ended with {other:?}, {stdout}, {stderr}"),
         };
         assert_eq!(outcome, recorded(case), "{case}");
@@ -79,11 +79,36 @@ fn every_recorded_command_line_ends_as_it_did() {
 }
 
 #[test]
-fn a_bad_pattern_is_one_line_that_names_it() {
+fn a_bad_pattern_is_wrong_usage() {
     let output = runmonitor(&["--include=ok", "--include=(x"]).output().unwrap();
     let said = text(&output.stderr);
-    assert!(said.starts_with("runmonitor: --include=(x: ") && said.lines().count() == 1, "{said}");
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+    let expected = r"error: invalid value '(x' for '--include <REGEX>': at byte 0: no `)` closes this; write `\(` for the character";
+    assert_eq!(said.lines().next(), Some(expected));
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""));
+}
+
+#[test]
+fn an_unknown_option_gets_the_tip_that_helps() {
+    for (option, expected) in [
+        ("--once", ["error: unexpected argument '--once' found", "Usage: runmonitor [OPTIONS]"].as_slice()),
+        (
+            "--bandwith",
+            &[
+                "error: unexpected argument '--bandwith' found",
+                "  tip: a similar argument exists: '--bandwidth'",
+                "Usage: runmonitor [OPTIONS]",
+            ],
+        ),
+        (
+            "--i=x",
+            &["error: '--i' may be --ignore-local or --include; write more of it", "Usage: runmonitor [OPTIONS]"],
+        ),
+    ] {
+        let output = runmonitor(&[option]).output().unwrap();
+        let said = text(&output.stderr);
+        let lines: Vec<&str> = said.lines().filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+        assert_eq!((output.status.code(), &lines[..]), (Some(2), expected));
+    }
 }
 
 #[test]

@@ -109,6 +109,28 @@ fn wrong_usage_is_an_error_and_exit_code_2() {
 }
 
 #[test]
+fn a_wrong_argument_has_a_message_that_says_what_would_be_right() {
+    for (arguments, expected) in [
+        (&["abc", "h"][..], "'<PORT>': 'abc' is not a whole number"),
+        (&["70000", "h"], "'<PORT>': port 70000 is not within 0 to 65535"),
+        (&["99", "h", "0"], "'[REMOTE-PORT]': nothing can connect to port 0; the ports are 1 to 65535"),
+        (&["99", ""], "'<REMOTE-HOST>': this names no host; for this host, write localhost"),
+        (&["99", "h", "--limit=x"], "'--limit <KB_PER_S>': not a whole number"),
+        (&["99", "h", "--limit", "-1"], "'--limit <KB_PER_S>': not between 0 and 4294967295"),
+        (&["99", "h", "--max-connections=0"], "'--max-connections <N>': not between 1 and 4294967295"),
+        (&["99", "h", "--connect-timeout=1.5"], "'--connect-timeout <S>': not a whole number"),
+        (&["99", "h", "--idle-timeout=0"], "'--idle-timeout <S>': not between 1 and 4294967295"),
+        (&["99", "h", "--bind=localhost"], "'--bind <ADDRESS>': not an address such as 127.0.0.1 or ::1"),
+        (&["0", "h"], "error: PORT 0 is a free port of this host; name the REMOTE-PORT to forward to"),
+    ] {
+        let output = run(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(said.lines().next().is_some_and(|line| line.ends_with(expected)), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn runpipe_reads_ports_as_the_original_does() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().port();

@@ -51,27 +51,55 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// The most diagnostics that are kept; of the others, only the number is.
+const MOST_KEPT: usize = 200;
+
 /// Everything that is wrong with the files read so far.
 #[derive(Debug, Default)]
-pub struct Diagnostics(Vec<Diagnostic>);
+pub struct Diagnostics {
+    kept: Vec<Diagnostic>,
+    /// The number of errors, and of warnings, that were not kept.
+    more: (usize, usize),
+}
 
 impl Diagnostics {
     /// Whether at least one of them is more than a warning.
     pub fn has_errors(&self) -> bool {
-        self.0.iter().any(|diagnostic| !diagnostic.is_warning)
+        self.more.0 > 0 || self.kept.iter().any(|diagnostic| !diagnostic.is_warning)
     }
 
     /// Adds a diagnostic, unless it is already there.
     pub(crate) fn add(&mut self, diagnostic: Diagnostic) {
         // Every section repeats what is wrong with a key of [DEFAULT].
-        if !self.0.contains(&diagnostic) {
-            self.0.push(diagnostic);
+        if self.kept.contains(&diagnostic) {
+            return;
         }
+        if self.kept.len() < MOST_KEPT {
+            self.kept.push(diagnostic);
+        } else if diagnostic.is_warning {
+            self.more.1 += 1;
+        } else {
+            self.more.0 += 1;
+        }
+    }
+
+    /// The number of errors and of warnings that are beyond the limit, so that [`sorted`](Self::sorted) lacks them.
+    pub(crate) fn more(&self) -> (usize, usize) {
+        self.more
     }
 
     /// File by file, each from the first line to the last.
     pub(crate) fn sorted(mut self) -> Vec<Diagnostic> {
-        self.0.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-        self.0
+        self.kept.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        self.kept
+    }
+}
+
+/// The beginning of a text in quotes, for a message.
+pub(crate) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 100;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
     }
 }

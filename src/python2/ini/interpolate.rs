@@ -5,26 +5,59 @@
 //!
 //! Source: <https://docs.python.org/2.7/library/stdtypes.html#string-formatting-operations>.
 
+use super::quoted;
+
 /// Python's `MAX_INTERPOLATION_DEPTH`: the passes over a value, since a replacement may refer to further keys.
 const MAX_PASSES: usize = 10;
 
 /// The most bytes of a value. Without this limit, ten passes over a file of a few lines could fill the memory.
 const MAX_LENGTH: usize = 64 * 1024;
 
+/// The most bytes that the values of all sections of a file may have together, each pass over a value included: a
+/// section has a copy of each value in `[DEFAULT]`.
+const MAX_TOTAL: usize = 16 << 20;
+
+/// What is left of the bytes that the values of a file may have together.
+pub(super) struct Room(usize);
+
+impl Room {
+    pub(super) fn of_a_file() -> Self {
+        Self(MAX_TOTAL)
+    }
+
+    /// Takes this many.
+    ///
+    /// # Errors
+    /// A message, if fewer are left.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<(), String> {
+        self.0 = self.0.checked_sub(bytes).ok_or_else(|| {
+            let mib = MAX_TOTAL >> 20;
+            format!("the values of all sections, with [DEFAULT] and %(key)s filled in, exceed {mib} MiB; use fewer")
+        })?;
+        Ok(())
+    }
+}
+
 /// `raw` with every reference replaced; `lookup` returns the raw value of a key.
 ///
 /// # Errors
 /// A message: what is wrong, and what would be right.
-pub(super) fn interpolate<'a>(raw: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>) -> Result<String, String> {
+pub(super) fn interpolate<'a>(
+    raw: &str,
+    room: &mut Room,
+    lookup: &mut dyn FnMut(&str) -> Option<&'a str>,
+) -> Result<String, String> {
     let mut value = raw.to_owned();
     for _ in 0..MAX_PASSES {
         if !value.contains("%(") {
             return Ok(value);
         }
         value = format_once(&value, lookup)?;
+        room.take(value.len())?;
     }
     if value.contains("%(") {
-        return Err(format!("{raw:?} names keys that name further keys, more than {MAX_PASSES} deep or in a circle"));
+        let raw = quoted(raw);
+        return Err(format!("{raw} names keys that name further keys, more than {MAX_PASSES} deep or in a circle"));
     }
     Ok(value)
 }
@@ -45,9 +78,12 @@ fn format_once<'a>(format: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>
             ('%', _) => out.push('%'),
             ('s', Some(value)) => spec.pad(value, &mut out),
             ('r', Some(value)) => spec.pad(&repr(value), &mut out),
-            (other, Some(_)) => return Err(format!("%(...){other} in {format:?}; write %(key)s, a key's text")),
+            (other, Some(_)) => {
+                return Err(format!("%(...){other} in {}; write %(key)s, a key's text", quoted(format)));
+            }
             (other, None) => {
-                return Err(format!("%{other} in {format:?}, which also has %(; write %% for a per cent sign"));
+                let format = quoted(format);
+                return Err(format!("%{other} in {format}, which also has %(; write %% for a per cent sign"));
             }
         }
         if out.len() > MAX_LENGTH {
@@ -59,10 +95,11 @@ fn format_once<'a>(format: &str, lookup: &mut dyn FnMut(&str) -> Option<&'a str>
 }
 
 fn incomplete(format: &str) -> String {
-    format!("{format:?} has a % that is not complete; write %(key)s, or %% for a per cent sign")
+    format!("{} has a % that is not complete; write %(key)s, or %% for a per cent sign", quoted(format))
 }
 
 fn no_such_key(key: &str) -> String {
+    let key: String = key.chars().take(100).collect();
     format!(
         "%({key}) names a key that is neither in this section nor in [DEFAULT]; in a pattern, write [%]( for %( itself"
     )

@@ -12,31 +12,51 @@
 //!   # not a comment          <tab>"# not a comment"
 //! ```
 
-use super::{Diagnostic, Diagnostics};
+use std::collections::HashMap;
+
+use super::{Diagnostic, Diagnostics, quoted};
+
+/// The most bytes of a line.
+const LONGEST_LINE: usize = 64 * 1024;
+/// The most sections of a file.
+const MOST_SECTIONS: usize = 5_000;
+/// The most keys of a file.
+const MOST_KEYS: usize = 20_000;
 
 /// Whitespace in a byte string of Python 2; a no-break space does not belong to it.
 fn is_whitespace(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
 
-/// `text` in the form for the crate. A line that is neither header, option, continuation nor comment is an error.
+/// `text` in the form for the crate. A line that is neither header, option, continuation nor comment is an error, and a
+/// section or key that the file has already is a warning.
 pub(super) fn canonical(file: &str, text: &str, diagnostics: &mut Diagnostics) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 4);
     let mut section: Option<&str> = None;
     let mut has_lines_before_header = false;
     // Whether an indented line would continue a value.
     let mut open = false;
+    let mut known = Known::default();
     for (number, line) in (1..).zip(text.split('\n')) {
         let text = line.trim_matches(is_whitespace);
         if text.is_empty() || is_comment(line) {
             continue;
         }
-        if open && line.starts_with(is_whitespace) {
-            out.push_str(&format!("\t\"{text}\"\n"));
+        if line.len() > LONGEST_LINE {
+            let message = format!("this line has {} bytes; the most are {LONGEST_LINE}", line.len());
+            diagnostics.add(Diagnostic::error(file, Some(number), message));
+        } else if open && line.starts_with(is_whitespace) {
+            out.extend(["\t\"", text, "\"\n"]);
         } else if let Some(name) = header(line) {
-            out.push_str(&format!("[\"{name}\"]\nline={number}\n"));
+            out.extend(["[\"", name, "\"]\nline=", &number.to_string(), "\n"]);
             section = Some(name);
             open = false;
+            if let Some(first) = known.section(name, number) {
+                let message = format!(
+                    "continues the section of line {first}: together they are one, in which the last of equal keys counts"
+                );
+                diagnostics.add(warning(file, number, name, None, message));
+            }
         } else if section.is_none() {
             // Report only the first of these lines: a header before it makes the others right, too.
             if !has_lines_before_header {
@@ -44,13 +64,50 @@ pub(super) fn canonical(file: &str, text: &str, diagnostics: &mut Diagnostics) -
             }
             has_lines_before_header = true;
         } else if let Some((key, value)) = option(line) {
-            out.push_str(&format!("\"{key}\"={number}\"{value}\"\n"));
+            out.extend(["\"", &key, "\"=", &number.to_string(), "\"", value, "\"\n"]);
             open = true;
+            let name = section.unwrap_or_default();
+            if let Some(earlier) = known.key(name, &key, number) {
+                let message = format!("this replaces the same key in line {earlier}; remove one of the two");
+                diagnostics.add(warning(file, number, name, Some(key), message));
+            }
         } else {
             diagnostics.add(error(file, number, section, why_not_an_option(line), line));
         }
+        if let Some(message) = known.too_many() {
+            diagnostics.add(Diagnostic::error(file, Some(number), message));
+            break;
+        }
     }
     out
+}
+
+/// The sections and keys that a file has so far, with their lines.
+#[derive(Default)]
+struct Known<'t> {
+    /// By name: the line of the first header, and the line of each key.
+    sections: HashMap<&'t str, (usize, HashMap<String, usize>)>,
+    keys: usize,
+}
+
+impl<'t> Known<'t> {
+    /// Adds a header. Returns the line of the first one with this name, if there was one.
+    fn section(&mut self, name: &'t str, line: usize) -> Option<usize> {
+        let (first, _) = self.sections.entry(name).or_insert_with(|| (line, HashMap::new()));
+        (*first != line).then_some(*first)
+    }
+
+    /// Adds a key to a section. Returns the line of the same key, if there was one.
+    fn key(&mut self, section: &'t str, key: &str, line: usize) -> Option<usize> {
+        self.keys += 1;
+        self.sections.get_mut(section)?.1.insert(key.to_owned(), line)
+    }
+
+    fn too_many(&self) -> Option<String> {
+        let all = [(self.sections.len(), MOST_SECTIONS, "sections"), (self.keys, MOST_KEYS, "keys")];
+        let (_, most, what) = all.into_iter().find(|(count, most, _)| count > most)?;
+        Some(format!("the file has more than {most} {what}; what follows is not read"))
+    }
 }
 
 /// The name without its quotes; `None` if it has no quotes.
@@ -114,7 +171,12 @@ fn why_not_an_option(line: &str) -> &'static str {
 }
 
 fn error(file: &str, line: usize, section: Option<&str>, message: &str, text: &str) -> Diagnostic {
-    let quoted: String = text.trim_matches(is_whitespace).chars().take(60).collect();
+    let quoted = quoted(text.trim_matches(is_whitespace));
     let section = section.map(str::to_owned);
-    Diagnostic { section, ..Diagnostic::error(file, Some(line), format!("{message} {quoted:?}")) }
+    Diagnostic { section, ..Diagnostic::error(file, Some(line), format!("{message} {quoted}")) }
+}
+
+fn warning(file: &str, line: usize, section: &str, key: Option<String>, message: String) -> Diagnostic {
+    let section = Some(section.to_owned());
+    Diagnostic { is_warning: true, section, key, ..Diagnostic::error(file, Some(line), message) }
 }

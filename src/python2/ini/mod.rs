@@ -25,11 +25,13 @@ mod diagnostic;
 mod interpolate;
 mod lines;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use configparser::ini::Ini;
 
+pub(crate) use diagnostic::quoted;
 pub use diagnostic::{Diagnostic, Diagnostics};
+use interpolate::Room;
 
 /// One `[section]`, with the options that it inherits from `[DEFAULT]`.
 #[derive(Debug)]
@@ -95,13 +97,17 @@ pub fn parse(file: &str, text: &[u8], diagnostics: &mut Diagnostics) -> Vec<Sect
     for default in &mut defaults {
         default.inherited = true;
     }
-    let mut sections: Vec<Section> = sections
-        .into_iter()
-        .map(|(name, line, own)| {
-            let options = interpolated(file, &name, &defaults, own, diagnostics);
-            Section { name, line, options }
-        })
-        .collect();
+    let mut room = Room::of_a_file();
+    let mut complete = Vec::with_capacity(sections.len());
+    for (name, line, own) in sections {
+        if let Err(message) = room.take(defaults.iter().chain(&own).map(RawKeyValue::memory).sum()) {
+            diagnostics.add(Diagnostic::error(file, Some(line), message));
+            break;
+        }
+        let options = interpolated(file, &name, &defaults, own, &mut room, diagnostics);
+        complete.push(Section { name, line, options });
+    }
+    let mut sections = complete;
     // Every section inherits a default, also the sections that do not refer to it.
     let mut inherited: Vec<&mut KeyValue> =
         sections.iter_mut().flat_map(|section| &mut section.options).filter(|option| option.inherited).collect();
@@ -141,6 +147,11 @@ impl RawKeyValue {
         let (line, raw) = lines::value(stored);
         Self { key: key.to_owned(), raw, line, inherited }
     }
+
+    /// The bytes that it takes, roughly.
+    fn memory(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.raw.len()
+    }
 }
 
 /// The options of the section `name`: the defaults, overridden and followed by its own options, all interpolated.
@@ -149,21 +160,24 @@ fn interpolated(
     name: &str,
     defaults: &[RawKeyValue],
     own: Vec<RawKeyValue>,
+    room: &mut Room,
     diagnostics: &mut Diagnostics,
 ) -> Vec<KeyValue> {
     let mut all = defaults.to_vec();
+    let by_key: HashMap<&str, usize> = (0..).zip(defaults).map(|(at, default)| (default.key.as_str(), at)).collect();
     for option in own {
         // A section's own keys are all different, so only a default can have the same key.
-        match all.iter_mut().take(defaults.len()).find(|default| default.key == option.key) {
-            Some(default) => *default = option,
+        match by_key.get(option.key.as_str()) {
+            Some(&at) => all[at] = option,
             None => all.push(option),
         }
     }
+    let by_key: HashMap<&str, &RawKeyValue> = all.iter().map(|option| (option.key.as_str(), option)).collect();
     let mut referenced = HashSet::new();
     let mut values = Vec::with_capacity(all.len());
     for option in &all {
-        let value = interpolate::interpolate(&option.raw, &mut |key| {
-            let found = all.iter().find(|other| other.key == key);
+        let value = interpolate::interpolate(&option.raw, room, &mut |key| {
+            let found = by_key.get(key);
             referenced.extend(found.map(|found| found.key.as_str()));
             // This key stands for the section's own name, unless the file has an option with this key.
             found.map(|found| found.raw.as_str()).or((key == SECTION_NAME).then_some(name))

@@ -150,6 +150,29 @@ fn formats_of_python_work_and_others_are_explained() {
     assert!(only_error("[A]\na=x%(a)s\n").ends_with("more than 10 deep or in a circle"));
 }
 
+#[test]
+fn a_file_that_is_wrong_everywhere_is_read_in_linear_time_and_reported_in_bounded_memory() {
+    let mut diagnostics = Diagnostics::default();
+    parse("f", format!("[A]\n{}", "junk\n".repeat(100_000)).as_bytes(), &mut diagnostics);
+    assert!(diagnostics.has_errors());
+    assert_eq!(diagnostics.more(), (100_000 - 200, 0));
+    assert_eq!(diagnostics.sorted().len(), 200);
+}
+
+#[test]
+fn the_limits_of_a_file_are_errors() {
+    let sections: String = (0..6_000).map(|n| format!("[{n}]\n")).collect();
+    assert_eq!(only_error(&sections), "the file has more than 5000 sections; what follows is not read");
+    let keys: String = (0..30_000).map(|n| format!("k{n}=\n")).collect();
+    assert_eq!(only_error(&format!("[A]\n{keys}")), "the file has more than 20000 keys; what follows is not read");
+    let long = "x".repeat(65_537);
+    assert_eq!(only_error(&format!("[A]\n{long}\n")), "this line has 65537 bytes; the most are 65536");
+    let defaults = format!("[DEFAULT]\na={}\n", "x".repeat(64_000));
+    let sections: String = (0..4_000).map(|n| format!("[{n}]\n")).collect();
+    let expected = "the values of all sections, with [DEFAULT] and %(key)s filled in, exceed 16 MiB; use fewer";
+    assert_eq!(only_error(&(defaults + &sections)), expected);
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_rejected(text in r#"([\[\]=:;#%()sr\n\r\t "a-c0-9é\x00]|rem |\[DEFAULT\]|%\(a\)s|\n[ab]=|\n\[a\]){0,60}"#) {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `parse` reads a pattern as Python did, and rejects one that would have another meaning here. `emit` writes it in the
-//! syntax of the engines. `fancy-regex` backtracks, and other users choose the subjects, so its work has a limit.
+//! syntax of the engines. `fancy-regex` backtracks, and other users choose the subjects, so its work has a limit;
+//! `budget` limits the time of all searches of a tick.
 //!
 //! This module does not imitate a bug in Python's own engine, which sometimes kept a capture from a failed attempt.
 //! If a repetition repeats an expression that may be empty, as in `(?:|a)+`, the engines may differ in where a match
@@ -18,6 +19,7 @@
 //! Where to read on: `parse` for the syntax, `tree` for its result, `emit` for the engines' syntax, `byte_set` for
 //! `[...]`, `\w` and case.
 
+mod budget;
 mod byte_set;
 mod emit;
 mod parse;
@@ -27,8 +29,10 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use budget::MatchBudget;
 use byte_set::Alphabet;
 use emit::{Emitted, Subjects, emit};
 
@@ -38,14 +42,18 @@ use crate::printable::printable;
 const MAX_COMPILED_BYTES: usize = 16 << 20;
 /// The most backtracking steps in one search, some 30 ms.
 const MAX_BACKTRACKS: usize = 1_000_000;
-/// The longest subject for the engine that backtracks, since each step may read the whole subject again: half a second
-/// for `(?!.*ssh).*curl`.
-const MAX_BACKTRACKED_BYTES: usize = 16 << 10;
+/// The longest subject for the engine that backtracks, since each step may read the whole subject again: an eighth of a
+/// second for `(?!.*ssh).*curl`.
+const MAX_BACKTRACKED_BYTES: usize = 8 << 10;
 
-/// A compiled pattern.
+/// A compiled pattern; a copy shares it.
+#[derive(Debug, Clone)]
+pub struct Pattern(Arc<Compiled>);
+
 #[derive(Debug)]
-pub struct Pattern {
+struct Compiled {
     text: Vec<u8>,
+    size: u64,
     usual: Engine,
     /// For subjects that are empty or end in a newline, if they need a different engine.
     unusual: Option<Engine>,
@@ -86,25 +94,37 @@ impl Pattern {
         } else {
             (Engine::new(&for_usual)?, Some(Engine::new(&for_all)?))
         };
-        Ok(Pattern {
-            text: pattern.to_vec(),
-            usual,
-            unusual,
-            exceeded_limit: AtomicBool::default(),
-            reported: AtomicBool::default(),
-        })
+        let (exceeded_limit, reported) = (AtomicBool::default(), AtomicBool::default());
+        let (text, size) = (pattern.to_vec(), tree.size());
+        Ok(Pattern(Arc::new(Compiled { text, size, usual, unusual, exceeded_limit, reported })))
+    }
+
+    /// The pattern as it was written.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.text
+    }
+
+    /// The number of characters to match, with all repetitions written out.
+    pub(crate) fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    /// Whether some subject needs the engine that backtracks.
+    fn may_backtrack(&self) -> bool {
+        let engines = [Some(&self.0.usual), self.0.unusual.as_ref()];
+        engines.into_iter().flatten().any(|engine| matches!(engine, Engine::Backtracking { .. }))
     }
 
     /// The first match of the pattern in the subject.
     ///
     /// `None` also if the search [exceeded its limit](Self::exceeded_limit).
     pub fn find(&self, subject: &[u8]) -> Option<Range<usize>> {
-        let engine = match &self.unusual {
+        let engine = match &self.0.unusual {
             Some(engine) if subject.is_empty() || subject.ends_with(b"\n") => engine,
-            _ => &self.usual,
+            _ => &self.0.usual,
         };
         engine.find(subject).unwrap_or_else(|LimitExceeded| {
-            self.exceeded_limit.store(true, Ordering::Relaxed);
+            self.0.exceeded_limit.store(true, Ordering::Relaxed);
             None
         })
     }
@@ -127,24 +147,31 @@ impl Pattern {
     ///
     /// Only the engine that backtracks has a limit. A pattern needs it if it has a look-around or a back-reference, or
     /// if it has `$` or `\B` and the subject ends in a newline. The search exceeds the limit if the subject is longer
-    /// than 16 KiB, or if it makes the engine backtrack too often.
+    /// than 8 KiB, or if it makes the engine backtrack too often.
     pub fn exceeded_limit(&self) -> bool {
-        self.exceeded_limit.load(Ordering::Relaxed)
+        self.0.exceeded_limit.load(Ordering::Relaxed)
     }
 
     /// A line for the user, once, after a search has [exceeded its limit](Self::exceeded_limit).
     pub(crate) fn limit_message_once(&self) -> Option<String> {
-        (self.exceeded_limit() && !self.reported.swap(true, Ordering::Relaxed)).then(|| {
-            let pattern = printable(&self.text, 60);
+        (self.exceeded_limit() && !self.0.reported.swap(true, Ordering::Relaxed)).then(|| {
+            let pattern = printable(self.as_bytes(), 60);
             format!("the pattern {pattern} takes too long on some command lines; they count as not matching")
         })
+    }
+}
+
+/// Two patterns are equal if they were written in the same way.
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
     }
 }
 
 /// The pattern as it was written.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.text))
+        f.write_str(&String::from_utf8_lossy(self.as_bytes()))
     }
 }
 
@@ -164,14 +191,14 @@ impl Engine {
                 .size_limit(MAX_COMPILED_BYTES)
                 .build()
                 .map(Engine::Linear)
-                .map_err(too_much);
+                .map_err(|_| too_much());
         }
         let regex = fancy_regex::RegexBuilder::new(&emitted.text)
             .bytes_mode(fancy_regex::BytesMode::Ascii)
             .backtrack_limit(MAX_BACKTRACKS)
             .delegate_size_limit(MAX_COMPILED_BYTES)
             .build()
-            .map_err(too_much)?;
+            .map_err(|_| too_much())?;
         Ok(Engine::Backtracking { regex, lower_case: emitted.lower_case })
     }
 
@@ -194,6 +221,8 @@ impl Engine {
     }
 }
 
-fn too_much(error: impl Error) -> PatternError {
-    PatternError { position: 0, message: format!("this is too large or too complex: {error}") }
+fn too_much() -> PatternError {
+    let mib = MAX_COMPILED_BYTES >> 20;
+    let message = format!("this is too large: compiled, it takes more than {mib} MiB; use smaller repetitions or sets");
+    PatternError { position: 0, message }
 }
