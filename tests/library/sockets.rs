@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
-use bwmon::kernel::bpf::packet_counters::SocketBytes;
+use bwmon::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process};
 use bwmon::ledger::{Ledger, Selection};
@@ -51,6 +51,8 @@ struct Socket {
     host: Host,
     ledger: Ledger,
     maker: Option<(u32, u64)>,
+    /// Whether the other side has not closed the connection when a process closes the socket.
+    lingers: bool,
     now: Instant,
 }
 
@@ -59,18 +61,29 @@ impl Socket {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
         let host = Host { running: running.iter().copied().collect(), holder };
-        Self { host, ledger, maker: maker.map(|pid| (pid, 0)), now }
+        Self { host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
     }
 
     /// A tick in which the socket sends `bytes_out`, and may be closed.
     fn tick(&mut self, bytes_out: u64, closer: Option<u32>) {
+        self.tick_of(bytes_out, closer, false);
+    }
+
+    /// A tick in which the connection, whose socket is closed, sends `bytes_out`.
+    fn tick_in_time_wait(&mut self, bytes_out: u64) {
+        self.tick_of(bytes_out, None, true);
+    }
+
+    fn tick_of(&mut self, bytes_out: u64, closer: Option<u32>, time_wait: bool) {
         self.now += Duration::from_secs(1);
         let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
-        let tuple = Some(Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) });
-        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, maker: self.maker };
+        let tuple = Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) };
+        let tuple = Some(tuple).filter(|_| !time_wait);
+        let maker = self.maker.filter(|_| !time_wait);
+        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, time_wait, maker };
         let mut tick = self.ledger.open(self.now);
         if let Some(pid) = closer {
-            tick.closed(1, pid);
+            tick.closed(ClosedSocket { cookie: 1, pid, lingers: self.lingers });
         }
         tick.socket(&socket, &mut self.host);
         let mut tick = tick.attribute();
@@ -140,4 +153,26 @@ fn what_a_child_sends_long_after_its_parent_ended_is_the_childs() {
     socket.tick(0, None);
     socket.tick(50, None);
     assert_eq!(socket.figures(), figures([("2", 100), ("3", 50)]));
+}
+
+#[test]
+fn what_passes_in_time_wait_is_of_the_process_that_had_the_socket() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.lingers = true;
+    socket.tick(100, Some(2));
+    (0..100).for_each(|_| socket.tick(0, None));
+    socket.tick_in_time_wait(52);
+    assert_eq!(socket.figures(), figures([("2", 152)]));
+    assert_eq!(socket.ledger.unowned(), []);
+}
+
+#[test]
+fn what_passes_in_time_wait_is_no_ones_if_the_socket_is_not_known() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.tick(100, Some(2));
+    (0..100).for_each(|_| socket.tick(0, None));
+    socket.tick_in_time_wait(52);
+    assert_eq!(socket.figures(), figures([("2", 100)]));
+    let unowned: Vec<_> = socket.ledger.unowned().iter().map(|reading| reading.bytes_out).collect();
+    assert_eq!(unowned, [52]);
 }
