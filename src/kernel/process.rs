@@ -12,19 +12,20 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::{Mode, fstat};
 use procfs::FromRead;
 use procfs::process::Stat;
 
-/// The most bytes of a command line that are read; Linux before 4.2 showed no more.
-const LONGEST_COMMAND_LINE: u64 = 32 * 1024;
+/// The most bytes of a file that are read, such as a command line; Linux before 4.2 showed no more of that.
+const LONGEST_FILE: u64 = 32 * 1024;
+/// The room for a file in most cases.
+const USUAL_LENGTH: usize = 2048;
 /// The most threads of a process that are looked at one by one.
 const MOST_THREADS: usize = 64;
 
@@ -156,28 +157,26 @@ impl Processes {
 
     /// When the process that runs under `pid` started, in clock ticks since boot; `None` if there is none.
     fn start_time(&self, pid: u32) -> Option<u64> {
-        Some(self.stat(pid)?.starttime)
-    }
-
-    fn stat(&self, pid: u32) -> Option<Stat> {
-        Stat::from_read(File::open(self.root.join(pid.to_string()).join("stat")).ok()?).ok()
+        Some(Stat::from_read(read_file(self.open(pid)?, c"stat")?.as_slice()).ok()?.starttime)
     }
 
     /// The process that runs under `pid`; `None` if there is none or it cannot be read.
     pub fn read(&self, pid: u32) -> Option<Process> {
-        let directory = self.root.join(pid.to_string());
+        // One walk to the directory, and none at all for each file of a process that has ended.
+        let directory = self.open(pid)?;
         // The command line first, since an exiting process loses it first.
-        let mut command_line = self.command_line(pid).unwrap_or_default();
+        let mut command_line = read_file(&directory, c"cmdline").unwrap_or_default();
         if command_line.is_empty() {
             // If the main thread has ended, the others still have it.
-            command_line = self.threads(pid).find_map(|thread| self.command_line(thread)).unwrap_or_default();
+            let mut of_threads = self.threads(pid).filter_map(|thread| read_file(self.open(thread)?, c"cmdline"));
+            command_line = of_threads.find(|command_line| !command_line.is_empty()).unwrap_or_default();
         }
-        let cgroup = std::fs::read(directory.join("cgroup")).ok();
+        let cgroup = read_file(&directory, c"cgroup");
         let cgroup = cgroup.as_deref().and_then(cgroup_path).map(<[u8]>::to_vec);
         // Unlike the files in it, the directory belongs to the effective user even if the process is not dumpable
         // (fs/proc/base.c, task_dump_owner).
-        let uid = std::fs::metadata(&directory).ok().map(|metadata| metadata.uid());
-        let stat = self.stat(pid)?;
+        let uid = fstat(&directory).ok().map(|status| status.st_uid);
+        let stat = Stat::from_read(read_file(&directory, c"stat")?.as_slice()).ok()?;
         let nameless = command_line.is_empty();
         if nameless {
             command_line = format!("[{}]", stat.comm).into_bytes();
@@ -186,12 +185,9 @@ impl Processes {
         Some(Process { pid, start_time: stat.starttime, command_line, nameless, uid, cgroup })
     }
 
-    /// The command line of a process or thread; `None` if it has none or cannot be read.
-    fn command_line(&self, id: u32) -> Option<Vec<u8>> {
-        let file = File::open(self.root.join(id.to_string()).join("cmdline")).ok()?;
-        let mut command_line = Vec::with_capacity(256);
-        file.take(LONGEST_COMMAND_LINE).read_to_end(&mut command_line).ok()?;
-        Some(command_line).filter(|command_line| !command_line.is_empty())
+    /// The directory of a process or thread, from which its files can be opened.
+    fn open(&self, id: u32) -> Option<OwnedFd> {
+        open(&self.root.join(id.to_string()), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()
     }
 
     /// The other threads of a process, by their ids. The first ones only: this is for a few whose main thread has ended.
@@ -211,6 +207,19 @@ impl Processes {
     fn descriptors(&self, pid: u32) -> PathBuf {
         self.root.join(pid.to_string()).join("fd")
     }
+}
+
+/// The content of a file of a process, as far as it matters; `None` if it cannot be read.
+fn read_file(directory: impl AsFd, name: &CStr) -> Option<Vec<u8>> {
+    let mut file = File::from(openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?);
+    // These files give all that there is room for, so that usually one read(2) is enough.
+    let mut content = [0; USUAL_LENGTH];
+    let length = file.read(&mut content).ok()?;
+    let mut content = content[..length].to_vec();
+    if length == USUAL_LENGTH {
+        file.take(LONGEST_FILE - USUAL_LENGTH as u64).read_to_end(&mut content).ok()?;
+    }
+    Some(content)
 }
 
 /// The path of the cgroup in the text of /proc/PID/cgroup: in systemd's own hierarchy, if the host has one beside

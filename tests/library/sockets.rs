@@ -48,6 +48,7 @@ impl ProcessLookup for Host {
 
 /// One socket of a host, tick by tick.
 struct Socket {
+    cookie: u64,
     host: Host,
     ledger: Ledger,
     maker: Option<(u32, u64)>,
@@ -61,7 +62,7 @@ impl Socket {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
         let host = Host { running: running.iter().copied().collect(), holder };
-        Self { host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
+        Self { cookie: 1, host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
     }
 
     /// A tick in which the socket sends `bytes_out`, and may be closed.
@@ -80,10 +81,11 @@ impl Socket {
         let tuple = Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) };
         let tuple = Some(tuple).filter(|_| !time_wait);
         let maker = self.maker.filter(|_| !time_wait);
-        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, time_wait, maker };
+        let socket =
+            SocketBytes { cookie: self.cookie, loopback: false, tuple, bytes_in: 0, bytes_out, time_wait, maker };
         let mut tick = self.ledger.open(self.now);
         if let Some(pid) = closer {
-            tick.closed(ClosedSocket { cookie: 1, pid, lingers: self.lingers });
+            tick.closed(ClosedSocket { cookie: self.cookie, pid, lingers: self.lingers });
         }
         tick.socket(&socket, &mut self.host);
         let mut tick = tick.attribute();
@@ -175,4 +177,16 @@ fn what_passes_in_time_wait_is_no_ones_if_the_socket_is_not_known() {
     assert_eq!(socket.figures(), figures([("2", 100)]));
     let unowned: Vec<_> = socket.ledger.unowned().iter().map(|reading| reading.bytes_out).collect();
     assert_eq!(unowned, [52]);
+}
+
+#[test]
+fn what_a_process_opened_since_the_last_tick_is_its_own_if_it_has_ended() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.tick(100, None);
+    socket.host.running.remove(&2);
+    for cookie in [2, 3] {
+        socket.cookie = cookie;
+        socket.tick_of(50, Some(2), false);
+    }
+    assert_eq!(socket.figures(), figures([("2", 150)]));
 }
