@@ -79,19 +79,22 @@ impl Reading {
         (pid != 0).then_some((pid, read))
     }
 
-    /// Reads a command line in this thread, for as long as it takes.
+    /// Calls `read`, which reads the command line of process `id` in this thread, for as long as that takes.
+    ///
+    /// # Errors
+    /// Where the command line of this process may not be read now.
     pub fn read(
         &self,
-        proc_root: &Path,
         id: u32,
         user: impl FnOnce(u32) -> Option<u32>,
+        read: impl FnOnce() -> Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, NotInTime> {
         if !is_permitted(id, user) {
             return Err(NotInTime);
         }
         let next = (self.now.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         self.now.store(next | u64::from(id), Ordering::Relaxed);
-        let command_line = read(proc_root, id);
+        let command_line = read();
         self.now.store(next, Ordering::Relaxed);
         // If this thread was given up meanwhile, the process may be read again.
         holding().remove(&id);
@@ -226,11 +229,11 @@ impl CommandLines {
             // Until the other side has dropped its ends.
             for pids in to_read {
                 let (mut batch, mut begun) = (Vec::new(), Instant::now());
-                for (read, &pid) in (1..).zip(&pids) {
+                for (number, &pid) in (1..).zip(&pids) {
                     let started = Instant::now();
-                    let command_line = theirs.read(&proc_root, pid, |_| Some(0)).unwrap_or_default();
+                    let command_line = theirs.read(pid, |_| Some(0), || read(&proc_root, pid)).unwrap_or_default();
                     batch.push((pid, command_line, started.elapsed()));
-                    if read == pids.len() || batch.len() == BATCH || begun.elapsed() >= SLOW {
+                    if number == pids.len() || batch.len() == BATCH || begun.elapsed() >= SLOW {
                         if answer.send(std::mem::take(&mut batch)).is_err() {
                             return;
                         }

@@ -11,21 +11,27 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode;
-
-use crate::workload::cgroup::{Cgroup, host_root};
+use nix::sys::stat::{Mode, fstat};
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
+use crate::workload::cgroup::{Cgroup, host_root};
 
+/// The most bytes of a file that are read, such as a command line; Linux before 4.2 showed no more of that.
+const LONGEST_FILE: u64 = 32 * 1024;
+/// The room for a file in most cases.
+const USUAL_LENGTH: usize = 2048;
 /// Reading when a process has started costs as much as reading this many descriptors.
 const COST_OF_STAT: u32 = 4;
 /// The most threads of a process that are looked at one by one.
@@ -244,11 +250,8 @@ impl Processes {
     }
 
     fn stat(&self, pid: u32) -> Result<Option<Stat>, Unreadable> {
-        match std::fs::read(self.root.join(pid.to_string()).join("stat")) {
-            Ok(line) => Ok(Stat::parse(&line)),
-            Err(error) if self.note_want(Errno::from_raw(error.raw_os_error().unwrap_or_default())) => Err(Unreadable),
-            Err(_) => Ok(None),
-        }
+        let Some(directory) = self.open(pid)? else { return Ok(None) };
+        Ok(read_file(&directory, c"stat").map_err(|error| self.unreadable(error))?.and_then(|line| Stat::parse(&line)))
     }
 
     /// Takes note of an error for want of a descriptor or of memory, and returns whether it is one.
@@ -256,6 +259,11 @@ impl Processes {
         let want = matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM);
         self.out_of_descriptors.set(self.out_of_descriptors.get() || want);
         want
+    }
+
+    fn unreadable(&self, want: Errno) -> Unreadable {
+        self.note_want(want);
+        Unreadable
     }
 
     /// Whether any process could not be read for want of a descriptor or of memory, since the last call.
@@ -268,20 +276,24 @@ impl Processes {
     /// # Errors
     /// Where that cannot be found out now.
     pub fn read(&self, pid: u32) -> Result<Option<Process>, Unreadable> {
-        let directory = self.root.join(pid.to_string());
+        // One walk to the directory, and none at all for each file of a process that has ended.
+        let Some(directory) = self.open(pid)? else { return Ok(None) };
+        // Unlike the files in it, the directory belongs to the effective user even if the process is not dumpable
+        // (fs/proc/base.c, task_dump_owner).
+        let uid = fstat(&directory).ok().map(|status| status.st_uid);
         // The command line first, since an exiting process loses it first.
-        let mut command_line = match self.command_line(pid) {
+        let mut command_line = match self.command_line(pid, uid, &directory) {
             Ok(Some(command_line)) => command_line,
             // If the main thread has ended, the others still have it.
-            Ok(None) => self.threads(pid).find_map(|thread| self.command_line(thread).ok()?).unwrap_or_default(),
+            Ok(None) => {
+                self.threads(pid).find_map(|thread| self.command_line_of_thread(thread, uid)).unwrap_or_default()
+            }
             Err(NotInTime) => Vec::new(),
         };
-        let cgroup = std::fs::read(directory.join("cgroup")).ok();
-        let cgroup = cgroup.and_then(|text| Cgroup::parse(&text, &self.host_root));
-        let executable = std::fs::read_link(directory.join("exe")).ok();
-        let executable = executable.map(|path| path.into_os_string().into_encoded_bytes());
-        let uid = self.user(pid);
-        let Some(stat) = self.stat(pid)? else { return Ok(None) };
+        let read = |name| read_file(&directory, name).map_err(|error| self.unreadable(error));
+        let cgroup = read(c"cgroup")?.and_then(|text| Cgroup::parse(&text, &self.host_root));
+        let executable = readlinkat(&directory, c"exe").ok().map(OsStringExt::into_vec);
+        let Some(stat) = read(c"stat")?.and_then(|line| Stat::parse(&line)) else { return Ok(None) };
         let nameless = command_line.is_empty();
         if nameless {
             command_line = [b"[", &*stat.comm, b"]"].concat();
@@ -290,10 +302,25 @@ impl Processes {
         Ok(Some(Process { pid, start_time: stat.start_time, command_line, nameless, uid, cgroup, executable }))
     }
 
-    fn command_line(&self, id: u32) -> Result<Option<Vec<u8>>, NotInTime> {
+    /// The command line of the process in a directory; `None` if it has none.
+    fn command_line(&self, pid: u32, uid: Option<u32>, directory: &OwnedFd) -> Result<Option<Vec<u8>>, NotInTime> {
         match &self.command_lines {
-            ReadBy::This(reading) => reading.read(&self.root, id, |id| self.user(id)),
-            ReadBy::Other(command_lines) => command_lines.borrow_mut().get(id, |id| self.user(id)),
+            ReadBy::This(reading) => reading.read(pid, |_| uid, || read_file(directory, c"cmdline").ok().flatten()),
+            ReadBy::Other(command_lines) => command_lines.borrow_mut().get(pid, |id| self.user(id)),
+        }
+    }
+
+    fn command_line_of_thread(&self, thread: u32, uid: Option<u32>) -> Option<Vec<u8>> {
+        self.command_line(thread, uid, &self.open(thread).ok()??).ok()?
+    }
+
+    /// The directory of a process or thread, from which its files can be opened; `None` if there is none.
+    fn open(&self, id: u32) -> Result<Option<OwnedFd>, Unreadable> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(&self.root.join(id.to_string()), flags, Mode::empty()) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(error) if self.note_want(error) => Err(Unreadable),
+            Err(_) => Ok(None),
         }
     }
 
@@ -337,6 +364,26 @@ impl Stat {
         let start_time = line[end + 1..].split(|&byte| byte == b' ').filter(|field| !field.is_empty()).nth(22 - 3)?;
         Some(Self { comm, start_time: std::str::from_utf8(start_time).ok()?.parse().ok()? })
     }
+}
+
+/// The content of a file of a process, as far as it matters; `None` if it is empty or cannot be read.
+///
+/// # Errors
+/// EMFILE, ENFILE or ENOMEM: whether there is such a file cannot be found out now.
+pub(super) fn read_file(directory: impl AsFd, name: &CStr) -> nix::Result<Option<Vec<u8>>> {
+    let mut file = match openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(want @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => return Err(want),
+        Err(_) => return Ok(None),
+    };
+    // These files give all that there is room for, so that usually one read(2) is enough.
+    let mut content = [0; USUAL_LENGTH];
+    let Ok(length) = file.read(&mut content) else { return Ok(None) };
+    let mut content = content[..length].to_vec();
+    if length == USUAL_LENGTH && file.take(LONGEST_FILE - USUAL_LENGTH as u64).read_to_end(&mut content).is_err() {
+        return Ok(None);
+    }
+    Ok(Some(content).filter(|content| !content.is_empty()))
 }
 
 /// Lets this program have as many descriptors as it may: every network namespace and pipe takes some.

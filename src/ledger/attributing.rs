@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::entry::{EndOwner, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
+use crate::kernel::bpf::packet_counters::ClosedSocket;
 use crate::kernel::flow::Tuple;
 use crate::kernel::process::{Handle, Unreadable};
 
@@ -20,8 +21,12 @@ const LOOKED_UP_PER_TICK: usize = 10_000;
 /// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 128;
 
-/// How many ticks a closed socket is kept: the kernel still sends and receives for it, until the other side has closed too.
+/// How many ticks a closed socket is kept: its last bytes may come in the next tick.
 const CLOSED_KEPT: u32 = 5;
+/// How many ticks more, if the other side has not closed: 60 s in FIN_WAIT2 (tcp_fin_timeout in tcp(7)), and 60 s in TIME_WAIT.
+const LINGERING_KEPT: u32 = 120;
+/// The most sockets that are kept for so long, the latest ones: some 6 MB.
+const MOST_LINGERING: usize = 32_768;
 /// Sockets whose process is looked at per tick, if they are silent.
 const SWEPT_PER_TICK: usize = 64;
 /// The number of ticks after which a socket counts as silent.
@@ -332,12 +337,16 @@ impl Ledger {
 
     /// Enters the processes that closed sockets in this tick.
     fn enter_closers(&mut self, processes: &mut dyn ProcessLookup) {
-        for (cookie, pid) in std::mem::take(&mut self.closed) {
+        for ClosedSocket { cookie, pid, lingers } in std::mem::take(&mut self.closed) {
             for loopback in [false, true] {
                 let key = FlowKey::Socket { cookie, loopback };
                 let Some((index, _, entry)) = self.flows.get_full_mut(&key) else { continue };
                 entry.open = false;
-                self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                if lingers {
+                    self.lingering.push_back((self.tick + LINGERING_KEPT, key));
+                } else {
+                    self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                }
                 // A child that closes its copy last has not moved what its parent's socket moved.
                 let keeps = entry.is_made() && entry.is_owned();
                 if !keeps && entry.may_be_handed_over(Side::Original) {
@@ -369,6 +378,12 @@ impl Ledger {
 
     /// Forgets the sockets that were closed some ticks ago, unless they still move something.
     fn forget_closed(&mut self) {
+        while let Some(&(due, key)) = self.lingering.front()
+            && (due <= self.tick || self.lingering.len() > MOST_LINGERING)
+        {
+            self.lingering.pop_front();
+            self.closing.push_back((self.tick + CLOSED_KEPT, key));
+        }
         while let Some(&(due, key)) = self.closing.front()
             && due <= self.tick
         {

@@ -4,7 +4,7 @@ use super::add_unowned;
 use super::attributing::{AttributingTick, EndRef};
 use super::entry::{EndOwner, FlowEntry, FlowKey, Side};
 use super::{Answer, Attribution, Ledger, Movement, ProcessLookup, Query, Reason};
-use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use crate::kernel::flow::{Counters, Flow, Tuple};
 
 /// A tick in its first step.
@@ -115,9 +115,9 @@ impl<'l> OpenTick<'l> {
         ledger.schedule_lookup(key);
     }
 
-    /// Enters that process `pid` has closed a socket.
-    pub fn closed(&mut self, cookie: u64, pid: u32) {
-        self.ledger.closed.push((cookie, pid));
+    /// Enters that a process has closed a socket.
+    pub fn closed(&mut self, socket: ClosedSocket) {
+        self.ledger.closed.push(socket);
     }
 
     /// Enters what a socket has moved.
@@ -133,6 +133,11 @@ impl<'l> OpenTick<'l> {
                 entry.seen = ledger.tick;
                 entry.know(socket.tuple);
                 (index, false)
+            }
+            // The socket is closed, and was forgotten or never known: nothing else will come to be known of it.
+            None if socket.time_wait => {
+                ledger.add_without_owner(Reason::Gone, moved);
+                return;
             }
             None => {
                 // Its other packets may have told more.
@@ -170,8 +175,7 @@ impl<'l> OpenTick<'l> {
 
     /// Enters bytes of which no socket is known.
     pub fn without_owner(&mut self, bytes: Counters) {
-        let sum = self.ledger.unowned.entry(Reason::TooMany).or_default();
-        *sum = (sum.0 + bytes.reply, sum.1 + bytes.original);
+        self.ledger.add_without_owner(Reason::TooMany, bytes);
     }
 
     /// The original tuples of all flows that are not over; `None` if there are more than `most`, or if a tuple alone does
@@ -194,6 +198,11 @@ impl Ledger {
     /// The base of a flow that has these counters when this tick first sees it: its bytes count from there on.
     fn base(&self, counters: Counters) -> Counters {
         if self.tick == 1 && !self.lookback { counters } else { Counters::default() }
+    }
+
+    fn add_without_owner(&mut self, reason: Reason, bytes: Counters) {
+        let sum = self.unowned.entry(reason).or_default();
+        *sum = (sum.0 + bytes.reply, sum.1 + bytes.original);
     }
 
     /// The index of a flow. Adds a flow that is new, and schedules a lookup of its owners.

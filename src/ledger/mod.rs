@@ -38,6 +38,7 @@ use registry::Registry;
 pub use selection::Selection;
 
 use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
+use crate::kernel::bpf::packet_counters::ClosedSocket;
 use crate::kernel::flow::{Counters, Endpoint, Tuple};
 use crate::python2::pattern::Pattern;
 use crate::traffic::detail::VisitDetail;
@@ -86,8 +87,10 @@ pub struct Ledger {
     moved: Vec<(u32, Movement)>,
     /// The number of flows that are sockets; they stay until they are closed, whether anything moves or not.
     sockets: usize,
-    /// The sockets that processes closed in this tick, with those processes.
-    closed: Vec<(u64, u32)>,
+    /// The sockets that processes closed in this tick.
+    closed: Vec<ClosedSocket>,
+    /// The closed sockets whose connections may go on, with the tick at which they count as over.
+    lingering: VecDeque<(u32, FlowKey)>,
     /// The sockets that are closed, with the tick at which they are forgotten.
     closing: VecDeque<(u32, FlowKey)>,
     /// The index at which the search for forgotten sockets goes on.
@@ -147,6 +150,7 @@ impl Ledger {
             moved: Vec::new(),
             sockets: 0,
             closed: Vec::new(),
+            lingering: VecDeque::new(),
             closing: VecDeque::new(),
             swept: 0,
             pending: Vec::new(),
@@ -176,6 +180,7 @@ impl Ledger {
             add_unowned(&mut self.unowned, &entry);
         }
         self.pending.clear();
+        self.lingering.clear();
         self.closing.clear();
         self.processes = Registry::default();
         (self.tick, self.lookback, self.sockets, self.swept) = (0, false, 0, 0);

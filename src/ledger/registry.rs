@@ -16,6 +16,8 @@ pub(super) struct OwningProcess {
     gone: bool,
     /// The last tick at which it was seen alive.
     alive: u32,
+    /// The tick at which it was found to have ended, if it was read before.
+    ended: Option<u32>,
     mark: Mark,
     /// The number of sockets that refer to it, whether they move anything in this tick or not.
     sockets: u32,
@@ -56,7 +58,7 @@ impl Registry {
         parent == child || parent == Some(0)
     }
 
-    /// The index of the process that runs under `pid`; `None` if there is none.
+    /// The index of the process that runs under `pid`, or did until this tick; `None` if there is none.
     pub fn index(
         &mut self,
         pid: u32,
@@ -69,7 +71,14 @@ impl Registry {
             self.mark(at, true);
             return Some(at);
         }
-        let at = self.insert(identify(pid).ok()??, false, tick)?;
+        let Some(identity) = identify(pid).ok()? else {
+            // No other process has its pid yet, so that what the kernel recorded since the last tick is about this one.
+            let just_ended = |at: &u32| self.get(*at).is_some_and(|process| process.ended == Some(tick));
+            let at = self.by_pid.get(&pid).copied().filter(just_ended)?;
+            self.mark(at, true);
+            return Some(at);
+        };
+        let at = self.insert(identity, false, tick)?;
         self.by_pid.insert(pid, at);
         Some(at)
     }
@@ -87,7 +96,7 @@ impl Registry {
     }
 
     fn insert(&mut self, identity: Identity, gone: bool, tick: u32) -> Option<u32> {
-        let process = Some(OwningProcess { identity, gone, alive: tick, mark: Mark::Open, sockets: 0 });
+        let process = Some(OwningProcess { identity, gone, alive: tick, ended: None, mark: Mark::Open, sockets: 0 });
         if let Some(at) = self.free.pop() {
             self.processes[at as usize] = process;
             return Some(at);
@@ -127,7 +136,7 @@ impl Registry {
             }
             _ => {
                 process.gone = true;
-                self.by_pid.remove(&process.identity.pid);
+                process.ended = Some(tick);
             }
         }
         process.gone
@@ -171,9 +180,11 @@ impl Registry {
                 && process.sockets == 0
             {
                 let Identity { pid, subject, .. } = &process.identity;
-                if !process.gone {
+                if self.by_pid.get(pid) == Some(&at) {
                     self.by_pid.remove(pid);
-                } else if let Entry::Occupied(replaced) = self.replaced.entry((*pid, Arc::clone(subject)))
+                }
+                if process.gone
+                    && let Entry::Occupied(replaced) = self.replaced.entry((*pid, Arc::clone(subject)))
                     && *replaced.get() == at
                 {
                     replaced.remove();

@@ -12,7 +12,7 @@ use super::packets::Packets;
 use super::sockets::Sockets;
 use crate::attribution::Attribution;
 use crate::attribution::process_cache::KnownProcess;
-use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process_events::ProcessEvent;
@@ -98,8 +98,8 @@ pub(super) trait FlowSink {
     /// A socket is older than the monitor: a flow with its cookie as id, its inode, and what it carried, if that is known.
     fn existing_socket(&mut self, flow: &Flow);
 
-    /// A process has closed a socket, which moves no more bytes but those that come in this tick.
-    fn closed(&mut self, cookie: u64, pid: u32);
+    /// A process has closed a socket, which moves no more bytes but those that come in this tick, unless it lingers.
+    fn closed(&mut self, socket: ClosedSocket);
 
     /// A socket has moved bytes.
     fn socket(&mut self, socket: &SocketBytes);

@@ -27,7 +27,7 @@ use anyhow::Result;
 use crate::attribution::per_tick::TickLookup;
 use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::{Attribution, ProcessLookup};
-use crate::kernel::bpf::packet_counters::SocketBytes;
+use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::kernel::process_events::ProcessEvent;
@@ -202,8 +202,8 @@ impl FlowSink for TickSink<'_, '_> {
         self.tick.existing_socket(flow);
     }
 
-    fn closed(&mut self, cookie: u64, pid: u32) {
-        self.tick.closed(cookie, pid);
+    fn closed(&mut self, socket: ClosedSocket) {
+        self.tick.closed(socket);
     }
 
     fn socket(&mut self, socket: &SocketBytes) {

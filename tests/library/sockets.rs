@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
-use bwmon::kernel::bpf::packet_counters::SocketBytes;
+use bwmon::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
@@ -61,9 +61,12 @@ impl ProcessLookup for Host {
 
 /// One socket of a host, tick by tick.
 struct Socket {
+    cookie: u64,
     host: Host,
     ledger: Ledger,
     maker: Option<(u32, u64)>,
+    /// Whether the other side has not closed the connection when a process closes the socket.
+    lingers: bool,
     now: Instant,
 }
 
@@ -72,18 +75,30 @@ impl Socket {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
         let host = Host { running: running.iter().copied().collect(), holder, out_of_descriptors: false };
-        Self { host, ledger, maker: maker.map(|pid| (pid, 0)), now }
+        Self { cookie: 1, host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
     }
 
     /// A tick in which the socket sends `bytes_out`, and may be closed.
     fn tick(&mut self, bytes_out: u64, closer: Option<u32>) {
+        self.tick_of(bytes_out, closer, false);
+    }
+
+    /// A tick in which the connection, whose socket is closed, sends `bytes_out`.
+    fn tick_in_time_wait(&mut self, bytes_out: u64) {
+        self.tick_of(bytes_out, None, true);
+    }
+
+    fn tick_of(&mut self, bytes_out: u64, closer: Option<u32>, time_wait: bool) {
         self.now += Duration::from_secs(1);
         let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
-        let tuple = Some(Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) });
-        let socket = SocketBytes { cookie: 1, loopback: false, tuple, bytes_in: 0, bytes_out, maker: self.maker };
+        let tuple = Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) };
+        let tuple = Some(tuple).filter(|_| !time_wait);
+        let maker = self.maker.filter(|_| !time_wait);
+        let socket =
+            SocketBytes { cookie: self.cookie, loopback: false, tuple, bytes_in: 0, bytes_out, time_wait, maker };
         let mut tick = self.ledger.open(self.now);
         if let Some(pid) = closer {
-            tick.closed(1, pid);
+            tick.closed(ClosedSocket { cookie: self.cookie, pid, lingers: self.lingers });
         }
         tick.socket(&socket, &mut self.host);
         let mut tick = tick.attribute();
@@ -165,4 +180,38 @@ fn a_process_that_cannot_be_read_for_a_while_has_not_ended() {
     socket.host.out_of_descriptors = false;
     socket.tick(10, None);
     assert_eq!(socket.figures(), figures([("2", 140)]));
+}
+
+#[test]
+fn what_passes_in_time_wait_is_of_the_process_that_had_the_socket() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.lingers = true;
+    socket.tick(100, Some(2));
+    (0..100).for_each(|_| socket.tick(0, None));
+    socket.tick_in_time_wait(52);
+    assert_eq!(socket.figures(), figures([("2", 152)]));
+    assert_eq!(socket.ledger.unowned(), []);
+}
+
+#[test]
+fn what_passes_in_time_wait_is_no_ones_if_the_socket_is_not_known() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.tick(100, Some(2));
+    (0..100).for_each(|_| socket.tick(0, None));
+    socket.tick_in_time_wait(52);
+    assert_eq!(socket.figures(), figures([("2", 100)]));
+    let unowned: Vec<_> = socket.ledger.unowned().iter().map(|reading| reading.bytes_out).collect();
+    assert_eq!(unowned, [52]);
+}
+
+#[test]
+fn what_a_process_opened_since_the_last_tick_is_its_own_if_it_has_ended() {
+    let mut socket = Socket::new(&[(2, 1000)], Some(2), 2);
+    socket.tick(100, None);
+    socket.host.running.remove(&2);
+    for cookie in [2, 3] {
+        socket.cookie = cookie;
+        socket.tick_of(50, Some(2), false);
+    }
+    assert_eq!(socket.figures(), figures([("2", 150)]));
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
-use bwmon::kernel::bpf::packet_counters::SocketBytes;
+use bwmon::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
 use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
@@ -111,11 +111,12 @@ proptest! {
                         let tuple = Tuple { protocol: Protocol::Tcp, source: end(cookie as u16), destination: end(80) };
                         let maker = maker.map(|pid| (pid, u64::from(loopback)));
                         let tuple = Some(tuple);
-                        let socket = SocketBytes { cookie, loopback, tuple, bytes_in, bytes_out, maker };
+                        let time_wait = maker.is_none() && !loopback;
+                        let socket = SocketBytes { cookie, loopback, tuple, bytes_in, bytes_out, time_wait, maker };
                         tick.socket(&socket, &mut host);
                     }
                     Event::Closes { cookie, pid } => {
-                        tick.closed(cookie, pid);
+                        tick.closed(ClosedSocket { cookie, pid, lingers: pid % 2 == 0 });
                     }
                     Event::Ends { pid } => {
                         host.running.remove(&pid);

@@ -71,6 +71,7 @@ const TESTS: &[Test] = tests! {
     RootAlone {
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
+        packets::connections_that_this_side_closes_first_count_to_their_last_segment,
         packets::processes_that_end_at_once_are_credited,
         packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,

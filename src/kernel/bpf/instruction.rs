@@ -4,8 +4,8 @@
 //! struct bpf_insn { code: u8, dst_reg: 4 bits, src_reg: 4 bits, off: i16, imm: i32 }   in host byte order, 8 bytes
 //! ```
 //! The code is a class (the arithmetic ALU64, the jumps JMP, the loads LD and LDX, the stores ST and STX), an
-//! operation, and an operand: for ALU64 and JMP `imm` (K) or the source register (X), for loads and stores a size (W:
-//! 32 bits, DW: 64). A jump skips `off` instructions beyond the next. See Documentation/bpf/standardization/
+//! operation, and an operand: for ALU64 and JMP `imm` (K) or the source register (X), for loads and stores a size (B: 8
+//! bits, H: 16, W: 32, DW: 64). A jump skips `off` instructions beyond the next. See Documentation/bpf/standardization/
 //! instruction-set.rst, include/uapi/linux/bpf.h and bpf_common.h.
 
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ const ALU64: u8 = 0x07;
 const K: u8 = 0x00;
 const X: u8 = 0x08;
 const W: u8 = 0x00;
+const H: u8 = 0x08;
 const B: u8 = 0x10;
 const DW: u8 = 0x18;
 // Modes of loads and stores: a constant, or memory at a register plus `off`.
@@ -30,6 +31,7 @@ const MEM: u8 = 0x60;
 const ATOMIC: u8 = 0xc0;
 // Operations of ALU64.
 const ADD: u8 = 0x00;
+const SUB: u8 = 0x10;
 const MUL: u8 = 0x20;
 const OR: u8 = 0x40;
 const AND: u8 = 0x50;
@@ -87,6 +89,8 @@ pub enum Helper {
     SockOpsCbFlagsSet = 59,
     /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
     SkFullsock = 95,
+    /// BPF_FUNC_probe_read_kernel(to, length, from): 0, or an error if the kernel has no memory there.
+    ProbeReadKernel = 113,
 }
 
 /// One instruction, as the kernel reads it.
@@ -122,6 +126,11 @@ impl Instruction {
         Self::new(ALU64 | X | ADD, destination, source, 0, 0)
     }
 
+    /// `destination -= source`
+    pub fn subtract_register(destination: Register, source: Register) -> Self {
+        Self::new(ALU64 | X | SUB, destination, source, 0, 0)
+    }
+
     /// `destination *= source`
     pub fn multiply(destination: Register, source: Register) -> Self {
         Self::new(ALU64 | X | MUL, destination, source, 0, 0)
@@ -150,6 +159,11 @@ impl Instruction {
     /// `destination = *(u32 *)(base + offset)`
     pub fn load(destination: Register, base: Register, offset: i16) -> Self {
         Self::new(LDX | MEM | W, destination, base, offset, 0)
+    }
+
+    /// `destination = *(u16 *)(base + offset)`
+    pub fn load_half(destination: Register, base: Register, offset: i16) -> Self {
+        Self::new(LDX | MEM | H, destination, base, offset, 0)
     }
 
     /// `destination = *(u8 *)(base + offset)`
@@ -305,6 +319,8 @@ mod tests {
         assert_eq!(bytes(Instruction::or(R2, 4)), [0x47, 0x02, 0, 0, 4, 0, 0, 0]);
         assert_eq!(bytes(Instruction::shift_right(R0, 32)), [0x77, 0x00, 0, 0, 32, 0, 0, 0]);
         assert_eq!(bytes(Instruction::load(R7, R6, 8)), [0x61, 0x67, 8, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes(Instruction::load_half(R7, R6, 8)), [0x69, 0x67, 8, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes(Instruction::subtract_register(R7, R6)), [0x1f, 0x67, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes(Instruction::store(R10, -4, R1)), [0x63, 0x1a, 0xfc, 0xff, 0, 0, 0, 0]);
         assert_eq!(bytes(Instruction::store_value(R10, -4, 7)), [0x62, 0x0a, 0xfc, 0xff, 7, 0, 0, 0]);
         assert_eq!(Instruction::load_map(R1, 5).map(bytes), [[0x18, 0x11, 0, 0, 5, 0, 0, 0], [0; 8]]);

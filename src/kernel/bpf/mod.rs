@@ -8,7 +8,8 @@
 //! ```
 //! The programs are written here as instructions, so that neither a compiler nor a loader is needed to build or run
 //! them. `Map::create` makes the map that a program writes to, `load` hands the program to the kernel's verifier, and
-//! `attach_to_cgroup_root` makes the kernel run it for the processes of the whole host. Map, program and link live as
+//! `attach_to_cgroup_root` makes the kernel run it for the processes of the whole host, `attach_to_function` at each return
+//! of a function of the kernel. Map, program and link live as
 //! long as our descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees
 //! the map.
 //!
@@ -17,14 +18,17 @@
 //!
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
-//! Where to read on: [`packet_counters`] counts packets per socket, by the programs in `packet_programs`; [`tcp_owners`]
-//! records the owners of TCP connections; `instruction` is the language in which they are written.
+//! Where to read on: [`packet_counters`] counts packets per socket, by the programs in `packet_programs` and `time_wait`;
+//! [`tcp_owners`] records the owners of TCP connections; `instruction` is the language in which they are written, and `btf`
+//! tells them where the kernel keeps what they read.
 //! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
+mod btf;
 mod instruction;
 pub mod packet_counters;
 mod packet_programs;
 pub mod tcp_owners;
+mod time_wait;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -34,8 +38,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use instruction::Instruction;
 
-/// Where union bpf_attr has `expected_attach_type` for BPF_PROG_LOAD.
+/// Where union bpf_attr has `expected_attach_type` and `attach_btf_id` for BPF_PROG_LOAD.
 const EXPECTED_ATTACH_TYPE: usize = 68;
+const ATTACH_BTF_ID: usize = 108;
 
 // enum bpf_cmd.
 const BPF_MAP_CREATE: i64 = 0;
@@ -44,6 +49,7 @@ const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_PROG_TEST_RUN: i64 = 10;
+const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
 const BPF_LINK_CREATE: i64 = 28;
@@ -56,6 +62,8 @@ enum MapType {
     Hash = 1,
     /// BPF_MAP_TYPE_ARRAY: keys are indices of 32 bits, and every entry exists from the beginning.
     Array = 2,
+    /// BPF_MAP_TYPE_PERCPU_ARRAY, of which programs alone read the values: each those of the CPU that it runs on.
+    PerCpuArray = 6,
     /// BPF_MAP_TYPE_LRU_HASH: when it is full, the least recently used entries make room.
     LruHash = 9,
 }
@@ -71,6 +79,8 @@ enum ProgramType {
     CgroupSockAddr = 18,
     /// BPF_PROG_TYPE_SOCK_OPS: events of TCP sockets, with a struct bpf_sock_ops.
     SockOps = 13,
+    /// BPF_PROG_TYPE_TRACING: calls of a function of the kernel, with its arguments.
+    Tracing = 26,
 }
 
 /// enum bpf_attach_type.
@@ -89,6 +99,10 @@ enum AttachType {
     CgroupInetSockRelease = 34,
     /// BPF_CGROUP_SOCK_OPS: the sockets of a cgroup and of those below it.
     CgroupSockOps = 3,
+    /// BPF_TRACE_RAW_TP: each time that the kernel passes a tracepoint.
+    TraceRawTp = 23,
+    /// BPF_TRACE_FEXIT: each return of the function, with the result after the arguments.
+    TraceFexit = 25,
 }
 
 /// Entries that one bpf(2) call reads, and the most that it is ever given room for.
@@ -200,13 +214,25 @@ impl<const KEY: usize, const VALUE: usize> AsFd for Map<KEY, VALUE> {
 /// EPERM without the privileges; EINVAL or EACCES where the verifier refuses the program, for instance since the kernel
 /// is too old to have one of its helpers.
 fn load(program_type: ProgramType, attach_type: AttachType, program: &[Instruction]) -> io::Result<OwnedFd> {
+    load_for(program_type, attach_type, 0, program)
+}
+
+/// As [`load`], for a function or a tracepoint of the kernel that has the id `function` in its [`btf`].
+fn load_for(
+    program_type: ProgramType,
+    attach_type: AttachType,
+    function: u32,
+    program: &[Instruction],
+) -> io::Result<OwnedFd> {
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.0).collect();
     let mut attr = BpfAttr::default();
     attr.push(program_type as u32).push(program.len() as u32);
-    // The licence decides which helpers the program may call; those that it calls are open to every licence.
-    attr.push_pointer(bytes.as_ptr()).push_pointer(c"BSD".as_ptr().cast());
+    // The kernel lets only what may be combined with it read its own structures. The BSD licence permits that.
+    attr.push_pointer(bytes.as_ptr()).push_pointer(c"Dual BSD/GPL".as_ptr().cast());
     attr.bytes.resize(EXPECTED_ATTACH_TYPE, 0);
     attr.push(attach_type as u32);
+    attr.bytes.resize(ATTACH_BTF_ID, 0);
+    attr.push(function);
     attr.open(BPF_PROG_LOAD)
 }
 
@@ -220,6 +246,18 @@ fn attach_to_cgroup_root(program: BorrowedFd<'_>, attach_type: AttachType) -> io
     let mut attr = BpfAttr::default();
     attr.push(program.as_raw_fd() as u32).push(root.as_raw_fd() as u32).push(attach_type as u32);
     attr.open(BPF_LINK_CREATE)
+}
+
+/// Attaches a program of the type Tracing to the function or tracepoint that it was loaded for. It stays attached for as long
+/// as the returned link is open.
+///
+/// # Errors
+/// EPERM without the privileges; ENOTSUPP or EINVAL where the kernel cannot trace the function.
+fn attach_to_function(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = BpfAttr::default();
+    // Without a name: the program has the function. BPF_LINK_CREATE does the same from Linux 5.19 on.
+    attr.push_pointer(std::ptr::null()).push(program.as_raw_fd() as u32);
+    attr.open(BPF_RAW_TRACEPOINT_OPEN)
 }
 
 /// PROC_PID_INIT_INO of include/linux/proc_ns.h, as /proc/self/ns/pid shows it.
@@ -297,8 +335,8 @@ impl BpfAttr {
     fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
         let fd = self.call(command)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD or BPF_LINK_CREATE. Each returns a new descriptor that
-        // nothing else owns.
+        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_LINK_CREATE or BPF_RAW_TRACEPOINT_OPEN. Each returns a
+        // new descriptor that nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

@@ -22,11 +22,13 @@
 //! program that was interrupted between finding an entry and adding to it may still add to the map that was read, so its
 //! entries stay until the next read, which takes what was added late, and removes them. Nothing is lost, and nobody waits.
 //!
-//! Not seen: packets without a socket (forwarded, dropped by a firewall before the socket, sent to a closed port), those
-//! of AF_PACKET and AF_XDP, and the last ones of a connection in TIME_WAIT, which has no socket any more. A multicast packet
-//! counts once for each socket that receives it.
+//! A connection in TIME_WAIT has no socket any more, but still a cookie: another program adds its segments to two maps of their
+//! own, so that a flood of them takes no room from sockets.
 //!
-//! The programs are in `packet_programs`.
+//! Not seen: packets without a socket (forwarded, dropped by a firewall before the socket, sent to a closed port, and the
+//! answers to these), and those of AF_PACKET and AF_XDP. A multicast packet counts once for each socket that receives it.
+//!
+//! The programs are in `packet_programs` and `time_wait`.
 
 use std::collections::HashMap;
 use std::io;
@@ -34,16 +36,23 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::instruction::Instruction;
-use super::packet_programs::{Fds, count, key, maker, record_closer, record_maker, skb, value};
+use super::packet_programs::{Fds, closer, count, key, maker, record_closer, record_maker, skb, value};
+use super::time_wait::{self, Layout};
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run};
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
 /// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
 const SOCKETS: u32 = 65_536;
+/// Connections in TIME_WAIT that may move bytes between two reads; 3 MB in the kernel for each of the two maps.
+const IN_TIME_WAIT: u32 = 16_384;
 /// Makers that are remembered until the first packet of their sockets, the most recent ones.
 const MAKERS: u32 = 65_536;
 /// Sockets that may be closed between two reads with the process that did it being recorded.
 const CLOSERS: u32 = 65_536;
+
+/// The states in which a TCP socket may be closed before the other side has closed it: TCP_ESTABLISHED, TCP_FIN_WAIT1,
+/// TCP_FIN_WAIT2, TCP_CLOSING; and TCP_CLOSE, since a socket that was shut down has this one in TIME_WAIT.
+const LINGERING: [u32; 5] = [1, 4, 5, 11, 7];
 
 /// Up to this number, entries are removed one by one, 1 µs each: removing all at once walks all buckets of the map.
 const FEW: usize = 1000;
@@ -62,24 +71,45 @@ pub struct SocketBytes {
     pub bytes_in: u64,
     /// Bytes that it sent.
     pub bytes_out: u64,
+    /// Whether these are bytes of a connection in TIME_WAIT: its socket is closed.
+    pub time_wait: bool,
     /// The process that made or connected it, where that was recorded, and when, in ns of CLOCK_MONOTONIC.
     pub maker: Option<(u32, u64)>,
+}
+
+/// A socket that was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClosedSocket {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The process that closed it.
+    pub pid: u32,
+    /// Whether the connection may outlive the socket: the other side has not closed it yet.
+    pub lingers: bool,
+}
+
+/// Two maps of entries: programs write to one while the other is read.
+#[derive(Debug)]
+struct Entries {
+    maps: [Map<{ key::SIZE }, { value::SIZE }>; 2],
+    /// What the last read took from the map that is not written any more.
+    taken: HashMap<[u8; key::SIZE], (u64, u64)>,
 }
 
 /// The programs and their maps, for as long as this lives.
 #[derive(Debug)]
 pub struct PacketCounters {
-    maps: [Map<{ key::SIZE }, { value::SIZE }>; 2],
-    /// Which of the maps the programs write to.
+    sockets: Entries,
+    /// Those of connections in TIME_WAIT, or why the kernel lets no program count them.
+    time_wait: io::Result<Entries>,
+    /// Which of the two maps the programs write to.
     index: Map<4, 4>,
     active: usize,
     /// Bytes in and out of sockets for which the maps had no room.
     overflow: Map<4, 16>,
     overflow_before: (u64, u64),
-    /// The pids of those who closed sockets, by cookie.
-    closers: Map<8, 8>,
-    /// What the last read took from the map that is not written any more.
-    taken: HashMap<[u8; key::SIZE], (u64, u64)>,
+    /// Who closed sockets, by cookie.
+    closers: Map<8, { closer::SIZE }>,
     /// The program for packets that come in.
     ingress: OwnedFd,
     _links: Vec<OwnedFd>,
@@ -96,27 +126,34 @@ impl PacketCounters {
     /// initial pid namespace.
     pub fn attach() -> io::Result<Self> {
         in_initial_pid_namespace()?;
-        let maps = [Map::create(MapType::Hash, SOCKETS)?, Map::create(MapType::Hash, SOCKETS)?];
+        let sockets = Entries::create(SOCKETS)?;
         let index = Map::create(MapType::Array, 1)?;
         let overflow = Map::create(MapType::Array, 1)?;
         let makers: Map<8, { maker::SIZE }> = Map::create(MapType::LruHash, MAKERS)?;
-        let closers: Map<8, 8> = Map::create(MapType::Hash, CLOSERS)?;
+        let closers: Map<8, { closer::SIZE }> = Map::create(MapType::Hash, CLOSERS)?;
         let fds = Fds {
-            maps: [maps[0].as_fd(), maps[1].as_fd()].map(|fd| fd.as_raw_fd()),
+            maps: sockets.fds(),
             index: index.as_fd().as_raw_fd(),
             overflow: overflow.as_fd().as_raw_fd(),
             makers: makers.as_fd().as_raw_fd(),
             closers: closers.as_fd().as_raw_fd(),
         };
+        let layout = Layout::of_kernel();
+        let answering: Option<Map<4, 8>> = match &layout {
+            Ok(layout) if layout.answers_are_seen => Some(Map::create(MapType::PerCpuArray, 1)?),
+            _ => None,
+        };
+        let answering = answering.as_ref().map(|map| map.as_fd().as_raw_fd());
         let attach = |program_type, attach_type, program: io::Result<Vec<Instruction>>| {
             let program = load(program_type, attach_type, &program?)?;
             attach_to_cgroup_root(program.as_fd(), attach_type)
         };
         // Without one of these the figures would be wrong.
-        let ingress = load(ProgramType::CgroupSkb, AttachType::CgroupInetIngress, &count(&fds, value::BYTES_IN)?)?;
+        let ingress = count(&fds, value::BYTES_IN, None)?;
+        let ingress = load(ProgramType::CgroupSkb, AttachType::CgroupInetIngress, &ingress)?;
         let mut links = vec![
             attach_to_cgroup_root(ingress.as_fd(), AttachType::CgroupInetIngress)?,
-            attach(ProgramType::CgroupSkb, AttachType::CgroupInetEgress, count(&fds, value::BYTES_OUT))?,
+            attach(ProgramType::CgroupSkb, AttachType::CgroupInetEgress, count(&fds, value::BYTES_OUT, answering))?,
         ];
         // Without one of these owners are found less often.
         let mut missing = Vec::new();
@@ -132,21 +169,31 @@ impl PacketCounters {
                 Err(_) => missing.push(name),
             }
         }
+        let time_wait = layout.and_then(|layout| attach_time_wait(&layout, &fds, answering));
+        let time_wait = time_wait.map(|(entries, link)| {
+            links.push(link);
+            entries
+        });
         Ok(Self {
-            maps,
+            sockets,
+            time_wait,
             index,
             active: 0,
             overflow,
             overflow_before: (0, 0),
             closers,
-            taken: HashMap::new(),
             ingress,
             _links: links,
             missing,
         })
     }
 
-    /// The programs that this kernel refused to load or attach.
+    /// Why this kernel does not let the segments of connections in TIME_WAIT be counted; `None` where they are.
+    pub fn refused_time_wait(&self) -> Option<&io::Error> {
+        self.time_wait.as_ref().err()
+    }
+
+    /// The programs that this kernel refused to load or attach, of those that find owners.
     pub fn missing(&self) -> &[&'static str] {
         &self.missing
     }
@@ -163,13 +210,16 @@ impl PacketCounters {
         test_run(self.ingress.as_fd(), frame, &context)
     }
 
-    /// Calls `visit` with the cookie of each socket that was closed since the call before, and the process id of who closed
-    /// it. Before [`read`](Self::read), all that these have moved is in what that reads.
+    /// Calls `visit` with each socket that was closed since the call before. Before [`read`](Self::read), all that these have
+    /// moved until then is in what that reads.
     ///
     /// # Errors
     /// What bpf(2) gives.
-    pub fn read_closers(&mut self, mut visit: impl FnMut(u64, u32)) -> io::Result<()> {
-        self.closers.drain(true, |cookie, pid| visit(u64::from_ne_bytes(*cookie), u64::from_ne_bytes(*pid) as u32))
+    pub fn read_closers(&mut self, mut visit: impl FnMut(ClosedSocket)) -> io::Result<()> {
+        self.closers.drain(true, |cookie, value| {
+            let lingers = LINGERING.contains(&u32_at(value, closer::STATE));
+            visit(ClosedSocket { cookie: u64::from_ne_bytes(*cookie), pid: u32_at(value, closer::PID), lingers });
+        })
     }
 
     /// Calls `visit` with what each socket has moved since the call before. Returns the bytes in and out of the sockets for
@@ -179,38 +229,81 @@ impl PacketCounters {
     /// What bpf(2) gives.
     pub fn read(&mut self, mut visit: impl FnMut(SocketBytes)) -> io::Result<(u64, u64)> {
         let (full, other) = (self.active, 1 - self.active);
-        // What programs have added late to the map that the call before has read.
-        let taken = std::mem::take(&mut self.taken);
-        let mut visit_late = |key: &[u8; key::SIZE], value: &[u8; value::SIZE]| {
-            let before = taken.get(key).copied().unwrap_or_default();
-            let bytes = parse(key, value, before);
-            if bytes.bytes_in > 0 || bytes.bytes_out > 0 {
-                visit(bytes);
-            }
-        };
-        if taken.len() <= FEW {
-            // An entry that was made late, too, stays until its map is read again.
-            for key in taken.keys() {
-                if let Some(value) = self.maps[other].lookup(key) {
-                    visit_late(key, &value);
-                    self.maps[other].delete(key);
-                }
-            }
-        } else {
-            self.maps[other].drain(true, visit_late)?;
+        let mut entries: Vec<(&mut Entries, bool)> = vec![(&mut self.sockets, false)];
+        entries.extend(self.time_wait.iter_mut().map(|entries| (entries, true)));
+        for (entries, time_wait) in &mut entries {
+            entries.read_late(other, |key, value, before| visit(parse(key, value, before, *time_wait)))?;
         }
         self.index.update(&[0; 4], &(other as u32).to_ne_bytes())?;
         self.active = other;
-        let taken = &mut self.taken;
-        self.maps[full].drain(false, |key, value| {
-            taken.insert(*key, (u64_at(value, value::BYTES_IN), u64_at(value, value::BYTES_OUT)));
-            visit(parse(key, value, (0, 0)));
-        })?;
+        for (entries, time_wait) in &mut entries {
+            entries.read(full, |key, value| visit(parse(key, value, (0, 0), *time_wait)))?;
+        }
         let overflow = self.overflow.lookup(&[0; 4]).unwrap_or_default();
         let overflow = (u64_at(&overflow, 0), u64_at(&overflow, 8));
         let before = std::mem::replace(&mut self.overflow_before, overflow);
         Ok((overflow.0.wrapping_sub(before.0), overflow.1.wrapping_sub(before.1)))
     }
+}
+
+/// Attaches the program that counts segments of connections in TIME_WAIT.
+fn attach_time_wait(layout: &Layout, fds: &Fds, answering: Option<i32>) -> io::Result<(Entries, OwnedFd)> {
+    let entries = Entries::create(IN_TIME_WAIT)?;
+    let link = time_wait::attach(layout, fds, &time_wait::Maps { entries: entries.fds(), answering })?;
+    Ok((entries, link))
+}
+
+impl Entries {
+    fn create(entries: u32) -> io::Result<Self> {
+        let map = || Map::create(MapType::Hash, entries);
+        Ok(Self { maps: [map()?, map()?], taken: HashMap::new() })
+    }
+
+    fn fds(&self) -> [i32; 2] {
+        self.maps.each_ref().map(|map| map.as_fd().as_raw_fd())
+    }
+
+    /// Calls `visit` with the entries of the map `n`, which the call before this has read, to which programs have added
+    /// late, and with what that call has read. Empties the map.
+    fn read_late(
+        &mut self,
+        n: usize,
+        mut visit: impl FnMut(&[u8; key::SIZE], &[u8; value::SIZE], (u64, u64)),
+    ) -> io::Result<()> {
+        let taken = std::mem::take(&mut self.taken);
+        let map = &self.maps[n];
+        let mut visit_late = |key: &[u8; key::SIZE], value: &[u8; value::SIZE]| {
+            let before = taken.get(key).copied().unwrap_or_default();
+            if moved(value) != before {
+                visit(key, value, before);
+            }
+        };
+        if taken.len() > FEW {
+            return map.drain(true, visit_late);
+        }
+        // An entry that was made late, too, stays until its map is read again.
+        for key in taken.keys() {
+            if let Some(value) = map.lookup(key) {
+                visit_late(key, &value);
+                map.delete(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the entries of the map `n`, to which programs do not write any more.
+    fn read(&mut self, n: usize, mut visit: impl FnMut(&[u8; key::SIZE], &[u8; value::SIZE])) -> io::Result<()> {
+        let taken = &mut self.taken;
+        self.maps[n].drain(false, |key, value| {
+            taken.insert(*key, moved(value));
+            visit(key, value);
+        })
+    }
+}
+
+/// Bytes in and out, in an entry.
+fn moved(value: &[u8; value::SIZE]) -> (u64, u64) {
+    (u64_at(value, value::BYTES_IN), u64_at(value, value::BYTES_OUT))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -222,7 +315,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// An entry, less what was taken from it `before`.
-fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64)) -> SocketBytes {
+fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64), time_wait: bool) -> SocketBytes {
     let pid = |at| Some(u32_at(value, at)).filter(|&pid| pid != 0);
     let address = |at: usize| -> IpAddr {
         let octets = value.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).unwrap_or_default();
@@ -240,8 +333,9 @@ fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64)) -
         cookie: u64_at(key, key::COOKIE),
         loopback: u64_at(key, key::LOOPBACK) != 0,
         tuple: (u32_at(value, value::FAMILY) != 0).then(tuple),
-        bytes_in: u64_at(value, value::BYTES_IN).saturating_sub(before.0),
-        bytes_out: u64_at(value, value::BYTES_OUT).saturating_sub(before.1),
+        bytes_in: moved(value).0.saturating_sub(before.0),
+        bytes_out: moved(value).1.saturating_sub(before.1),
+        time_wait,
         maker: pid(value::MAKER).map(|pid| (pid, u64_at(value, value::MADE_AT))),
     }
 }

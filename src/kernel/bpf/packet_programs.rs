@@ -8,6 +8,7 @@ use std::io;
 use nix::libc;
 
 use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register};
+use super::time_wait::skip_answer;
 
 /// The key of a socket's entry: where each field begins.
 pub mod key {
@@ -51,6 +52,15 @@ pub mod maker {
     pub const SIZE: usize = 16;
 }
 
+/// What is recorded of a closer: where each field begins.
+pub mod closer {
+    /// The process id, a u32.
+    pub const PID: usize = 0;
+    /// The state that a TCP socket has as it is closed (enum in include/net/tcp_states.h), 0 for another socket; a u32.
+    pub const STATE: usize = 4;
+    pub const SIZE: usize = 8;
+}
+
 /// The descriptors of the maps, as the programs have them.
 #[derive(Debug)]
 pub struct Fds {
@@ -62,7 +72,7 @@ pub struct Fds {
     pub overflow: i32,
     /// Makers by cookie.
     pub makers: i32,
-    /// The pids of closers by cookie, each a u64.
+    /// Closers by cookie.
     pub closers: i32,
 }
 
@@ -84,10 +94,12 @@ pub mod skb {
     pub const SIZE: usize = 176;
 }
 
-/// struct bpf_sock: where `protocol` is.
-const SOCK_PROTOCOL: i16 = 12;
+/// struct bpf_sock: where `type`, `protocol` and `state` are.
+pub const SOCK_TYPE: i16 = 8;
+pub const SOCK_PROTOCOL: i16 = 12;
+const SOCK_STATE: i16 = 72;
 /// The loopback interface has this index in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
-const LOOPBACK_IFINDEX: i32 = 1;
+pub const LOOPBACK_IFINDEX: i32 = 1;
 /// BPF_NOEXIST: the packet of another CPU may have made the entry meanwhile, and its bytes stay.
 const NOEXIST: i32 = 1;
 
@@ -100,21 +112,26 @@ const SEGMENTS: Register = R8;
 /// The bytes that a packet counts.
 const BYTES: Register = R9;
 /// The end of the stack, from which it grows downwards.
-const STACK: Register = R10;
+pub const STACK: Register = R10;
 /// The key, an entry and some bytes of the packet on the stack: their offsets from its end.
-const KEY: i16 = -(key::SIZE as i16);
-const VALUE: i16 = KEY - value::SIZE as i16;
-const PACKET: i16 = VALUE - 16;
+pub const KEY: i16 = -(key::SIZE as i16);
+pub const VALUE: i16 = KEY - value::SIZE as i16;
+pub const PACKET: i16 = VALUE - 16;
 
-const fn on_stack(base: i16, field: usize) -> i16 {
+pub const fn on_stack(base: i16, field: usize) -> i16 {
     base + field as i16
 }
 
-/// The program that adds a packet's bytes to the `field` of its socket's entry.
-pub fn count(fds: &Fds, field: usize) -> io::Result<Vec<Instruction>> {
+/// The program that adds a packet's bytes to the `field` of its socket's entry. With `answering`, it skips what is counted
+/// already: see [`skip_answer`].
+pub fn count(fds: &Fds, field: usize, answering: Option<i32>) -> io::Result<Vec<Instruction>> {
     use Instruction as I;
     let mut code = Assembler::default();
-    code.push([I::copy(CONTEXT, R1), I::call(Helper::GetSocketCookie)]);
+    code.push([I::copy(CONTEXT, R1)]);
+    if let Some(answering) = answering {
+        skip_answer(&mut code, CONTEXT, answering);
+    }
+    code.push([I::copy(R1, CONTEXT), I::call(Helper::GetSocketCookie)]);
     code.push([I::store_double(STACK, on_stack(KEY, key::COOKIE), R0), I::set(R2, 0)]);
     code.push([I::load(R1, CONTEXT, skb::IFINDEX)]);
     code.jump_unless_equal(R1, LOOPBACK_IFINDEX, "key");
@@ -183,7 +200,7 @@ fn load_packet(code: &mut Assembler, length: i32) {
 }
 
 /// Jumps to the code for the map that is written to: the label `map` in its scope. It has to follow at once.
-fn select_map(code: &mut Assembler, fds: &Fds) {
+pub fn select_map(code: &mut Assembler, fds: &Fds) {
     code.push(Instruction::load_map_value(R1, fds.index));
     code.push([Instruction::load(R1, R1, 0)]);
     // Each map has code of its own, for the kernel makes the look-up in a map that is known part of the program.
@@ -192,7 +209,7 @@ fn select_map(code: &mut Assembler, fds: &Fds) {
 }
 
 /// r0 = the address of the entry with the key on the stack, or 0.
-fn lookup(code: &mut Assembler, map: i32) {
+pub fn lookup(code: &mut Assembler, map: i32) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
@@ -242,14 +259,14 @@ fn copy_maker(code: &mut Assembler) {
 }
 
 /// Clears the entry on the stack.
-fn clear_value(code: &mut Assembler) {
+pub fn clear_value(code: &mut Assembler) {
     for at in (0..value::SIZE).step_by(8) {
         code.push([Instruction::store_double_value(STACK, on_stack(VALUE, at), 0)]);
     }
 }
 
 /// Inserts the entry on the stack with the key on the stack.
-fn insert(code: &mut Assembler, map: i32) {
+pub fn insert(code: &mut Assembler, map: i32) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::copy(R3, STACK), I::add(R3, VALUE.into())]);
@@ -260,9 +277,15 @@ fn insert(code: &mut Assembler, map: i32) {
 pub fn record_closer(fds: &Fds) -> io::Result<Vec<Instruction>> {
     use Instruction as I;
     let mut code = Assembler::default();
-    code.push([I::call(Helper::GetSocketCookie), I::store_double(STACK, KEY, R0)]);
+    code.push([I::copy(CONTEXT, R1), I::call(Helper::GetSocketCookie), I::store_double(STACK, KEY, R0)]);
     // The upper half is the thread group's id, which user space calls the pid.
-    code.push([I::call(Helper::GetCurrentPidTgid), I::shift_right(R0, 32), I::store_double(STACK, VALUE, R0)]);
+    code.push([I::call(Helper::GetCurrentPidTgid), I::shift_right(R0, 32)]);
+    code.push([I::store(STACK, on_stack(VALUE, closer::PID), R0), I::set(R2, 0)]);
+    code.push([I::load(R1, CONTEXT, SOCK_PROTOCOL)]);
+    code.jump_unless_equal(R1, libc::IPPROTO_TCP, "state");
+    code.push([I::load(R2, CONTEXT, SOCK_STATE)]);
+    code.label("state");
+    code.push([I::store(STACK, on_stack(VALUE, closer::STATE), R2)]);
     insert(&mut code, fds.closers);
     code.push(I::load_map(R1, fds.makers));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapDeleteElem)]);

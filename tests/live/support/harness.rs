@@ -56,6 +56,15 @@ pub fn needs_packets() -> Result<PacketCounters, Lack> {
     PacketCounters::attach().map_err(|error| Lack::of("BPF", &error))
 }
 
+/// The same, where the kernel also lets a program count the segments of connections in TIME_WAIT.
+pub fn needs_time_wait() -> Result<PacketCounters, Lack> {
+    let counters = needs_packets()?;
+    match counters.refused_time_wait() {
+        Some(error) => Err(Lack::of("BPF in the kernel's functions", error)),
+        None => Ok(counters),
+    }
+}
+
 /// For a test that needs IPv6 on the host's own loopback.
 pub fn needs_ipv6() -> Outcome {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).map(drop).map_err(|error| Lack::of("IPv6", &error))
