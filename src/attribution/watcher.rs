@@ -179,7 +179,7 @@ impl Watcher {
                 return None;
             }
         }
-        Some(reading.0)
+        self.shared.reading.is_waiting().then_some(reading.0)
     }
 
     /// The observations since the last call, in the order in which they were made.

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use nix::unistd::gettid;
 
 /// The most bytes of a command line that are read; Linux before 4.2 showed no more.
 const LONGEST: u64 = 32 * 1024;
@@ -69,6 +71,8 @@ fn is_permitted(pid: u32, user: impl FnOnce(u32) -> Option<u32>) -> bool {
 pub(crate) struct Reading {
     /// The process id in the lower half, or 0; the number of the read in the upper half.
     now: Arc<AtomicU64>,
+    /// The thread that reads.
+    thread: Arc<AtomicI32>,
 }
 
 impl Reading {
@@ -77,6 +81,15 @@ impl Reading {
         let now = self.now.load(Ordering::Relaxed);
         let (read, pid) = ((now >> 32) as u32, now as u32);
         (pid != 0).then_some((pid, read))
+    }
+
+    /// Whether the thread waits, rather than for its turn on a CPU.
+    pub fn is_waiting(&self) -> bool {
+        let thread = self.thread.load(Ordering::Relaxed);
+        let line = std::fs::read(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+        // The state follows the comm, which is ours.
+        let after_comm = line.iter().rposition(|&byte| byte == b')').and_then(|end| line.get(end + 2));
+        after_comm != Some(&b'R')
     }
 
     /// Calls `read`, which reads the command line of process `id` in this thread, for as long as that takes.
@@ -93,6 +106,7 @@ impl Reading {
             return Err(NotInTime);
         }
         let next = (self.now.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
+        self.thread.store(gettid().as_raw(), Ordering::Relaxed);
         self.now.store(next | u64::from(id), Ordering::Relaxed);
         let command_line = read();
         self.now.store(next, Ordering::Relaxed);
@@ -177,6 +191,8 @@ impl CommandLines {
         if reader.requests.send(pids).is_err() {
             return left;
         }
+        // On a busy host the thread may be waiting for a CPU.
+        let mut patience = 20;
         while !left.is_empty() {
             match reader.answers.recv_timeout(PATIENCE) {
                 Ok(answers) => {
@@ -189,6 +205,7 @@ impl CommandLines {
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return left,
+                Err(RecvTimeoutError::Timeout) if !reader.reading.is_waiting() && patience > 0 => patience -= 1,
                 Err(RecvTimeoutError::Timeout) => {
                     // The thread is left to itself, and ends when this read does.
                     if let Some((pid, _)) = reader.reading.now() {

@@ -23,7 +23,7 @@ use crate::kernel::process::Processes;
 use crate::kernel::sock_diag::SockDiag;
 
 /// How long one scan looks for namespaces and enters them, some 0.1 ms each. The next scan goes on.
-const LONGEST_SCAN: Duration = Duration::from_millis(100);
+const LONGEST_SCAN: Duration = Duration::from_millis(300);
 /// The most namespaces of other users that are entered: each takes two or three descriptors.
 const MOST_OF_OTHERS: usize = 256;
 /// The most threads whose namespaces one scan reads, 2 µs each.
