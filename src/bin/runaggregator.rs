@@ -66,5 +66,7 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let signals = Signals::take()?;
     let settings = AggregatorSettings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
-    run(&mut AggregatorProgram::start(settings)?, &mut Text::new(Figures::ApplicationRates), signals)
+    let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
+    let mut output = Text::new(Figures::ApplicationRates).with_idle_note(idle);
+    run(&mut AggregatorProgram::start(settings)?, &mut output, signals)
 }
