@@ -33,6 +33,10 @@ struct Args {
     /// Keep at most this many connections open; further clients wait
     #[arg(long, value_name = "N")]
     max_connections: Option<NonZeroUsize>,
+    /// Keep at most this many connections of one client open, and refuse its further ones. A client is an IPv4 address,
+    /// or an IPv6 network of 64 bits
+    #[arg(long, value_name = "N")]
+    max_per_client: Option<NonZeroUsize>,
     /// Wait at most this many seconds for each address of REMOTE-HOST to accept a connection
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     connect_timeout: u32,
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         bind: args.bind,
         limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(kb.saturating_mul(BYTES_PER_KB))),
         max_connections: args.max_connections,
+        max_per_client: args.max_per_client,
         connect_timeout: Duration::from_secs(args.connect_timeout.into()),
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..PipeSettings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))

@@ -181,7 +181,7 @@ fn parse_link(target: &str) -> Option<u32> {
 }
 
 /// The addresses of the calling thread's namespace; none where the kernel does not list them.
-fn addresses() -> HashSet<IpAddr> {
+pub fn addresses() -> HashSet<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return HashSet::new() };
     interfaces.filter_map(|interface| ip_address(&interface.address?)).collect()
 }

@@ -24,6 +24,12 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The port in the line in which a pipe says where it listens.
+pub fn listening_port(line: &str) -> u16 {
+    let address = line.split_once(": listening on ").and_then(|(_, rest)| rest.split_once(", forwarding to "));
+    address.and_then(|(address, _)| address.rsplit(':').next()).and_then(|port| port.parse().ok()).expect(line)
+}
+
 /// Waits until the program handles signals.
 pub fn wait_until_it_runs(child: &mut Child) {
     let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);

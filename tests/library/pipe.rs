@@ -70,7 +70,7 @@ fn wait_for_count(pipe: &mut Pipe, expected: (u64, u64)) {
 fn report(pipe: &mut Pipe) -> String {
     let mut lines = Vec::new();
     wait_until("a report", || {
-        lines.extend(pipe.notes().into_iter().filter(|line| !line.contains("listens on port")));
+        lines.extend(pipe.notes().into_iter().filter(|line| !line.contains(": listening on ")));
         !lines.is_empty()
     });
     lines.remove(0)
@@ -91,7 +91,8 @@ fn bytes_are_forwarded_and_counted_both_ways() {
 
     let name = format!("pipe-0:127.0.0.1:{}", listener.local_addr().unwrap().port());
     assert_eq!(pipe.read(Instant::now()).unwrap()[0].subject.label(), name.as_bytes());
-    assert_eq!(pipe.notes(), [format!("{name}: listens on port {}", pipe.local_address().port())]);
+    let (address, target) = (pipe.local_address(), listener.local_addr().unwrap());
+    assert_eq!(pipe.notes(), [format!("{name}: listening on {address}, forwarding to {target}")]);
 }
 
 #[test]

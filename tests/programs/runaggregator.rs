@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::golden::{self, assert_golden};
-use crate::common::program::{Running, wait_for, wait_until_it_runs};
+use crate::common::program::{Running, listening_port, wait_for, wait_until_it_runs};
 use crate::common::vectors::{list, vectors};
 
 /// The program in `directory`.
@@ -216,7 +216,7 @@ impl Piped {
 
     /// Waits for the port that the kernel gave to a pipe.
     fn port(&mut self) -> u16 {
-        self.wait_for_note("listens on port ").rsplit(' ').next().unwrap().parse().unwrap()
+        listening_port(&self.wait_for_note(": listening on "))
     }
 
     fn reload(&mut self, text: &str) {
