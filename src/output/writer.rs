@@ -14,7 +14,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
-/// The most bytes that wait for a reader: tables beyond that push out the oldest table, messages beyond that are dropped.
+/// The most tables that wait for a reader, and the most bytes in all: a table beyond that pushes out the oldest, a message
+/// beyond that is dropped.
+const MAX_WAITING_TABLES: usize = 5;
 const MAX_WAITING_BYTES: usize = 1 << 18;
 
 /// The most bytes of one write(2).
@@ -93,6 +95,10 @@ impl Queue {
         self.writing.is_none() && self.chunks.is_empty()
     }
 
+    fn waiting_tables(&self) -> usize {
+        self.chunks.iter().filter(|chunk| chunk.is_table).count()
+    }
+
     /// Drops the oldest table that waits. Returns whether there was one.
     fn drop_table(&mut self) -> bool {
         let Some(chunk) = self.chunks.iter().position(|chunk| chunk.is_table).and_then(|at| self.chunks.remove(at))
@@ -144,7 +150,13 @@ impl Writer {
     /// Writes a table, if there is time before the next: where `only_latest`, it takes the place of one that waits.
     pub fn table(&self, bytes: Vec<u8>, only_latest: bool) {
         let mut queue = self.shared.queue();
-        while (only_latest || queue.waiting_bytes + bytes.len() > MAX_WAITING_BYTES) && queue.drop_table() {}
+        while queue.waiting_tables() >= if only_latest { 1 } else { MAX_WAITING_TABLES }
+            || queue.waiting_bytes + bytes.len() > MAX_WAITING_BYTES
+        {
+            if !queue.drop_table() {
+                break;
+            }
+        }
         self.push(queue, Chunk { stream: Stream::Stdout, is_table: true, bytes });
     }
 

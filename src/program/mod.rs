@@ -100,8 +100,11 @@ fn tick_until_end(program: &mut dyn Program, output: &mut dyn Output, mut signal
         let at = Moment::now();
         let mut frame = program.tick(at)?;
         frame.took = at.monotonic.elapsed();
-        has_reader &= !closed(output.show(&frame))?;
-        if program.next() == Next::End || !has_reader && !program.works_unseen() {
+        let is_gone = closed(output.show(&frame))?;
+        if program.next() == Next::End {
+            return Ok(());
+        }
+        if is_gone && std::mem::replace(&mut has_reader, false) && reader_gone(program, output)? == Next::End {
             return Ok(());
         }
         next_tick += TICK;
@@ -115,18 +118,28 @@ fn tick_until_end(program: &mut dyn Program, output: &mut dyn Output, mut signal
                 Waited::Passed => break,
                 Waited::Closed => {
                     has_reader = false;
-                    if program.works_unseen() { Next::Continue } else { Next::End }
+                    reader_gone(program, output)?
                 }
                 Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),
                 Waited::Signal(_) => program.interrupted(&mut announcements),
             };
-            has_reader &= !closed(output.announce(&announcements))?;
+            closed(output.announce(&announcements))?;
             if next == Next::End {
                 return Ok(());
             }
         }
     }
+}
+
+/// The reader of stdout is gone: ends a program that only shows figures.
+fn reader_gone(program: &mut dyn Program, output: &mut dyn Output) -> Result<Next> {
+    if !program.works_unseen() {
+        return Ok(Next::End);
+    }
+    let note = "the reader of stdout is gone; all but the figures goes on".to_owned();
+    closed(output.announce(&[Announcement::Note(note)]))?;
+    Ok(Next::Continue)
 }
 
 /// The exit code of a binary: success, or 1 after one line on stderr with the error and its causes.

@@ -51,8 +51,13 @@ pub struct Running {
 
 impl Running {
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = Lines::of(child.stdout.take().unwrap());
+        Self::start_with(command, Stdio::piped())
+    }
+
+    /// Starts it with this stdout; if that is not a pipe to us, there are no lines.
+    pub fn start_with(command: &mut Command, stdout: impl Into<Stdio>) -> Self {
+        let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().map_or_else(|| Lines::of(std::io::empty()), Lines::of);
         let stderr = Lines::of(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
     }
