@@ -16,6 +16,7 @@ mod notification_command;
 mod owners;
 mod pattern;
 mod pipe;
+mod pipe_changes;
 mod pipe_random;
 mod pipeline;
 mod sockets;

@@ -1,13 +1,14 @@
 //! The pipe on real sockets of the loopback interface: its connections must behave like direct ones.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::loopback::{Random, patient, random_bytes, settings, wait_until};
+use crate::loopback::{Random, Silent, patient, random_bytes, settings, wait_until};
 use bwmon::pipe::{Pipe, PipeSettings};
 use bwmon::traffic::source::Source;
 use nix::sys::socket::sockopt::Linger;
@@ -222,19 +223,47 @@ fn a_name_without_an_address_causes_one_report_and_resets() {
 
 #[test]
 fn the_pipe_gives_up_a_target_that_does_not_answer() {
-    // The kernel drops connections to a listener whose accept queue is full.
-    let silent = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    bind(silent.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    listen(&silent, Backlog::new(0).unwrap()).unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], getsockname::<SockaddrIn>(silent.as_raw_fd()).unwrap().port()));
-    let mut queued = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-        queued.push(stream);
-    }
+    let silent = Silent::on(([127, 0, 0, 1], 0).into());
+    let address = silent.address;
     let settings = PipeSettings { connect_timeout: Duration::from_millis(50), ..settings(address) };
     let mut pipe = Pipe::bind(settings).unwrap();
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
     assert!(report(&mut pipe).contains(&format!("cannot connect to {address}: timed out")));
+}
+
+#[test]
+fn a_client_that_resets_while_the_target_does_not_answer_frees_its_place_at_once() {
+    let silent = Silent::on(([127, 0, 0, 1], 0).into());
+    let settings = PipeSettings { connect_timeout: Duration::from_secs(3600), ..settings(silent.address) };
+    let pipe = Pipe::bind(settings).unwrap();
+    let client = connect(&pipe);
+    wait_until("the connection", || pipe.connections() == 1);
+    reset(client);
+    wait_until("its end", || pipe.connections() == 0);
+}
+
+#[test]
+fn while_an_address_does_not_answer_the_next_is_tried() {
+    // A name with two addresses, on most hosts; on the others this test tries one.
+    let addresses = || ("localhost", 0).to_socket_addrs().unwrap();
+    let silent = addresses().next().filter(SocketAddr::is_ipv6).map(Silent::on);
+    let port = silent.as_ref().map_or(0, |silent| silent.address.port());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let pipe = Pipe::bind(PipeSettings {
+        target_host: "localhost".into(),
+        connect_timeout: Duration::from_secs(3600),
+        ..settings(([127, 0, 0, 1], port).into())
+    })
+    .unwrap();
+    for _ in 0..2 {
+        let client = connect(&pipe);
+        (&client).write_all(b"hello").unwrap();
+        assert_eq!(read_exact(&accept(&listener), 5), b"hello");
+        // Nothing of the other attempt is left.
+        drop(client);
+        wait_until("the end of the connection", || pipe.connections() == 0);
+    }
 }
 
 #[test]
@@ -247,7 +276,11 @@ fn a_pipe_does_not_connect_to_itself() {
         }
     };
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
-    assert!(report(&mut pipe).contains("cannot connect to 127.0.0.1:"));
+    let said = report(&mut pipe);
+    assert!(
+        said.contains("cannot connect to 127.0.0.1:") && said.ends_with(": the pipe listens there itself"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -364,6 +397,93 @@ fn a_limited_pipe_delivers_all_bytes_of_all_connections() {
         reader.join().unwrap();
     }
     wait_for_count(&mut pipe, (2_000_000, 0));
+}
+
+#[test]
+fn the_limit_holds_for_the_bytes_of_clients_that_reset() {
+    const LIMIT_BYTES_PER_S: u64 = 10_000;
+    let start = Instant::now();
+    let (mut pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(LIMIT_BYTES_PER_S));
+    let clients: Vec<_> = (0..20).map(|_| (connect(&pipe), accept(&listener))).collect();
+    let _targets: Vec<TcpStream> = clients
+        .into_iter()
+        .map(|(client, target)| {
+            (&client).write_all(&[7; 50_000]).unwrap();
+            reset(client);
+            target
+        })
+        .collect();
+    while start.elapsed() < Duration::from_secs(1) {
+        let delivered = delivered(&mut pipe).0;
+        let most = 1000 + (LIMIT_BYTES_PER_S as f64 * start.elapsed().as_secs_f64()) as u64;
+        assert!(delivered <= most, "{delivered} bytes, not {most}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_limited_pipe_forwards_what_came_before_a_reset() {
+    let (pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(100_000));
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    let bytes = random_bytes(4, 50_000);
+    (&client).write_all(&bytes).unwrap();
+    reset(client);
+    assert!(read_to_reset(&target) == bytes);
+    wait_until("the end of the connection", || pipe.connections() == 0);
+}
+
+#[test]
+fn a_connection_that_waits_for_its_turn_within_the_limit_is_not_idle() {
+    let (pipe, listener) = pipe_to(|settings| {
+        // A turn is 64 bytes, so each connection has one in two and a half seconds.
+        settings.limit_bytes_per_s = NonZeroU64::new(50);
+        settings.idle_timeout = Some(Duration::from_secs(1));
+    });
+    let connections = [(); 2].map(|()| {
+        let client = connect(&pipe);
+        (&client).write_all(&[7; 128]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        (client, accept(&listener))
+    });
+    for (_client, target) in &connections {
+        assert_eq!(read_to_end(target).len(), 128);
+    }
+}
+
+/// How often a thread of this process went to sleep.
+fn sleeps(thread_name: &str) -> u64 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let status = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap_or_default());
+    let status = status.filter(|status| status.starts_with(&format!("Name:\t{thread_name}\n"))).next().unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_fast_transfer_that_is_blocked_wakes_nobody() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    let writer = thread::spawn(move || while (&client).write_all(&[7; 1 << 20]).is_ok() {});
+    let mut buffer = vec![0; 1 << 20];
+    for _ in 0..200 {
+        (&target).read_exact(&mut buffer).unwrap();
+    }
+    // The target stops reading, so all buffers fill.
+    let mut before = None;
+    wait_until("the blocked transfer", || {
+        thread::sleep(Duration::from_millis(50));
+        let now = Some(delivered(&mut pipe).0);
+        std::mem::replace(&mut before, now) == now
+    });
+    let name = format!("pipe-{}", pipe.local_address().port());
+    let before = sleeps(&name);
+    thread::sleep(Duration::from_millis(500));
+    let wakeups = sleeps(&name) - before;
+    assert!(wakeups < 25, "{wakeups} in half a second");
+    drop((target, pipe));
+    writer.join().unwrap();
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod flows;
 mod handing_over;
 mod ipv6_pipe;
 mod packets;
+mod pipe;
 mod tcp_owners;
 
 use std::process::ExitCode;
@@ -52,6 +53,9 @@ const TESTS: &[Test] = tests! {
         counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
         counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
+        pipe::a_pipe_does_not_connect_to_itself_by_any_address_of_the_host,
+        pipe::signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent,
+        pipe::while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows,
     }
     EachKind {
         flows::a_new_connection_between_the_same_two_ports_is_another_flow,
