@@ -98,7 +98,8 @@ impl Target {
     ) {
         let lookups = &mut self.lookups;
         let is_waiting = lookups.started_at.is_some_and(|at| now.saturating_duration_since(at) < OVERDUE);
-        if !self.expires.is_some_and(|expires| expires <= now) || is_waiting || lookups.at_work >= MAX_AT_WORK {
+        let is_stale = self.expires.is_some_and(|expires| expires <= now);
+        if !is_stale || is_waiting || lookups.at_work >= MAX_AT_WORK {
             return;
         }
         let (id, host, port) = (lookups.last + 1, self.host.clone(), self.port);

@@ -43,7 +43,7 @@ enum Part {
     Monitor(Box<Monitor>),
     Pipe {
         section: Box<PipeSection>,
-        pipe: Pipe,
+        pipe: Box<Pipe>,
         stage: Stage,
     },
 }
@@ -73,7 +73,9 @@ impl Part {
         let mut pipes = Vec::new();
         for section in sections {
             match Pipe::bind(section.pipe.clone()) {
-                Ok(pipe) => pipes.push(Self::Pipe { section: Box::new(section), pipe, stage: Stage::Listening }),
+                Ok(pipe) => {
+                    pipes.push(Self::Pipe { section: Box::new(section), pipe: Box::new(pipe), stage: Stage::Listening })
+                }
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
@@ -84,7 +86,7 @@ impl Part {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Monitor(monitor) => monitor.as_mut(),
-            Self::Pipe { pipe, .. } => pipe,
+            Self::Pipe { pipe, .. } => pipe.as_mut(),
         }
     }
 

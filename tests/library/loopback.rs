@@ -1,14 +1,10 @@
 //! Helpers of the tests that use real sockets on the loopback interface.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bwmon::pipe::PipeSettings;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, socket,
-};
 
 /// A test fails if it waits for longer than this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,29 +52,5 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-}
-
-/// A listener whose accept queue is full: the kernel drops what else wants to connect, as a host does that is gone.
-pub struct Silent {
-    pub address: SocketAddr,
-    _socket: OwnedFd,
-    _queued: Vec<TcpStream>,
-}
-
-impl Silent {
-    pub fn on(address: SocketAddr) -> Self {
-        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
-        listen(&socket, Backlog::new(0).unwrap()).unwrap();
-        let bound = getsockname::<SockaddrStorage>(socket.as_raw_fd()).unwrap();
-        let port = bound.as_sockaddr_in().map(|v4| v4.port()).or(bound.as_sockaddr_in6().map(|v6| v6.port()));
-        let address = SocketAddr::new(address.ip(), port.unwrap());
-        let mut queued = Vec::new();
-        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-            queued.push(stream);
-        }
-        Self { address, _socket: socket, _queued: queued }
     }
 }

@@ -2,6 +2,7 @@
 
 #[path = "../common"]
 mod common {
+    pub mod silent;
     pub mod user;
     pub mod vectors;
 }

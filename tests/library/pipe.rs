@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::loopback::{Random, Silent, patient, random_bytes, settings, wait_until};
+use crate::common::silent::Silent;
+use crate::loopback::{Random, patient, random_bytes, settings, wait_until};
 use bwmon::pipe::{Pipe, PipeSettings};
 use bwmon::traffic::source::Source;
 use nix::sys::socket::sockopt::Linger;
@@ -240,30 +241,6 @@ fn a_client_that_resets_while_the_target_does_not_answer_frees_its_place_at_once
     wait_until("the connection", || pipe.connections() == 1);
     reset(client);
     wait_until("its end", || pipe.connections() == 0);
-}
-
-#[test]
-fn while_an_address_does_not_answer_the_next_is_tried() {
-    // A name with two addresses, on most hosts; on the others this test tries one.
-    let addresses = || ("localhost", 0).to_socket_addrs().unwrap();
-    let silent = addresses().next().filter(SocketAddr::is_ipv6).map(Silent::on);
-    let port = silent.as_ref().map_or(0, |silent| silent.address.port());
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let pipe = Pipe::bind(PipeSettings {
-        target_host: "localhost".into(),
-        connect_timeout: Duration::from_secs(3600),
-        ..settings(([127, 0, 0, 1], port).into())
-    })
-    .unwrap();
-    for _ in 0..2 {
-        let client = connect(&pipe);
-        (&client).write_all(b"hello").unwrap();
-        assert_eq!(read_exact(&accept(&listener), 5), b"hello");
-        // Nothing of the other attempt is left.
-        drop(client);
-        wait_until("the end of the connection", || pipe.connections() == 0);
-    }
 }
 
 #[test]

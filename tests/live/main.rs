@@ -8,6 +8,7 @@
 mod common {
     pub mod program;
     pub mod runmonitor;
+    pub mod silent;
     pub mod user;
 }
 mod support;
@@ -55,6 +56,7 @@ const TESTS: &[Test] = tests! {
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
         pipe::a_pipe_does_not_connect_to_itself_by_any_address_of_the_host,
         pipe::signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent,
+        pipe::while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first,
         pipe::while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows,
     }
     EachKind {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{PipeReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::common::program::{DEADLINE, Running, listening_port, wait_for};
+use crate::common::silent::Silent;
 use crate::support::harness::{Outcome, needs_command};
 use crate::support::netns::{Namespace, address};
 
@@ -40,7 +41,7 @@ pub fn a_pipe_does_not_connect_to_itself_by_any_address_of_the_host() {
     }
 }
 
-/// A name server that knows the address 127.0.0.1 of every name.
+/// A name server that knows the same addresses for every name.
 struct NameServer {
     answers: Arc<AtomicBool>,
     questions: Arc<AtomicUsize>,
@@ -49,7 +50,8 @@ struct NameServer {
 }
 
 impl NameServer {
-    fn start(answers: bool) -> Self {
+    fn start(answers: bool, addresses: &[Ipv4Addr]) -> Self {
+        let addresses = addresses.to_vec();
         let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
         let resolv_conf = TempDir::new().unwrap();
         fs::write(resolv_conf.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
@@ -60,7 +62,7 @@ impl NameServer {
             while let Ok((length, client)) = socket.recv_from(&mut question) {
                 questions.fetch_add(1, Ordering::Relaxed);
                 if answers.load(Ordering::Relaxed) {
-                    socket.send_to(&answer(&question[..length]), client).unwrap();
+                    socket.send_to(&answer(&question[..length], &addresses), client).unwrap();
                 }
             }
         });
@@ -77,16 +79,16 @@ impl NameServer {
     }
 }
 
-/// The answer to a question (RFC 1035, section 4): 127.0.0.1 to one for an IPv4 address, nothing to others.
-fn answer(question: &[u8]) -> Vec<u8> {
+/// The answer to a question (RFC 1035, section 4): the addresses to one for IPv4 addresses, nothing to others.
+fn answer(question: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
     let name_end = 12 + question[12..].iter().position(|&byte| byte == 0).unwrap() + 1;
-    let is_v4 = question[name_end..name_end + 2] == [0, 1];
+    let addresses = if question[name_end..name_end + 2] == [0, 1] { addresses } else { &[] };
     let mut answer = question[..2].to_vec();
-    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0]);
+    answer.extend([0x81, 0x80, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
     answer.extend(&question[12..name_end + 4]);
-    if is_v4 {
+    for address in addresses {
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        answer.extend(Ipv4Addr::LOCALHOST.octets());
+        answer.extend(address.octets());
     }
     answer
 }
@@ -95,7 +97,7 @@ const RUNPIPE: &str = env!("CARGO_BIN_EXE_runpipe");
 
 pub fn while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows() -> Outcome {
     needs_command("unshare", &["--version"])?;
-    let names = NameServer::start(true);
+    let names = NameServer::start(true, &[Ipv4Addr::LOCALHOST]);
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
     let target_port = target.local_addr().unwrap().port().to_string();
     let mut command = names.run(RUNPIPE, &["0", "target.test", &target_port, "--connect-timeout=2"]);
@@ -125,9 +127,42 @@ pub fn while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows
     Ok(())
 }
 
+pub fn while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first() -> Outcome {
+    needs_command("unshare", &["--version"])?;
+    let addresses = [2, 3, 1].map(|last| Ipv4Addr::new(127, 0, 0, last));
+    let names = NameServer::start(true, &addresses);
+    let target = TcpListener::bind((addresses[2], 0)).unwrap();
+    let port = target.local_addr().unwrap().port();
+    let silent = [0, 1].map(|index| Silent::on((addresses[index], port).into()));
+    let unanswered = || silent.iter().map(|silent| unanswered(silent.address)).sum::<usize>();
+    assert_eq!(unanswered(), 0);
+    let mut command = names.run(RUNPIPE, &["0", "target.test", &port.to_string(), "--connect-timeout=3600"]);
+    let program = Running::start(&mut command);
+    let port = listening_port(&program.stderr.line());
+    for round in 0..3 {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut server = target.accept().unwrap().0;
+        // The first one that accepts is the target, and the next connection tries no other.
+        assert!(round == 0 || unanswered() == 0);
+        wait_for("the end of the other attempts", || (unanswered() == 0).then_some(()));
+        client.write_all(b"hello").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+    }
+    Ok(())
+}
+
+/// The connections to an address that it has not answered.
+fn unanswered(address: SocketAddr) -> usize {
+    let lines = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let IpAddr::V4(ip) = address.ip() else { unreachable!() };
+    let remote = format!(" {:08X}:{:04X} 02 ", u32::from_ne_bytes(ip.octets()), address.port());
+    lines.lines().filter(|line| line.contains(&remote)).count()
+}
+
 pub fn signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent() -> Outcome {
     needs_command("unshare", &["--version"])?;
-    let names = NameServer::start(false);
+    let names = NameServer::start(false, &[]);
     let (_reader, mut writer): (PipeReader, _) = std::io::pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while writer.write(&[b'.'; 4096]).is_ok() {}
