@@ -12,7 +12,7 @@ use crate::pipe::{Pipe, PipeSettings, raise_descriptor_limit};
 const LAST_TICKS: u32 = 5;
 
 /// Forwards as `settings` say and shows the totals, until SIGINT or SIGTERM: the first one closes the port and lets open
-/// connections finish, the second one resets them. After SIGTERM they have [`LAST_TICKS`] to finish.
+/// connections finish, the second one resets them. After SIGTERM they have five seconds.
 ///
 /// # Errors
 /// When the pipe cannot listen on the port, stdout cannot be written to, or the kernel refuses a descriptor or a

@@ -431,8 +431,8 @@ fn a_connection_that_waits_for_its_turn_within_the_limit_is_not_idle() {
 /// How often a thread of this process went to sleep.
 fn sleeps(thread_name: &str) -> u64 {
     let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
-    let status = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap_or_default());
-    let status = status.filter(|status| status.starts_with(&format!("Name:\t{thread_name}\n"))).next().unwrap();
+    let mut status = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap_or_default());
+    let status = status.find(|status| status.starts_with(&format!("Name:\t{thread_name}\n"))).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     line.unwrap().trim().parse().unwrap()
 }

@@ -93,6 +93,14 @@ fn answer(question: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
     answer
 }
 
+/// The next connection, which a pipe must not delay for ever.
+fn accept(target: &TcpListener) -> TcpStream {
+    target.set_nonblocking(true).unwrap();
+    let stream = wait_for("a connection", || target.accept().ok()).0;
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
 const RUNPIPE: &str = env!("CARGO_BIN_EXE_runpipe");
 
 pub fn while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows() -> Outcome {
@@ -107,7 +115,7 @@ pub fn while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows
         let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         client.write_all(b"hello").unwrap();
-        let mut server = target.accept().unwrap().0;
+        let mut server = accept(&target);
         server.read_exact(&mut [0; 5]).unwrap();
         server.write_all(b"hello").unwrap();
         client.read_exact(&mut [0; 5]).unwrap();
@@ -142,7 +150,7 @@ pub fn while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_
     for round in 0..3 {
         let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut server = target.accept().unwrap().0;
+        let mut server = accept(&target);
         // The first one that accepts is the target, and the next connection tries no other.
         assert!(round == 0 || unanswered() == 0);
         wait_for("the end of the other attempts", || (unanswered() == 0).then_some(()));
