@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -112,8 +112,9 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.figures.finish(LAST_PATIENCE, LAST_TIME);
-        self.messages.finish(LAST_PATIENCE, LAST_TIME);
+        let start = Instant::now();
+        self.figures.finish(start, LAST_PATIENCE, LAST_TIME);
+        self.messages.finish(start, LAST_PATIENCE, LAST_TIME);
     }
 }
 
@@ -126,7 +127,7 @@ fn gone(loss: Loss) -> io::Result<()> {
 pub(super) fn write_error(line: String) {
     let writer = Writer::new();
     writer.lines(Stream::Stderr, (line + "\n").into_bytes());
-    writer.finish(ERROR_PATIENCE, ERROR_TIME);
+    writer.finish(Instant::now(), ERROR_PATIENCE, ERROR_TIME);
 }
 
 /// The sequence that clears a terminal of type `term`, as in terminfo(5); a newline for a terminal that has none.

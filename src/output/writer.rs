@@ -86,8 +86,8 @@ struct Queue {
     dropped_tables: u64,
     dropped_lines: u64,
     error: Option<Errno>,
-    /// Grows with each write.
-    progress: u64,
+    /// When the reader last took something.
+    written_at: Option<Instant>,
 }
 
 impl Queue {
@@ -184,22 +184,18 @@ impl Writer {
         Loss { tables, error: queue.error, is_idle: queue.is_idle() }
     }
 
-    /// Waits until everything is written: for at most `time`, and for at most `patience` while the reader takes nothing.
-    pub fn finish(&self, patience: Duration, time: Duration) {
-        let end = Instant::now() + time;
+    /// Waits until everything is written: from `start` on for at most `time`, and for at most `patience` while the reader
+    /// takes nothing.
+    pub fn finish(&self, start: Instant, patience: Duration, time: Duration) {
         let mut queue = self.shared.queue();
-        let (mut progress, mut since) = (queue.progress, Instant::now());
         while !queue.is_idle() {
             let stream = queue.writing.or_else(|| queue.chunks.front().map(|chunk| chunk.stream));
             let has_room = stream.is_some_and(|stream| has_room(stream, PollTimeout::ZERO));
-            let now = Instant::now();
-            if now >= end || now - since >= if has_room { patience.max(SCHEDULING) } else { patience } {
+            let stands_still = queue.written_at.map_or(start, |at| at.max(start)).elapsed();
+            if start.elapsed() >= time || stands_still >= if has_room { patience.max(SCHEDULING) } else { patience } {
                 return;
             }
-            queue = self.shared.wait(queue, patience.min(Duration::from_millis(5)));
-            if queue.progress != progress {
-                (progress, since) = (queue.progress, Instant::now());
-            }
+            queue = self.shared.wait(queue, Duration::from_millis(5));
         }
     }
 }
@@ -265,7 +261,7 @@ fn write_all(stream: Stream, bytes: &[u8], shared: &Shared) -> (usize, Option<Er
             Ok(0) => return (written, Some(Errno::EIO)),
             Ok(count) => {
                 written += count;
-                shared.queue().progress += 1;
+                shared.queue().written_at = Some(Instant::now());
                 shared.changed.notify_all();
             }
             Err(Errno::EINTR) => {}
