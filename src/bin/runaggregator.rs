@@ -76,5 +76,7 @@ fn start(arguments: Arguments) -> Result<()> {
     let files = settings.files.clone();
     let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
     let mut program = AggregatorProgram::start(settings, configuration?)?;
-    run(&mut program, &mut Text::new(Figures::ApplicationRates), signals)
+    let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
+    let mut output = Text::new(Figures::ApplicationRates).with_idle_note(idle);
+    run(&mut program, &mut output, signals)
 }

@@ -62,7 +62,8 @@ fn start(arguments: Arguments) -> Result<()> {
         program = program.with_unowned();
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
-    run(&mut program, &mut Text::new(figures), signals)
+    let idle = "nothing to show yet: no process that matches has moved a byte";
+    run(&mut program, &mut Text::new(figures).with_idle_note(idle), signals)
 }
 
 #[cfg(test)]

@@ -33,6 +33,10 @@ struct Args {
     /// Keep at most this many connections open; further clients wait
     #[arg(long, value_name = "N", value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
     max_connections: Option<u32>,
+    /// Keep at most this many connections of one client open, and refuse its further ones. A client is an IPv4 address,
+    /// or an IPv6 network of 64 bits
+    #[arg(long, value_name = "N", value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
+    max_per_client: Option<u32>,
     /// Wait at most this many seconds for each address of REMOTE-HOST to accept a connection
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
     connect_timeout: u32,
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         bind: args.bind,
         limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(u64::from(kb) * BYTES_PER_KB)),
         max_connections: args.max_connections.and_then(|count| NonZeroUsize::new(count as usize)),
+        max_per_client: args.max_per_client.and_then(|count| NonZeroUsize::new(count as usize)),
         connect_timeout: Duration::from_secs(args.connect_timeout.into()),
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..PipeSettings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))

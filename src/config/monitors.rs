@@ -11,7 +11,7 @@
 //! newport=22
 //! ```
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 
 use super::keys::{Keys, Patterns, sections};
 use super::{Diagnostic, Diagnostics};
@@ -24,7 +24,7 @@ use crate::python2::pattern::Pattern;
 use crate::traffic::rates::BYTES_PER_KB;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
-const PIPE_KEYS: [&str; 5] = ["type", "port", "newhost", "newport", "shape_threshold"];
+const PIPE_KEYS: [&str; 6] = ["type", "port", "newhost", "newport", "shape_threshold", "max_per_client"];
 
 /// The sections of a monitors file, in file order.
 #[derive(Debug, Default)]
@@ -47,6 +47,11 @@ pub(crate) struct PipeSection {
 }
 
 impl PipeSection {
+    /// Whether both have the same name in the same file, before and after a change of the file.
+    pub(crate) fn is_same_section(&self, other: &Self) -> bool {
+        (&self.file, &self.section) == (&other.file, &other.section)
+    }
+
     /// The diagnostic for a pipe that cannot listen on its port.
     pub(crate) fn cannot_bind(&self, error: &anyhow::Error) -> Diagnostic {
         let (section, key) = (Some(self.section.clone()), Some("port".to_owned()));
@@ -114,6 +119,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     let newhost = keys.required("newhost", "example.org");
     let newport = self::port(keys, "newport", 1, "80");
     let shape = keys.integer("shape_threshold", 0..=i64::from(u32::MAX), "100");
+    let max_per_client = keys.integer("max_per_client", 0..=i64::from(u32::MAX), "100");
     match newhost {
         Some("") => keys.error("newhost", "names no host; for this host, write localhost".to_owned()),
         Some(host) if host.contains('\0') => {
@@ -138,6 +144,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     }
     let line = keys.find("port").map_or(keys.section.line, |option| option.line);
     let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
+    pipe.max_per_client = max_per_client.and_then(|most| NonZeroUsize::new(usize::try_from(most).ok()?));
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(BYTES_PER_KB * kb.unsigned_abs()));
     if let Some(other) = others.iter().find(|other| other.pipe == pipe) {
         let (section, line) = (printable(other.section.as_bytes(), 60), other.line);

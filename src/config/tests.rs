@@ -179,7 +179,7 @@ type=Monitor
             "m.cfg:14: warning: [Fine] newhost: a host name has no backslash, and this is not a pattern",
             "m.cfg:16: [Fine] shape_threshold: \"-1\" is not between 0 and 4294967295",
             "m.cfg:17: warning: [Fine] include: unknown key; the keys here are type, port, newhost, newport, \
-             shape_threshold",
+             shape_threshold, max_per_client",
             "m.cfg:20: [Twice] port: 8080 is already the port of [Fine] in line 13",
             "m.cfg:23: [Type] type: missing; add a line such as type=monitor",
             "m.cfg:25: warning: [Typo] type: unknown monitor type \"Monitor\", section ignored; the type is monitor \

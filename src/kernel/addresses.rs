@@ -22,7 +22,7 @@ const HEADER: usize = 8;
 const LONGEST_DUMP: Duration = Duration::from_millis(100);
 
 /// The addresses in the calling thread's namespace; those that the kernel lists in time.
-pub(super) fn here() -> HashSet<IpAddr> {
+pub fn here() -> HashSet<IpAddr> {
     let mut addresses = HashSet::new();
     let Ok(mut netlink) = Netlink::open(ROUTE, 0) else { return addresses };
     if netlink.begin_dump(GET, &[0; HEADER]).is_ok() {

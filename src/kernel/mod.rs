@@ -34,7 +34,7 @@
 //!
 //! Where to read on: [`attribution`](crate::attribution) combines these answers to find the owner of a connection.
 
-mod addresses;
+pub(crate) mod addresses;
 pub(crate) mod affinity;
 pub mod bpf;
 pub(crate) mod command_line;

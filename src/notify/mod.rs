@@ -95,6 +95,11 @@ struct Notified {
 }
 
 impl Notifier {
+    /// Whether there is anything to notify of.
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
     /// A notifier without any traffic yet.
     pub fn new(rules: Vec<Rule>) -> Self {
         let rules = (0..).zip(rules).map(|(number, rule)| NumberedRule { number, rule: Arc::new(rule) });

@@ -6,11 +6,15 @@
 //! ```
 //! A new way to show figures is another implementation of [`Output`] in a file of its own.
 //!
-//! Where to read on: [`text`] writes the lines; `terminal` is how they reach a terminal or a pipe.
+//! No output waits for its reader: the program does its work whatever becomes of stdout and stderr.
+//!
+//! Where to read on: [`text`] makes the lines; `terminal` is how they reach a terminal or a pipe, and `writer` the threads
+//! that write them.
 
 pub mod json;
 mod terminal;
 pub mod text;
+mod writer;
 
 use std::fmt;
 use std::io;
@@ -122,12 +126,19 @@ pub enum Announcement {
     Note(String),
 }
 
-/// A way to show figures. Only the loop calls it.
+/// Writes the error that ends a program to stderr, unless nobody reads it.
+pub fn write_error(line: String) {
+    terminal::write_error(line);
+}
+
+/// A way to show figures. Only the loop calls it. No method waits for a reader; dropping it gives the last lines a
+/// moment.
 pub trait Output {
     /// Shows one tick.
     ///
     /// # Errors
-    /// When the figures cannot be written: [`BrokenPipe`](io::ErrorKind::BrokenPipe) if their reader is gone.
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the reader of the figures is gone. The messages are shown
+    /// nevertheless.
     fn show(&mut self, frame: &Frame) -> io::Result<()>;
 
     /// Shows announcements at once.

@@ -19,6 +19,8 @@ use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
 /// The bytes per second that an application must exceed in either direction to have a line.
 const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
+/// After this many frames without a line, the user learns that there is nothing to show yet.
+const IDLE_FRAMES: u32 = 5;
 /// The most characters of a name in a line of figures, and in a message.
 const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;
@@ -39,18 +41,34 @@ pub enum Figures {
 pub struct Text {
     figures: Figures,
     terminal: Terminal,
+    /// What to say if there is nothing to show; `None` once that was said, or there was something.
+    idle_note: Option<&'static str>,
+    frames: u32,
 }
 
 impl Text {
     /// Writes to stdout and stderr of this process.
     pub fn new(figures: Figures) -> Self {
-        Self { figures, terminal: Terminal::of_this_process() }
+        Self { figures, terminal: Terminal::of_this_process(), idle_note: None, frames: 0 }
+    }
+
+    /// Also writes this message if there is nothing to show for some seconds from the start on.
+    pub fn with_idle_note(self, note: &'static str) -> Self {
+        Self { idle_note: Some(note), ..self }
     }
 }
 
 impl Output for Text {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
-        self.terminal.replace(&table(self.figures, frame), messages(frame))
+        let table = table(self.figures, frame);
+        let mut messages = messages(frame);
+        self.frames = self.frames.saturating_add(1);
+        if !table.is_empty() {
+            self.idle_note = None;
+        } else if self.frames > IDLE_FRAMES {
+            messages.extend(self.idle_note.take().map(str::to_owned));
+        }
+        self.terminal.replace(&table, messages)
     }
 
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {

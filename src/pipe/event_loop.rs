@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,14 +15,15 @@ use nix::sys::signal::SigSet;
 
 use super::connection::{Connection, Outcome, PipeContext, Way};
 use super::cpu::CpuChoice;
+use super::crowd::Crowd;
 use super::log::{Failure, PipeLog};
 use super::mailbox::{Inbox, Mailbox, PipeMessage};
 use super::resolve::Target;
 use super::shaping::Turns;
-use super::slab::{ConnectionId, Slab};
-use super::socket::accept;
-use super::transfer::{Mover, PAUSE};
-use super::{PipeSettings, PipeStats};
+use super::slab::{ConnectionId, EpollSource, Slab};
+use super::socket::{Canonical, DescriptorReserve, SocketContext, accept, reset};
+use super::transfer::{Coalescing, Mover, PAUSE};
+use super::{PipeSettings, Route};
 
 /// The epoll tokens of the descriptors that belong to no connection.
 const LISTENER: u64 = u64::MAX;
@@ -33,6 +35,10 @@ const EVENTS_PER_WAIT: usize = 256;
 /// The most connections that are accepted before the events of open connections are handled.
 const ACCEPTS_PER_EVENT: usize = 16;
 
+/// The most clients that are accepted before the port is closed: as many as the kernel's queue can hold by default
+/// (net.core.somaxconn).
+const LAST_ACCEPTS: usize = 4096;
+
 /// How long a shortage of descriptors or memory stops accepting, unless a connection ends earlier.
 const SHORTAGE_WAIT: Duration = Duration::from_millis(200);
 
@@ -43,7 +49,8 @@ const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 pub struct PipeThread {
     pub listener: TcpListener,
     pub settings: PipeSettings,
-    pub stats: Arc<PipeStats>,
+    pub route: Arc<Route>,
+    pub connections: Arc<AtomicUsize>,
     pub log: Arc<PipeLog>,
     pub mailbox: Mailbox,
     pub inbox: Inbox,
@@ -79,12 +86,18 @@ struct EventLoop {
     context: PipeContext,
     accepting: Accepting,
     connections: Slab<Connection>,
+    /// The number of connections, for other threads.
+    connection_count: Arc<AtomicUsize>,
+    /// The connections of each client.
+    crowd: Crowd,
     /// Connections that wait for the target's addresses.
     unresolved: Vec<ConnectionId>,
     /// Connections that wait for a descriptor. They get it before new clients do.
     starved: VecDeque<ConnectionId>,
     /// Whether a connection has ended, so that others can use its descriptors.
     freed: bool,
+    /// Whether a source may have paused whose SO_RCVLOWAT is above 1.
+    may_pause: bool,
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
     cpu_choice: CpuChoice,
@@ -94,28 +107,34 @@ struct EventLoop {
 
 impl EventLoop {
     fn start(thread: PipeThread) -> Result<Self> {
-        let PipeThread { listener, settings, stats, log, mailbox, inbox } = thread;
+        let PipeThread { listener, settings, route, connections, log, mailbox, inbox } = thread;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         epoll.add(inbox.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX)).context("cannot watch an eventfd")?;
         let now = Instant::now();
+        let reserve = DescriptorReserve::of_this_process();
         let mut event_loop = Self {
             context: PipeContext {
                 epoll,
                 listening: listener.local_addr().context("cannot read the listener's address")?,
-                target: Target::new(&settings.target_host, settings.target_port),
-                mover: Mover::new(),
+                target: Target::new(&settings.target_host, settings.target_port, now),
+                sockets: SocketContext::new(reserve),
+                mover: Mover::new(reserve),
                 turns: Way::ALL.map(|_| Turns::new(settings.limit_bytes_per_s, now)),
                 coalescing: Vec::new(),
+                next_attempts: VecDeque::new(),
                 settings,
-                stats,
+                route,
                 log,
                 now,
             },
             accepting: Accepting::Full(listener),
             connections: Slab::new(),
+            connection_count: connections,
+            crowd: Crowd::default(),
             unresolved: Vec::new(),
             starved: VecDeque::new(),
             freed: false,
+            may_pause: false,
             sweep_at: None,
             cpu_choice: CpuChoice::default(),
             mailbox,
@@ -137,12 +156,13 @@ impl EventLoop {
             self.context.now = Instant::now();
             for event in &events[..got] {
                 match event.data() {
-                    LISTENER => self.accept(),
+                    LISTENER => self.accept(ACCEPTS_PER_EVENT),
                     MAILBOX => self.read_inbox(),
                     token => {
-                        let (id, leg) = ConnectionId::from_token(token);
-                        self.with_connection(id, |connection, context| {
-                            connection.on_event(leg, event.events(), context)
+                        let (id, socket) = ConnectionId::from_token(token);
+                        self.with_connection(id, |connection, context| match socket {
+                            EpollSource::Leg(leg) => connection.on_event(leg, event.events(), context),
+                            EpollSource::Attempt => connection.on_attempt_event(context),
                         });
                     }
                 }
@@ -157,15 +177,15 @@ impl EventLoop {
 
     /// How long epoll may wait: until the earliest time at which there is something to do without an event.
     fn timeout(&mut self) -> EpollTimeout {
-        let PipeContext { turns, coalescing, now, .. } = &mut self.context;
+        let next_attempt = self.next_attempt();
+        let PipeContext { turns, now, .. } = &mut self.context;
         let now = *now;
         let shortage_until = match self.accepting {
             Accepting::Shortage { until, .. } => Some(until),
             _ => None,
         };
-        let times = [self.sweep_at, shortage_until].into_iter().flatten();
-        let waits =
-            turns.iter_mut().filter_map(|turns| turns.wait(now)).chain((!coalescing.is_empty()).then_some(PAUSE));
+        let times = [self.sweep_at, shortage_until, next_attempt].into_iter().flatten();
+        let waits = turns.iter_mut().filter_map(|turns| turns.wait(now)).chain(self.may_pause.then_some(PAUSE));
         let wait = times.map(|time| time.saturating_duration_since(now)).chain(waits).min();
         // Rounded up: rounded down, the loop would spin through the last millisecond.
         wait.map_or(EpollTimeout::NONE, |wait| {
@@ -173,29 +193,62 @@ impl EventLoop {
         })
     }
 
+    /// When the next connection is to try its next address, if one still is.
+    fn next_attempt(&mut self) -> Option<Instant> {
+        while let Some(&(at, id)) = self.context.next_attempts.front() {
+            if self.connections.get_mut(id).is_some_and(|connection| connection.is_next_attempt(at)) {
+                return Some(at);
+            }
+            self.context.next_attempts.pop_front();
+        }
+        None
+    }
+
     /// Runs `action` on a connection, unless it has ended, and acts on the outcome.
     fn with_connection(&mut self, id: ConnectionId, action: impl FnOnce(&mut Connection, &mut PipeContext) -> Outcome) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match action(connection, &mut self.context) {
-            Outcome::Continues => {
-                if self.sweep_at.is_none() && connection.may_time_out(&self.context) {
-                    self.sweep_at = Some(self.context.now + self.sweep_interval());
-                }
+            Outcome::Continues => self.sweep_later(id),
+            Outcome::Unresolved => {
+                self.unresolved.push(id);
+                self.sweep_later(id);
+                self.refresh_target();
             }
             Outcome::Starved(errno) => {
                 self.starved.push_back(id);
+                self.sweep_later(id);
                 self.wait_out_shortage(errno);
             }
             Outcome::Ended => {
-                self.connections.remove(id);
-                self.context.stats.connections.store(self.connections.len(), Ordering::Relaxed);
+                if let Some(connection) = self.connections.remove(id) {
+                    self.crowd.leave(connection.client_address().ip());
+                }
+                self.connection_count.store(self.connections.len(), Ordering::Relaxed);
                 self.freed = true;
             }
         }
     }
 
-    fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_EVENT {
+    /// Makes sure that the timeouts are checked, if the connection can run into one.
+    fn sweep_later(&mut self, id: ConnectionId) {
+        if self.sweep_at.is_none()
+            && self.connections.get_mut(id).is_some_and(|connection| connection.may_time_out(&self.context))
+        {
+            self.sweep_at = Some(self.context.now + self.sweep_interval());
+        }
+    }
+
+    /// Starts to look up the target's addresses if they are old or missing. Nothing waits for that.
+    fn refresh_target(&mut self) {
+        if self.context.target.is_stale(self.context.now) {
+            let mailbox = self.mailbox.clone();
+            let deliver = move |id, result| mailbox.send(PipeMessage::Resolved(id, result));
+            self.context.target.look_up_if_stale(self.context.now, deliver);
+        }
+    }
+
+    fn accept(&mut self, most: usize) {
+        for _ in 0..most {
             let Accepting::Open(listener) = &self.accepting else { return };
             match accept(listener) {
                 Ok((client, address)) => self.admit(client, address),
@@ -209,21 +262,34 @@ impl EventLoop {
 
     fn admit(&mut self, client: TcpStream, address: SocketAddr) {
         let now = self.context.now;
-        let id = self.connections.insert(|id| Connection::new(id, client, address, now));
-        self.context.stats.connections.store(self.connections.len(), Ordering::Relaxed);
-        if let Some(addresses) = self.context.target.addresses(now) {
-            self.with_connection(id, |connection, context| connection.resolved(&Ok(addresses), context));
-        } else {
-            self.unresolved.push(id);
-            let mailbox = self.mailbox.clone();
-            self.context.target.look_up(move |resolution| mailbox.send(PipeMessage::Resolved(resolution)));
-            self.with_connection(id, |_, _| Outcome::Continues);
+        let ip = address.ip();
+        let most = self.context.settings.max_per_client.map_or(usize::MAX, NonZeroUsize::get);
+        if self.crowd.of(ip) >= most {
+            self.context.log.failure(Failure::FullForClient, now, || {
+                format!("refused the client {}: {most} of its connections are open", Canonical(address))
+            });
+            reset(&client);
+            return;
         }
-        if self.is_full() {
+        let is_last = self.context.sockets.reserve.includes(&client);
+        self.crowd.enter(ip);
+        let route = Arc::clone(&self.context.route);
+        let id = self.connections.insert(|id| Connection::new(id, client, address, route, now));
+        self.connection_count.store(self.connections.len(), Ordering::Relaxed);
+        self.refresh_target();
+        self.with_connection(id, Connection::start);
+        if is_last {
+            self.wait_out_shortage(Errno::EMFILE);
+        }
+        self.stop_accepting_if_full();
+    }
+
+    fn stop_accepting_if_full(&mut self) {
+        if self.is_full() && matches!(self.accepting, Accepting::Open(_)) {
             let most = self.connections.len();
-            self.context
-                .log
-                .failure(Failure::Full, now, || format!("{most} connections are open, others have to wait"));
+            self.context.log.failure(Failure::Full, self.context.now, || {
+                format!("{most} connections are open, others have to wait")
+            });
             self.stop_accepting(Accepting::Full);
         }
     }
@@ -277,7 +343,9 @@ impl EventLoop {
         self.inbox.clear_wakeup();
         while let Some(message) = self.inbox.receive() {
             match message {
+                PipeMessage::Reconfigure(settings, route) => self.reconfigure(*settings, route),
                 PipeMessage::StopAccepting(done) => {
+                    self.accept(LAST_ACCEPTS);
                     self.accepting = Accepting::Closed;
                     drop(done);
                 }
@@ -287,14 +355,41 @@ impl EventLoop {
                         self.with_connection(id, |connection, _| connection.reset());
                     }
                 }
-                PipeMessage::Resolved(resolution) => {
-                    let resolution = self.context.target.store(resolution, self.context.now);
-                    for id in std::mem::take(&mut self.unresolved) {
-                        self.with_connection(id, |connection, context| connection.resolved(&resolution, context));
+                PipeMessage::Resolved(lookup, result) => {
+                    if let Some(resolution) = self.context.target.store(lookup, result, self.context.now) {
+                        for id in std::mem::take(&mut self.unresolved) {
+                            self.with_connection(id, |connection, context| connection.resolved(&resolution, context));
+                        }
                     }
                 }
             }
         }
+    }
+
+    fn reconfigure(&mut self, settings: PipeSettings, route: Arc<Route>) {
+        let now = self.context.now;
+        for turns in &mut self.context.turns {
+            turns.set_limit(settings.limit_bytes_per_s, now);
+        }
+        let has_other_target = !settings.has_target_of(&self.context.settings);
+        self.context.settings = settings;
+        self.context.route = route;
+        if has_other_target {
+            let PipeSettings { target_host, target_port, .. } = &self.context.settings;
+            self.context.target.change(target_host, *target_port, now);
+            // These connections have not begun, so they take the new target, too.
+            let route = Arc::clone(&self.context.route);
+            for id in std::mem::take(&mut self.unresolved) {
+                self.with_connection(id, |connection, context| {
+                    connection.reroute(&route);
+                    connection.start(context)
+                });
+            }
+        }
+        // The new settings may have an earlier timeout, or room for more connections.
+        self.sweep_at = Some(now);
+        self.freed = true;
+        self.stop_accepting_if_full();
     }
 
     /// Gives each transfer that has more to move a turn, as far as the limit allows.
@@ -312,8 +407,12 @@ impl EventLoop {
     /// thread.
     fn check_pauses(&mut self) {
         let PipeContext { coalescing, now, .. } = &mut self.context;
+        self.may_pause = false;
         coalescing.retain(|&(id, way)| {
-            self.connections.get_mut(id).is_some_and(|connection| connection.check_pause(way, *now))
+            let coalescing =
+                self.connections.get_mut(id).map_or(Coalescing::Over, |connection| connection.check_pause(way, *now));
+            self.may_pause |= coalescing == Coalescing::Waiting;
+            coalescing != Coalescing::Over
         });
         self.choose_cpu();
     }
@@ -340,8 +439,18 @@ impl EventLoop {
         if matches!(self.accepting, Accepting::Shortage { until, .. } if until <= now) {
             self.freed = true;
         }
+        while let Some(at) = self.next_attempt()
+            && at <= now
+        {
+            if let Some((_, id)) = self.context.next_attempts.pop_front() {
+                self.with_connection(id, Connection::next_attempt);
+            }
+        }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep_at = None;
+            if !self.unresolved.is_empty() {
+                self.refresh_target();
+            }
             for id in self.connections.ids() {
                 self.with_connection(id, Connection::check_timeout);
             }

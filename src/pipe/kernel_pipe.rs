@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 
+use super::socket::DescriptorReserve;
+
 /// The size of a pipe: by default the most that an unprivileged user may have (/proc/sys/fs/pipe-max-size).
 pub const PIPE_BYTES: usize = 1 << 20;
 
@@ -57,15 +59,21 @@ impl KernelPipe {
 }
 
 /// Lends pipes to transfers, each while it holds bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
     spare: Vec<KernelPipe>,
     share: Rc<()>,
+    reserve: DescriptorReserve,
     /// Whether the kernel last gave no pipe of a useful size. Tried again after [`Pool::close_spare`].
     refused: bool,
 }
 
 impl Pool {
+    /// A pool without pipes yet, which leaves the reserve alone.
+    pub fn new(reserve: DescriptorReserve) -> Self {
+        Self { spare: Vec::new(), share: Rc::new(()), reserve, refused: false }
+    }
+
     /// An empty pipe; `None` means that there is none, so copy. The pipe that was returned last goes first, since its
     /// slots are in the CPU's cache.
     pub fn lend(&mut self) -> Option<KernelPipe> {
@@ -82,6 +90,9 @@ impl Pool {
 
     fn make(&self) -> Option<KernelPipe> {
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
+        if self.reserve.includes(&read_end) || self.reserve.includes(&write_end) {
+            return None;
+        }
         // If the kernel does not allow this size, the size that the pipe has may be enough.
         let _ = fcntl(&write_end, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES as i32));
         let size = fcntl(&write_end, FcntlArg::F_GETPIPE_SZ).ok()?;

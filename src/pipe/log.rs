@@ -22,6 +22,8 @@ pub enum Failure {
     Idle,
     /// As many connections are open as the settings allow.
     Full,
+    /// As many connections of one client are open as the settings allow.
+    FullForClient,
 }
 
 /// The last line about one kind of failure, and the number of failures since then that got no line.
@@ -47,25 +49,31 @@ impl Repeats {
 /// The lines of one pipe: its thread adds them, the display takes them.
 #[derive(Debug)]
 pub struct PipeLog {
-    pipe: String,
     content: Mutex<LogLines>,
 }
 
 #[derive(Debug, Default)]
 struct LogLines {
-    repeats: [Repeats; 5],
+    /// The pipe's name, with which each line begins.
+    pipe: String,
+    repeats: [Repeats; 6],
     lines: Vec<String>,
 }
 
 impl PipeLog {
     /// A log without lines; each will begin with `pipe`, the pipe's name.
     pub fn new(pipe: String) -> Self {
-        Self { pipe, content: Mutex::default() }
+        Self { content: Mutex::new(LogLines { pipe, ..LogLines::default() }) }
+    }
+
+    /// From now on, lines begin with this name.
+    pub fn rename(&self, pipe: String) {
+        self.with(|content| content.pipe = pipe);
     }
 
     /// Adds the line `text`.
     pub fn line(&self, text: &str) {
-        self.with(|content| content.lines.push(format!("{}: {text}", self.pipe)));
+        self.with(|content| content.lines.push(format!("{}: {text}", content.pipe)));
     }
 
     /// Adds a line about a failure, or only counts it if the last line is too recent. Calls `text` only for a line.
@@ -76,7 +84,7 @@ impl PipeLog {
                 repeats.more += 1;
                 return;
             }
-            let text = format!("{}: {}", self.pipe, text());
+            let text = format!("{}: {}", content.pipe, text());
             let summary = repeats.summary();
             repeats.last = Some((now, text.clone()));
             if content.lines.len() < MAX_UNREAD {
@@ -91,6 +99,17 @@ impl PipeLog {
         self.with(|content| {
             let over = content.repeats.iter_mut().filter(|repeats| !repeats.is_quiet(now));
             let summaries: Vec<String> = over.filter_map(Repeats::summary).collect();
+            let mut lines = std::mem::take(&mut content.lines);
+            lines.extend(summaries);
+            lines
+        })
+    }
+
+    /// Like [`take_lines`](Self::take_lines), for the last time: also takes the numbers of the failures whose time to be
+    /// reported has not come yet.
+    pub fn take_last_lines(&self) -> Vec<String> {
+        self.with(|content| {
+            let summaries: Vec<String> = content.repeats.iter_mut().filter_map(Repeats::summary).collect();
             let mut lines = std::mem::take(&mut content.lines);
             lines.extend(summaries);
             lines
@@ -119,6 +138,18 @@ mod tests {
         assert!(log.take_lines(now).is_empty());
         assert_eq!(log.take_lines(now + QUIET), ["pipe-1:host:2: port 0 (and 999 more like it)"]);
         assert!(log.take_lines(now + 3 * QUIET).is_empty());
+    }
+
+    #[test]
+    fn the_last_lines_include_the_count_that_is_not_due_yet() {
+        let log = PipeLog::new("p".into());
+        let now = Instant::now();
+        for text in ["a", "b", "c"] {
+            log.failure(Failure::Lost, now, || text.into());
+        }
+        assert_eq!(log.take_lines(now), ["p: a"]);
+        assert_eq!(log.take_last_lines(), ["p: a (and 2 more like it)"]);
+        assert!(log.take_last_lines().is_empty());
     }
 
     #[test]

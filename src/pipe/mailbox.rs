@@ -1,23 +1,27 @@
 //! How other threads reach the thread of a pipe: messages in a channel, and an eventfd(2) that wakes it from
 //! epoll_wait(2).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::{Context, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::resolve::Resolution;
+use super::resolve::LookupId;
+use super::{PipeSettings, Route};
 
 /// A request or a report of another thread to the pipe's thread.
 #[derive(Debug)]
 pub enum PipeMessage {
+    /// Go on with other settings, and with this route for new connections.
+    Reconfigure(Box<PipeSettings>, Arc<Route>),
     /// Close the listener, then drop the sender: its receiver waits for that.
     StopAccepting(Sender<()>),
     /// Close the listener and reset all connections.
     Close,
-    /// The lookup of the target's name has ended.
-    Resolved(Resolution),
+    /// A lookup of the target's name has ended.
+    Resolved(LookupId, Result<Vec<SocketAddr>, String>),
 }
 
 /// Sends messages to the pipe's thread and wakes it.

@@ -12,7 +12,7 @@
 //!
 //!  connect(2) ──▶ listener (socket.rs) ──▶ accept(2) ──▶ Connection (connection.rs), in the slab (slab.rs)
 //!                                           ├─ looks up the target's addresses (resolve.rs)
-//!                                           └─ connects to one after the other (socket.rs) ─────▶ accept(2)
+//!                                           └─ connects to them, the next after 250 ms (socket.rs) ▶ accept(2)
 //!
 //!  socket ══ Way::In ═══▶ read and write, or splice(2) ▶ kernel pipe ▶ splice(2) ═══════════════▶ socket
 //!         ◀══ Way::Out ══ the same, the other way  (transfer.rs, kernel_pipe.rs)  ═══════════════
@@ -30,6 +30,7 @@
 
 mod connection;
 mod cpu;
+mod crowd;
 mod event_loop;
 mod kernel_pipe;
 mod log;
@@ -49,7 +50,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::traffic::source::{Reading, Source};
 use crate::traffic::subject::Subject;
@@ -73,6 +73,9 @@ pub struct PipeSettings {
     pub limit_bytes_per_s: Option<NonZeroU64>,
     /// With this many connections open, further ones wait in the kernel's accept queue until one closes.
     pub max_connections: Option<NonZeroUsize>,
+    /// With this many connections of one client open, further ones of that client are reset. A client is an IPv4 address,
+    /// or the IPv6 addresses with the same first 64 bits, which one host may use all.
+    pub max_per_client: Option<NonZeroUsize>,
     /// How long the lookup of the target's name may take, and each attempt to connect to one of its addresses.
     pub connect_timeout: Duration,
     /// Connections in which nothing moves for this long are closed; `None` keeps them.
@@ -89,6 +92,7 @@ impl PipeSettings {
             target_port,
             limit_bytes_per_s: None,
             max_connections: None,
+            max_per_client: None,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: None,
         }
@@ -98,28 +102,49 @@ impl PipeSettings {
     pub fn name(&self) -> String {
         format!("pipe-{}:{}:{}", self.port, self.target_host, self.target_port)
     }
+
+    fn has_target_of(&self, other: &Self) -> bool {
+        (&self.target_host, self.target_port) == (&other.target_host, other.target_port)
+    }
 }
 
-/// The bytes that a pipe has delivered since it was bound, each way, and its open connections. The pipe's thread writes
-/// them, other threads read them.
-#[derive(Debug, Default)]
-struct PipeStats {
+/// One name of a pipe, and the bytes that the connections under this name have delivered, each way. The pipe's thread
+/// writes them, other threads read them. When a pipe gets another target, new connections take a new route, and those
+/// that are open keep theirs.
+#[derive(Debug)]
+struct Route {
+    subject: Arc<Subject>,
     bytes: [AtomicU64; 2],
-    connections: AtomicUsize,
 }
 
-impl PipeStats {
+impl Route {
+    fn new(settings: &PipeSettings) -> Self {
+        let subject = Arc::new(Subject::Named(settings.name().into_bytes().into()));
+        Self { subject, bytes: Default::default() }
+    }
+
     fn delivered(&self, way: Way) -> &AtomicU64 {
         &self.bytes[way as usize]
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            subject: Arc::clone(&self.subject),
+            bytes_in: self.delivered(Way::In).load(Ordering::Relaxed),
+            bytes_out: self.delivered(Way::Out).load(Ordering::Relaxed),
+        }
     }
 }
 
 /// A running pipe. Dropping it resets its connections.
 #[derive(Debug)]
 pub struct Pipe {
-    subject: Arc<Subject>,
+    settings: PipeSettings,
+    route: Arc<Route>,
+    /// The routes of connections that were open when the pipe got another one.
+    earlier_routes: Vec<Arc<Route>>,
     local_address: SocketAddr,
-    stats: Arc<PipeStats>,
+    connections: Arc<AtomicUsize>,
     log: Arc<PipeLog>,
     mailbox: Mailbox,
     thread: Option<JoinHandle<Result<()>>>,
@@ -136,16 +161,15 @@ impl Pipe {
         ensure!(!settings.target_host.is_empty(), "{name}: no host to forward to");
         let listener = socket::listener(settings.bind, settings.port)?;
         let local_address = listener.local_addr().context("cannot read the listener's address")?;
-        let stats = Arc::new(PipeStats::default());
+        let connections = Arc::new(AtomicUsize::new(0));
         let log = Arc::new(PipeLog::new(name.escape_debug().to_string()));
-        if settings.port == 0 {
-            log.line(&format!("listens on port {}", local_address.port()));
-        }
+        let route = Arc::new(Route::new(&settings));
         let (mailbox, inbox) = Mailbox::new()?;
         let thread = PipeThread {
             listener,
-            settings,
-            stats: Arc::clone(&stats),
+            settings: settings.clone(),
+            route: Arc::clone(&route),
+            connections: Arc::clone(&connections),
             log: Arc::clone(&log),
             mailbox: mailbox.clone(),
             inbox,
@@ -154,13 +178,58 @@ impl Pipe {
             .name(format!("pipe-{}", local_address.port()))
             .spawn(move || thread.run())
             .context("cannot start the pipe's thread")?;
-        let subject = Arc::new(Subject::Named(name.into_bytes().into()));
-        Ok(Self { subject, local_address, stats, log, mailbox, thread: Some(thread) })
+        let pipe = Self {
+            settings,
+            route,
+            earlier_routes: Vec::new(),
+            local_address,
+            connections,
+            log,
+            mailbox,
+            thread: Some(thread),
+        };
+        pipe.report_listening();
+        Ok(pipe)
     }
 
-    /// The subject to which the traffic is credited: the pipe's [name](PipeSettings::name).
-    pub fn subject(&self) -> &Arc<Subject> {
-        &self.subject
+    fn report_listening(&self) {
+        let PipeSettings { target_host, target_port, .. } = &self.settings;
+        let (address, host) = (self.local_address, target_host.escape_debug());
+        self.log.line(&format!("listening on {address}, forwarding to {host}:{target_port}"));
+    }
+
+    /// The settings of the connections that begin now.
+    pub fn settings(&self) -> &PipeSettings {
+        &self.settings
+    }
+
+    /// Whether the pipe listens where these settings say, so that it can [take them on](Self::reconfigure).
+    pub fn listens_as(&self, settings: &PipeSettings) -> bool {
+        self.settings.bind == settings.bind
+            && (settings.port == self.settings.port || settings.port == self.local_address.port())
+    }
+
+    /// Goes on with other settings, without closing the port. Limits and timeouts are at once those of all connections;
+    /// another target is that of the connections that begin now. The settings must be for the port that the pipe
+    /// [listens on](Self::listens_as).
+    pub fn reconfigure(&mut self, settings: PipeSettings) {
+        if settings == self.settings {
+            return;
+        }
+        let before = std::mem::replace(&mut self.settings, settings);
+        let route = Route::new(&self.settings);
+        if route.subject != self.route.subject {
+            // If an earlier route has this name, it is the same one: a name has one count.
+            let known = self.earlier_routes.iter().position(|earlier| earlier.subject == route.subject);
+            let route = known.map_or_else(|| Arc::new(route), |at| self.earlier_routes.swap_remove(at));
+            self.earlier_routes.push(std::mem::replace(&mut self.route, route));
+            self.log.rename(self.settings.name().escape_debug().to_string());
+        }
+        if !before.has_target_of(&self.settings) {
+            self.report_listening();
+        }
+        let message = PipeMessage::Reconfigure(Box::new(self.settings.clone()), Arc::clone(&self.route));
+        self.mailbox.send(message);
     }
 
     /// The address that the pipe listens on, with the port that the kernel chose where the settings say 0.
@@ -170,11 +239,11 @@ impl Pipe {
 
     /// The number of open connections.
     pub fn connections(&self) -> usize {
-        self.stats.connections.load(Ordering::Relaxed)
+        self.connections.load(Ordering::Relaxed)
     }
 
-    /// Closes the port; it is closed when this returns. Open connections go on; when the last of them ends, the pipe is
-    /// [finished](Pipe::is_finished).
+    /// Takes the clients that have connected already, and closes the port; it is closed when this returns. Open
+    /// connections go on; when the last of them ends, the pipe is [finished](Pipe::is_finished).
     pub fn stop_accepting(&self) {
         let (done, wait) = mpsc::channel();
         self.mailbox.send(PipeMessage::StopAccepting(done));
@@ -205,25 +274,23 @@ impl Drop for Pipe {
 impl Source for Pipe {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
-            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.subject.label().escape_ascii()))??;
+            thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.settings.name().escape_debug()))??;
         }
-        Ok(vec![Reading {
-            subject: Arc::clone(&self.subject),
-            bytes_in: self.stats.delivered(Way::In).load(Ordering::Relaxed),
-            bytes_out: self.stats.delivered(Way::Out).load(Ordering::Relaxed),
-        }])
+        let mut readings = vec![self.route.reading()];
+        self.earlier_routes.retain_mut(|route| {
+            // Each connection holds its route. If nobody else does, the totals are final, and this is their last reading.
+            let is_in_use = Arc::get_mut(route).is_none();
+            readings.push(route.reading());
+            is_in_use
+        });
+        Ok(readings)
     }
 
     fn notes(&mut self) -> Vec<String> {
         self.log.take_lines(Instant::now())
     }
-}
 
-/// Raises this process's limit of descriptors to its hard limit: each connection takes two.
-///
-/// # Errors
-/// When the limit cannot be read or changed.
-pub(crate) fn raise_descriptor_limit() -> Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of descriptors")?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of descriptors")
+    fn last_notes(&mut self) -> Vec<String> {
+        self.log.take_last_lines()
+    }
 }

@@ -76,6 +76,18 @@ impl Turns {
         Self { queue: VecDeque::new(), bucket: limit_bytes_per_s.map(|limit| TokenBucket::new(limit, now)) }
     }
 
+    /// Changes the limit. The tokens and the debts stay, so that changing it often gives no extra bytes.
+    pub fn set_limit(&mut self, limit_bytes_per_s: Option<NonZeroU64>, now: Instant) {
+        self.bucket = limit_bytes_per_s.map(|limit| match self.bucket.take() {
+            Some(mut bucket) => {
+                bucket.fill(now);
+                bucket.bytes_per_s = limit.get() as f64;
+                bucket
+            }
+            None => TokenBucket::new(limit, now),
+        });
+    }
+
     /// The bytes that a transfer may move without queueing.
     pub fn immediate_allowance(&self) -> usize {
         if self.bucket.is_some() { 0 } else { TURN_BYTES }
@@ -194,6 +206,24 @@ mod tests {
         turns.charge(5000);
         assert_eq!(turns.next(now + Duration::from_secs(5)), None);
         assert!(turns.next(now + Duration::from_millis(5100)).is_some());
+    }
+
+    #[test]
+    fn changing_the_limit_often_gives_no_extra_bytes() {
+        let start = Instant::now();
+        let mut turns = Turns::new(None, start);
+        turns.push(ConnectionId::first(0));
+        let mut moved = 0;
+        for ms in 0..1000 {
+            let now = start + Duration::from_millis(ms);
+            turns.set_limit(NonZeroU64::new(if ms % 2 == 0 { 100_000 } else { 50_000 }), now);
+            while let Some((id, allowance)) = turns.next(now) {
+                moved += allowance;
+                turns.charge(allowance);
+                turns.push(id);
+            }
+        }
+        assert!((70_000..=76_000).contains(&moved), "{moved}");
     }
 
     #[test]

@@ -17,6 +17,16 @@ pub enum Leg {
     Target,
 }
 
+/// The socket of a connection that an event of epoll is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpollSource {
+    /// One of the two between which it forwards.
+    Leg(Leg),
+    /// One of those with which it tries the target's addresses. The attempt that wins gets the token of the target, so
+    /// that late events of the others are not taken for events of the target.
+    Attempt,
+}
+
 impl ConnectionId {
     /// The slot's index.
     pub fn index(self) -> usize {
@@ -24,18 +34,23 @@ impl ConnectionId {
     }
 
     /// The epoll token of one of the connection's sockets.
-    pub fn token(self, leg: Leg) -> u64 {
-        let leg = match leg {
-            Leg::Client => 0,
-            Leg::Target => 1,
+    pub fn token(self, socket: EpollSource) -> u64 {
+        let socket = match socket {
+            EpollSource::Leg(Leg::Client) => 0,
+            EpollSource::Leg(Leg::Target) => 1,
+            EpollSource::Attempt => 2,
         };
-        u64::from(self.generation) << 32 | u64::from(self.index) << 1 | leg
+        u64::from(self.generation) << 32 | u64::from(self.index) << 2 | socket
     }
 
     /// The connection and the socket that a token stands for.
-    pub fn from_token(token: u64) -> (Self, Leg) {
-        let leg = if token & 1 == 0 { Leg::Client } else { Leg::Target };
-        (Self { index: (token as u32) >> 1, generation: (token >> 32) as u32 }, leg)
+    pub fn from_token(token: u64) -> (Self, EpollSource) {
+        let socket = match token & 3 {
+            0 => EpollSource::Leg(Leg::Client),
+            1 => EpollSource::Leg(Leg::Target),
+            _ => EpollSource::Attempt,
+        };
+        (Self { index: (token as u32) >> 2, generation: (token >> 32) as u32 }, socket)
     }
 
     #[cfg(test)]
@@ -72,7 +87,7 @@ impl<T> Slab<T> {
     pub fn insert(&mut self, make: impl FnOnce(ConnectionId) -> T) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, content: None });
-            // Fits: each connection has descriptors of its own, and a descriptor is an int.
+            // Fits 30 bits, as in a token: fs.nr_open allows a process at most 2^30 descriptors.
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
@@ -127,8 +142,8 @@ mod tests {
         let first = slab.insert(|_| ());
         slab.remove(first);
         for id in [slab.insert(|_| ()), slab.insert(|_| ())] {
-            for leg in [Leg::Client, Leg::Target] {
-                assert_eq!(ConnectionId::from_token(id.token(leg)), (id, leg));
+            for socket in [EpollSource::Leg(Leg::Client), EpollSource::Leg(Leg::Target), EpollSource::Attempt] {
+                assert_eq!(ConnectionId::from_token(id.token(socket)), (id, socket));
             }
         }
     }

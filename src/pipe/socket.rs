@@ -1,5 +1,6 @@
 //! The listening socket, connecting to the target, and the socket options and epoll events of a pipe's sockets.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -7,20 +8,25 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::libc;
+use nix::libc::{self, linger};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::sockopt::{
-    Ipv6V6Only, KeepAlive, OobInline, RcvBuf, RcvBufForce, ReuseAddr, SndBuf, SndBufForce, TcpCongestion, TcpKeepCount,
-    TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
+    Ipv6V6Only, KeepAlive, Linger, OobInline, RcvBuf, RcvBufForce, ReuseAddr, SndBuf, SndBufForce, TcpCongestion,
+    TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
 };
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket,
 };
 use nix::{setsockopt_impl, sockopt_impl};
+use rustix::net::sockopt::{ip_multicast_ttl, ipv6_multicast_hops, set_ip_ttl, set_ipv6_unicast_hops};
 use rustix::net::{SocketFlags, acceptfrom_with};
+
+use crate::kernel::addresses;
 
 /// After the idle time the kernel probes whether the peer is still there, and again after each interval; it ends the
 /// connection when this many probes got no answer: two minutes in all. A connection with unacknowledged bytes ends
@@ -34,6 +40,15 @@ const KEEPALIVE_COUNT: u32 = 4;
 /// The sizes of the buffers of a bulk connection within this machine (the kernel doubles them for its own needs).
 const LOCAL_RCVBUF_BYTES: usize = 1 << 21;
 const LOCAL_SNDBUF_BYTES: usize = 1 << 20;
+
+/// The most descriptors that are left to the rest of the program, and at most an eighth of all.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
+/// The most pipes of this host through which a connection may go: the usual time to live of a packet.
+const MOST_HOPS: u8 = 64;
+
+/// How long this host's addresses are remembered.
+const ADDRESSES_LIFETIME: Duration = Duration::from_secs(5);
 
 /// Listens on `port` of `address`, by default of all addresses, IPv4 and IPv6.
 ///
@@ -79,31 +94,152 @@ pub fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr), Errno> 
     Ok((TcpStream::from(socket), address))
 }
 
-/// Starts to connect to `address`; the socket becomes writable when the attempt has succeeded or failed.
+/// Why an attempt to connect failed.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// There is no descriptor or no memory at the moment.
+    Shortage(Errno),
+    /// The address is that of the pipe's own listener: each connection would open the next one.
+    OwnListener,
+    /// The connection has come round through so many pipes of this host that they must form a circle.
+    Circle,
+    /// What the kernel says about the address.
+    Failed(io::Error),
+}
+
+impl From<Errno> for ConnectError {
+    fn from(errno: Errno) -> Self {
+        if is_shortage(errno) { Self::Shortage(errno) } else { Self::Failed(errno.into()) }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shortage(errno) => io::Error::from(*errno).fmt(f),
+            Self::OwnListener => f.write_str("the pipe listens there itself"),
+            Self::Circle => write!(f, "it came through {MOST_HOPS} pipes of this host, which forward in a circle"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Starts to connect to `address` for a client from which there are `hops` left; the socket becomes writable when the
+/// attempt has succeeded or failed. A `listening` address is that of the pipe's own listener.
 ///
 /// # Errors
-/// Those of socket(2), setsockopt(2) and connect(2), if the attempt fails at once. ELOOP means that `address` reaches
-/// our own listener on `listening`: each connection would open the next one, until there are no descriptors left.
-pub fn start_connecting(address: SocketAddr, listening: SocketAddr) -> Result<TcpStream, Errno> {
-    if reaches(address, listening) {
-        return Err(Errno::ELOOP);
+/// If the attempt fails at once.
+pub fn start_connecting(
+    address: SocketAddr,
+    listening: SocketAddr,
+    hops: Option<u8>,
+    context: &mut SocketContext,
+) -> Result<TcpStream, ConnectError> {
+    if context.reaches(address, listening) {
+        return Err(ConnectError::OwnListener);
+    }
+    if hops == Some(0) {
+        return Err(ConnectError::Circle);
     }
     let socket = stream_socket(&address)?;
+    if context.reserve.includes(&socket) {
+        return Err(ConnectError::Shortage(Errno::EMFILE));
+    }
     prepare(&socket)?;
+    if let Some(hops) = hops {
+        set_hops(&socket, address, hops);
+    }
     if address.ip().to_canonical().is_loopback() {
         use_reno(&socket);
     }
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(TcpStream::from(socket)),
-        Err(errno) => Err(errno),
+        Err(errno) => Err(errno.into()),
     }
 }
 
-/// Whether a connection to `address` reaches the listener on `listening`.
-fn reaches(address: SocketAddr, listening: SocketAddr) -> bool {
-    let (ip, own) = (address.ip().to_canonical(), listening.ip().to_canonical());
-    let reached = if own.is_unspecified() { ip.is_loopback() || ip.is_unspecified() } else { ip == own };
-    address.port() == listening.port() && reached
+/// The descriptors that a pipe leaves to the rest of the program: to the monitor, to commands, to its own messages.
+///
+/// The kernel always gives the lowest free number, so a high number means that all lower ones are taken.
+#[derive(Debug, Clone, Copy)]
+pub struct DescriptorReserve {
+    from: u64,
+}
+
+impl DescriptorReserve {
+    /// The upper end of the numbers that this process may have now.
+    pub fn of_this_process() -> Self {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        Self { from: limit - (limit / 8).min(RESERVED_DESCRIPTORS) }
+    }
+
+    /// Whether a descriptor that the kernel has just given is one of them.
+    pub fn includes(self, descriptor: &impl AsRawFd) -> bool {
+        u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number >= self.from)
+    }
+}
+
+/// Makes a socket send a reset when it is closed: its peer must not take the stream for whole.
+pub fn reset(socket: &TcpStream) {
+    // This fails if the peer has already closed the connection; then it needs no reset.
+    let _ = setsockopt(socket, Linger, &linger { l_onoff: 1, l_linger: 0 });
+}
+
+/// What the sockets of one pipe need to know about this host.
+#[derive(Debug)]
+pub struct SocketContext {
+    pub reserve: DescriptorReserve,
+    own_addresses: HashSet<IpAddr>,
+    addresses_read_at: Option<Instant>,
+}
+
+impl SocketContext {
+    pub fn new(reserve: DescriptorReserve) -> Self {
+        Self { reserve, own_addresses: HashSet::new(), addresses_read_at: None }
+    }
+
+    /// Whether an address is this host's.
+    fn is_own(&mut self, ip: IpAddr) -> bool {
+        if ip.is_loopback() || ip.is_unspecified() {
+            return true;
+        }
+        if self.addresses_read_at.is_none_or(|at| at.elapsed() >= ADDRESSES_LIFETIME) {
+            self.own_addresses = addresses::here();
+            self.addresses_read_at = Some(Instant::now());
+        }
+        self.own_addresses.contains(&ip)
+    }
+
+    /// Whether a connection to `address` reaches the listener on `listening`.
+    fn reaches(&mut self, address: SocketAddr, listening: SocketAddr) -> bool {
+        let (ip, own) = (address.ip().to_canonical(), listening.ip().to_canonical());
+        address.port() == listening.port()
+            && if own.is_unspecified() {
+                self.is_own(ip)
+            } else {
+                ip == own || ip.is_unspecified() && own.is_loopback()
+            }
+    }
+
+    /// The number of pipes through which the connection of a client may still go; `None` if it comes from another host.
+    ///
+    /// Pipes of one host that forward in a circle, in one process or in several, would open connections until there are
+    /// no descriptors left. They count down as routers do: each gives its packets a time to live that is lower by one
+    /// than that of the client's. The kernel keeps that of an accepted connection where a datagram socket has its time
+    /// to live for multicast (`tcp_v4_syn_recv_sock` in net/ipv4/tcp_ipv4.c, `tcp_v6_syn_recv_sock`).
+    pub fn hops_left(&mut self, client: &TcpStream, address: SocketAddr) -> Option<u8> {
+        if !self.is_own(address.ip().to_canonical()) {
+            return None;
+        }
+        let received = if address.is_ipv4() { ip_multicast_ttl(client) } else { ipv6_multicast_hops(client) };
+        let received = u8::try_from(received.ok()?).unwrap_or(MOST_HOPS);
+        Some(received.min(MOST_HOPS).saturating_sub(1))
+    }
+}
+
+fn set_hops(socket: &OwnedFd, address: SocketAddr, hops: u8) {
+    // If this fails, the count begins again.
+    let _ = if address.is_ipv4() { set_ip_ttl(socket, hops.into()) } else { set_ipv6_unicast_hops(socket, Some(hops)) };
 }
 
 fn stream_socket(address: &SocketAddr) -> Result<OwnedFd, Errno> {
@@ -192,7 +328,7 @@ fn is_allowed(limit: &str, bytes: usize) -> bool {
 }
 
 /// Whether an error means that there is no descriptor or no memory left at the moment.
-pub fn is_shortage(errno: Errno) -> bool {
+fn is_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
 }
 
@@ -213,12 +349,24 @@ impl EpollSocket {
         Self { stream, token, events: EpollFlags::empty() }
     }
 
-    /// Watches for `events` too.
+    /// Watches for `events` too; always for errors, even without any.
     ///
     /// # Errors
     /// When the kernel has no memory for that.
     pub fn watch(&mut self, epoll: &Epoll, events: EpollFlags) -> Result<(), Errno> {
         self.set(epoll, self.events | events | EpollFlags::EPOLLET)
+    }
+
+    /// Makes epoll report events with another token, from now on and once for the present state of the socket.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn rename(&mut self, epoll: &Epoll, token: u64) -> Result<(), Errno> {
+        self.token = token;
+        if self.events.is_empty() {
+            return Ok(());
+        }
+        epoll.modify(&self.stream, &mut EpollEvent::new(self.events, token))
     }
 
     /// Stops watching for `events`.

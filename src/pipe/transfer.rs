@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 
 use super::kernel_pipe::{KernelPipe, PIPE_BYTES, Pool};
-use super::socket::{flush_corked, set_rcvlowat, tune_for_loopback};
+use super::socket::{DescriptorReserve, flush_corked, set_rcvlowat, tune_for_loopback};
 
 /// The size of the thread's buffer: the most that one copy of a bulk transfer moves if there is no kernel pipe for it.
 const BUFFER_BYTES: usize = 1 << 16;
@@ -52,8 +52,8 @@ pub struct Mover {
 
 impl Mover {
     /// A buffer, and a pool without pipes yet.
-    pub fn new() -> Self {
-        Self { pool: Pool::default(), buffer: vec![0; BUFFER_BYTES].into() }
+    pub fn new(reserve: DescriptorReserve) -> Self {
+        Self { pool: Pool::new(reserve), buffer: vec![0; BUFFER_BYTES].into() }
     }
 }
 
@@ -145,6 +145,17 @@ impl TransferMode {
     }
 }
 
+/// The coalescing of the wake-ups for a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coalescing {
+    /// The source's SO_RCVLOWAT is 1: each packet wakes the thread.
+    Over,
+    /// The transfer waits for its source, which may have paused: look again after [`PAUSE`].
+    Waiting,
+    /// The transfer has a turn coming, or is blocked until an event of its destination: there is nothing to look at.
+    Busy,
+}
+
 /// The two sockets of a transfer, and the count of the bytes that it delivered.
 #[derive(Debug, Clone, Copy)]
 pub struct SocketPair<'a> {
@@ -234,15 +245,18 @@ impl Transfer {
     }
 
     /// Sets the SO_RCVLOWAT of a source that has paused back to 1; epoll reports the bytes that already wait there.
-    /// Returns whether it is still above 1.
-    pub fn check_pause(&mut self, source: &TcpStream, now: Instant) -> bool {
+    pub fn check_pause(&mut self, source: &TcpStream, now: Instant) -> Coalescing {
         if let (TransferMode::Heavy { last, .. }, Phase::Waiting) = (self.mode, &self.phase)
             && now.saturating_duration_since(last) >= PAUSE
         {
             self.mode = TransferMode::bulk(now);
             self.update_rcvlowat(source);
         }
-        self.is_coalescing()
+        match self.phase {
+            _ if !self.is_coalescing() => Coalescing::Over,
+            Phase::Waiting => Coalescing::Waiting,
+            Phase::Ready | Phase::Blocked(_) | Phase::Ended => Coalescing::Busy,
+        }
     }
 
     /// Moves bytes: first those that the transfer holds, then at most `allowance` new ones. Returns the number of new

@@ -9,11 +9,12 @@ use super::{Next, Program};
 
 use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, Grouping};
+use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier};
 use crate::output::{Announcement, Frame, Moment};
-use crate::pipe::{Pipe, raise_descriptor_limit};
+use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
 use crate::traffic::rates::Rates;
 use crate::traffic::source::{Facts, Reading, Source};
@@ -58,7 +59,7 @@ enum Part {
     Monitor(Box<Monitor>),
     Pipe {
         section: Box<PipeSection>,
-        pipe: Pipe,
+        pipe: Box<Pipe>,
         stage: Stage,
     },
 }
@@ -88,7 +89,9 @@ impl Part {
         let mut pipes = Vec::new();
         for section in sections {
             match Pipe::bind(section.pipe.clone()) {
-                Ok(pipe) => pipes.push(Self::Pipe { section: Box::new(section), pipe, stage: Stage::Listening }),
+                Ok(pipe) => {
+                    pipes.push(Self::Pipe { section: Box::new(section), pipe: Box::new(pipe), stage: Stage::Listening })
+                }
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
@@ -99,18 +102,24 @@ impl Part {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Monitor(monitor) => monitor.as_mut(),
-            Self::Pipe { pipe, .. } => pipe,
+            Self::Pipe { pipe, .. } => pipe.as_mut(),
         }
     }
 
-    /// Whether this is a listening pipe with the settings of this section.
-    fn is_pipe(&self, wanted: &PipeSection) -> bool {
-        matches!(self, Self::Pipe { section, stage: Stage::Listening, .. } if section.pipe == wanted.pipe)
+    /// Whether this is a pipe that listens where a section says, so that it can take on what else the section says. A port
+    /// that the kernel chose belongs to its section, or to one with the same target.
+    fn listens_as(&self, wanted: &PipeSection) -> bool {
+        let Self::Pipe { section, pipe, stage: Stage::Listening } = self else { return false };
+        pipe.listens_as(&wanted.pipe)
+            && (wanted.pipe.port != 0 || section.pipe == wanted.pipe || section.is_same_section(wanted))
     }
 
-    /// Whether this is a listening pipe on the port of this section.
-    fn has_port_of(&self, wanted: &PipeSection) -> bool {
-        matches!(self, Self::Pipe { pipe, stage: Stage::Listening, .. } if pipe.local_address().port() == wanted.pipe.port)
+    /// Takes on what a section says.
+    fn take_on(&mut self, wanted: PipeSection) {
+        if let Self::Pipe { section, pipe, .. } = self {
+            pipe.reconfigure(wanted.pipe.clone());
+            **section = wanted;
+        }
     }
 
     /// Closes the port, if this is a pipe; its connections go on.
@@ -145,6 +154,10 @@ impl Source for Part {
 
     fn notes(&mut self) -> Vec<String> {
         self.source().notes()
+    }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        self.source().last_notes()
     }
 
     fn facts(&self) -> Facts {
@@ -218,8 +231,8 @@ impl AggregatorProgram {
         notes
     }
 
-    /// Goes on with another configuration. Pipes that are in the old and the new one go on; the connections of the others
-    /// stay until they close. Returns messages for the user.
+    /// Goes on with another configuration. A pipe whose port is in the old and the new one keeps it open, and takes on the
+    /// rest; the connections of the others stay until they close. Returns messages for the user.
     ///
     /// # Errors
     /// As for [`start`](Self::start); then nothing has changed.
@@ -229,33 +242,45 @@ impl AggregatorProgram {
         let Configuration { monitors, applications, notifications, shape, .. } = configuration;
 
         // First the steps that may fail.
-        let (known, new): (Vec<_>, Vec<_>) =
-            monitors.pipes.into_iter().partition(|wanted| self.aggregator.sources().any(|part| part.is_pipe(wanted)));
-        let (taken_by_us, free): (Vec<_>, Vec<_>) =
-            new.into_iter().partition(|wanted| self.aggregator.sources().any(|part| part.has_port_of(wanted)));
-        let mut parts = Part::pipes(free)?;
+        let (kept, new) = self.match_pipes(monitors.pipes);
+        let mut parts = Part::pipes(new)?;
         let has_monitor = self.aggregator.sources().any(|part| matches!(part, Part::Monitor(_)));
-        let monitored = !monitors.selections.is_empty();
-        if monitored && !has_monitor {
-            parts.push(Part::monitor(monitors.selections, self.settings.counters_from)?);
-        } else {
-            self.select(monitors.selections);
+        let is_monitored = !monitors.selections.is_empty();
+        let mut selections = monitors.selections;
+        if is_monitored && !has_monitor {
+            parts.push(Part::monitor(std::mem::take(&mut selections), self.settings.counters_from)?);
         }
 
-        for part in self.aggregator.sources() {
-            if !known.iter().any(|wanted| part.is_pipe(wanted)) {
-                part.retire();
+        for (part, kept) in self.aggregator.sources().zip(kept) {
+            match kept {
+                Some(section) => part.take_on(section),
+                None => part.retire(),
             }
         }
-        match Part::pipes(taken_by_us) {
-            Ok(pipes) => parts.extend(pipes),
-            Err(invalid) => notes.extend(invalid.to_string().lines().map(str::to_owned)),
+        if has_monitor {
+            self.select(selections);
         }
         parts.into_iter().for_each(|part| self.aggregator.add(part));
         self.aggregator.regroup(Grouping { applications, auto_group: self.settings.auto_group });
         self.notifier.replace(notifications);
         self.shape = shape;
         Ok(notes)
+    }
+
+    /// Gives each section to one of the pipes that listen where it says. Returns the section of each source that gets one,
+    /// and the sections for which there is none.
+    fn match_pipes(&mut self, wanted: Vec<PipeSection>) -> (Vec<Option<PipeSection>>, Vec<PipeSection>) {
+        let parts: Vec<&mut Part> = self.aggregator.sources().collect();
+        let mut kept: Vec<Option<PipeSection>> = parts.iter().map(|_| None).collect();
+        let mut new = Vec::new();
+        for section in wanted {
+            let is_free = |at: usize| kept[at].is_none() && parts[at].listens_as(&section);
+            match (0..parts.len()).find(|&at| is_free(at)) {
+                Some(at) => kept[at] = Some(section),
+                None => new.push(section),
+            }
+        }
+        (kept, new)
     }
 
     /// Gives the monitor, if there is one, other selections. Without any selection, drops the monitor.
@@ -305,6 +330,18 @@ impl Program for AggregatorProgram {
 
     fn terminated(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
         Next::End
+    }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.extend(self.aggregator.sources().flat_map(Part::last_notes));
+        notes.extend(self.aggregator.notes());
+        notes.extend(self.notifier.notes());
+        notes
+    }
+
+    fn works_unseen(&mut self) -> bool {
+        self.notifier.has_rules() || self.aggregator.sources().any(|part| matches!(part, Part::Pipe { .. }))
     }
 
     fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {

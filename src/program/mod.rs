@@ -16,14 +16,14 @@ pub mod one_source;
 pub mod pipe;
 mod signals;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use crate::output::{Announcement, Frame, Moment, Output};
+use crate::output::{self, Announcement, Frame, Moment, Output};
 pub use signals::Signals;
 use signals::Waited;
 
@@ -62,27 +62,49 @@ pub trait Program {
         Next::End
     }
 
+    /// The messages that no frame has had, when the program ends.
+    fn last_notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether the program does more than show figures, so that it goes on when the reader of stdout is gone.
+    fn works_unseen(&mut self) -> bool {
+        false
+    }
+
     /// Whether the program goes on if there is no signal. The loop calls this after every tick.
     fn next(&self) -> Next {
         Next::Continue
     }
 }
 
-/// Runs `program` until it ends by itself or by a signal, or until the reader of stdout is gone (`| head -1`), which is
-/// a success.
+/// Runs `program` until it ends by itself or by a signal, or, if it only shows figures, until the reader of stdout is
+/// gone (`| head -1`), which is a success.
 ///
 /// Ticks keep to a schedule: whole seconds after the first, however long each takes. If one takes longer than a second,
 /// the loop skips the ticks whose time has passed.
 ///
 /// # Errors
-/// The error of a tick, or of writing to stdout.
-pub fn run(program: &mut dyn Program, output: &mut dyn Output, mut signals: Signals) -> Result<()> {
+/// The error of a tick.
+pub fn run(program: &mut dyn Program, output: &mut dyn Output, signals: Signals) -> Result<()> {
+    let result = tick_until_end(program, output, signals);
+    let last_notes: Vec<_> = program.last_notes().into_iter().map(Announcement::Note).collect();
+    closed(output.announce(&last_notes))?;
+    result
+}
+
+fn tick_until_end(program: &mut dyn Program, output: &mut dyn Output, mut signals: Signals) -> Result<()> {
+    let mut has_reader = true;
     let mut next_tick = Instant::now();
     loop {
         let at = Moment::now();
         let mut frame = program.tick(at)?;
         frame.took = at.monotonic.elapsed();
-        if closed(output.show(&frame))? || program.next() == Next::End {
+        let is_gone = closed(output.show(&frame))?;
+        if program.next() == Next::End {
+            return Ok(());
+        }
+        if is_gone && std::mem::replace(&mut has_reader, false) && reader_gone(program, output)? == Next::End {
             return Ok(());
         }
         next_tick += TICK;
@@ -92,18 +114,32 @@ pub fn run(program: &mut dyn Program, output: &mut dyn Output, mut signals: Sign
         }
         loop {
             let mut announcements = Vec::new();
-            let next = match signals.wait(next_tick)? {
+            let next = match signals.wait(next_tick, has_reader)? {
                 Waited::Passed => break,
-                Waited::Closed => return Ok(()),
+                Waited::Closed => {
+                    has_reader = false;
+                    reader_gone(program, output)?
+                }
                 Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),
                 Waited::Signal(_) => program.interrupted(&mut announcements),
             };
-            if closed(output.announce(&announcements))? || next == Next::End {
+            closed(output.announce(&announcements))?;
+            if next == Next::End {
                 return Ok(());
             }
         }
     }
+}
+
+/// The reader of stdout is gone: ends a program that only shows figures.
+fn reader_gone(program: &mut dyn Program, output: &mut dyn Output) -> Result<Next> {
+    if !program.works_unseen() {
+        return Ok(Next::End);
+    }
+    let note = "the reader of stdout is gone; all but the figures goes on".to_owned();
+    closed(output.announce(&[Announcement::Note(note)]))?;
+    Ok(Next::Continue)
 }
 
 /// The exit code of a binary: success, or 1 after one line on stderr with the error and its causes.
@@ -111,7 +147,7 @@ pub fn exit_code(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "{program}: {error:#}");
+            output::write_error(format!("{program}: {error:#}"));
             ExitCode::FAILURE
         }
     }

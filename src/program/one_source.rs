@@ -44,4 +44,8 @@ impl<S: Source> Program for OneSource<S> {
         frame.facts = self.source.facts();
         Ok(frame)
     }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        self.source.last_notes()
+    }
 }

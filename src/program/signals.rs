@@ -14,7 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// How often a wait for a thread looks for signals.
 const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(20);
 
-/// SIGINT, SIGTERM and SIGHUP, blocked and read from a descriptor. They are blocked in the calling thread and in every
+/// SIGINT, SIGTERM and SIGHUP, blocked and read from a descriptor, except those that were ignored when the program
+/// started: nohup(1) and a shell's `&` make them ignored, and they stay so. They are blocked in the calling thread and in every
 /// thread that it starts later, so take them before the first thread starts. Commands that we run do not have them
 /// blocked, since the standard library gives each child an empty mask.
 pub struct Signals {
@@ -36,10 +37,10 @@ impl Signals {
     /// # Errors
     /// When the kernel gives no signalfd(2).
     pub fn take() -> Result<Self> {
-        let mut mask = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            mask.add(signal);
-        }
+        let ignored = ignored();
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+        // A blocked signal is delivered to a signalfd although it is ignored (`sig_ignored` in kernel/signal.c).
+        let mask: SigSet = signals.into_iter().filter(|signal| ignored >> (*signal as u32 - 1) & 1 == 0).collect();
         mask.thread_block().context("cannot block signals")?;
         let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot make a signalfd")?;
@@ -61,7 +62,7 @@ impl Signals {
                 Err(RecvTimeoutError::Disconnected) => bail!("a thread of this program has panicked"),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            match self.wait(Instant::now())? {
+            match self.wait(Instant::now(), true)? {
                 Waited::Passed => {}
                 Waited::Signal(Signal::SIGHUP) => hung_up = true,
                 Waited::Signal(_) | Waited::Closed => break None,
@@ -73,8 +74,8 @@ impl Signals {
         Ok(result)
     }
 
-    /// Waits until a signal comes, the reader of stdout is gone, or `deadline` passes.
-    pub(super) fn wait(&mut self, deadline: Instant) -> Result<Waited> {
+    /// Waits until a signal comes, or `deadline` passes, or, if `watch_stdout`, the reader of stdout is gone.
+    pub(super) fn wait(&mut self, deadline: Instant, watch_stdout: bool) -> Result<Waited> {
         loop {
             if let Some(info) = self.fd.read_signal().context("cannot read the signalfd")?
                 && let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
@@ -92,7 +93,8 @@ impl Signals {
             // would notice only at its next write, and there may be nothing to write for a long time.
             let mut fds =
                 [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN), PollFd::new(stdout.as_fd(), PollFlags::empty())];
-            match poll(&mut fds, PollTimeout::from(millis)) {
+            let watched = if watch_stdout { &mut fds[..] } else { &mut fds[..1] };
+            match poll(watched, PollTimeout::from(millis)) {
                 Ok(_) if fds[1].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) => {
                     return Ok(Waited::Closed);
                 }
@@ -101,4 +103,10 @@ impl Signals {
             }
         }
     }
+}
+
+/// The signals that this process ignores, as bits from SIGHUP on: the line `SigIgn:` of /proc/self/status (proc(5)). Without
+/// /proc, none.
+fn ignored() -> u64 {
+    procfs::process::Process::myself().and_then(|myself| myself.status()).map_or(0, |status| status.sigign)
 }

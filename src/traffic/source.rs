@@ -46,6 +46,11 @@ pub trait Source {
         Vec::new()
     }
 
+    /// The same for the last time, when the program ends: also what was held back to tell it together with more.
+    fn last_notes(&mut self) -> Vec<String> {
+        self.notes()
+    }
+
     /// How the figures of the last reading were obtained.
     fn facts(&self) -> Facts {
         Facts::default()

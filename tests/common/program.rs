@@ -24,6 +24,12 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The port in the line in which a pipe says where it listens.
+pub fn listening_port(line: &str) -> u16 {
+    let address = line.split_once(": listening on ").and_then(|(_, rest)| rest.split_once(", forwarding to "));
+    address.and_then(|(address, _)| address.rsplit(':').next()).and_then(|port| port.parse().ok()).expect(line)
+}
+
 /// Waits until the program handles signals.
 pub fn wait_until_it_runs(child: &mut Child) {
     let terminate = 1u64 << (Signal::SIGTERM as u32 - 1);
@@ -45,8 +51,13 @@ pub struct Running {
 
 impl Running {
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = Lines::of(child.stdout.take().unwrap());
+        Self::start_with(command, Stdio::piped())
+    }
+
+    /// Starts it with this stdout; if that is not a pipe to us, there are no lines.
+    pub fn start_with(command: &mut Command, stdout: impl Into<Stdio>) -> Self {
+        let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().map_or_else(|| Lines::of(std::io::empty()), Lines::of);
         let stderr = Lines::of(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
     }

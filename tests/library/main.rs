@@ -3,6 +3,7 @@
 #[path = "../common"]
 mod common {
     pub mod program;
+    pub mod silent;
     pub mod user;
     pub mod vectors;
 }
@@ -18,6 +19,7 @@ mod notification_command;
 mod owners;
 mod pattern;
 mod pipe;
+mod pipe_changes;
 mod pipe_random;
 mod pipeline;
 mod sockets;

@@ -1,12 +1,14 @@
 //! The pipe on real sockets of the loopback interface: its connections must behave like direct ones.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::silent::Silent;
 use crate::loopback::{Random, patient, random_bytes, settings, wait_until};
 use bwmon::pipe::{Pipe, PipeSettings};
 use bwmon::traffic::source::Source;
@@ -70,7 +72,7 @@ fn wait_for_count(pipe: &mut Pipe, expected: (u64, u64)) {
 fn report(pipe: &mut Pipe) -> String {
     let mut lines = Vec::new();
     wait_until("a report", || {
-        lines.extend(pipe.notes().into_iter().filter(|line| !line.contains("listens on port")));
+        lines.extend(pipe.notes().into_iter().filter(|line| !line.contains(": listening on ")));
         !lines.is_empty()
     });
     lines.remove(0)
@@ -91,7 +93,8 @@ fn bytes_are_forwarded_and_counted_both_ways() {
 
     let name = format!("pipe-0:127.0.0.1:{}", listener.local_addr().unwrap().port());
     assert_eq!(pipe.read(Instant::now()).unwrap()[0].subject.label(), name.as_bytes());
-    assert_eq!(pipe.notes(), [format!("{name}: listens on port {}", pipe.local_address().port())]);
+    let (address, target) = (pipe.local_address(), listener.local_addr().unwrap());
+    assert_eq!(pipe.notes(), [format!("{name}: listening on {address}, forwarding to {target}")]);
 }
 
 #[test]
@@ -221,19 +224,23 @@ fn a_name_without_an_address_causes_one_report_and_resets() {
 
 #[test]
 fn the_pipe_gives_up_a_target_that_does_not_answer() {
-    // The kernel drops connections to a listener whose accept queue is full.
-    let silent = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    bind(silent.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    listen(&silent, Backlog::new(0).unwrap()).unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], getsockname::<SockaddrIn>(silent.as_raw_fd()).unwrap().port()));
-    let mut queued = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-        queued.push(stream);
-    }
+    let silent = Silent::on(([127, 0, 0, 1], 0).into());
+    let address = silent.address;
     let settings = PipeSettings { connect_timeout: Duration::from_millis(50), ..settings(address) };
     let mut pipe = Pipe::bind(settings).unwrap();
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
     assert!(report(&mut pipe).contains(&format!("cannot connect to {address}: timed out")));
+}
+
+#[test]
+fn a_client_that_resets_while_the_target_does_not_answer_frees_its_place_at_once() {
+    let silent = Silent::on(([127, 0, 0, 1], 0).into());
+    let settings = PipeSettings { connect_timeout: Duration::from_secs(3600), ..settings(silent.address) };
+    let pipe = Pipe::bind(settings).unwrap();
+    let client = connect(&pipe);
+    wait_until("the connection", || pipe.connections() == 1);
+    reset(client);
+    wait_until("its end", || pipe.connections() == 0);
 }
 
 #[test]
@@ -246,7 +253,11 @@ fn a_pipe_does_not_connect_to_itself() {
         }
     };
     assert_eq!(read_to_reset(&connect(&pipe)), b"");
-    assert!(report(&mut pipe).contains("cannot connect to 127.0.0.1:"));
+    let said = report(&mut pipe);
+    assert!(
+        said.contains("cannot connect to 127.0.0.1:") && said.ends_with(": the pipe listens there itself"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -363,6 +374,93 @@ fn a_limited_pipe_delivers_all_bytes_of_all_connections() {
         reader.join().unwrap();
     }
     wait_for_count(&mut pipe, (2_000_000, 0));
+}
+
+#[test]
+fn the_limit_holds_for_the_bytes_of_clients_that_reset() {
+    const LIMIT_BYTES_PER_S: u64 = 10_000;
+    let start = Instant::now();
+    let (mut pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(LIMIT_BYTES_PER_S));
+    let clients: Vec<_> = (0..20).map(|_| (connect(&pipe), accept(&listener))).collect();
+    let _targets: Vec<TcpStream> = clients
+        .into_iter()
+        .map(|(client, target)| {
+            (&client).write_all(&[7; 50_000]).unwrap();
+            reset(client);
+            target
+        })
+        .collect();
+    while start.elapsed() < Duration::from_secs(1) {
+        let delivered = delivered(&mut pipe).0;
+        let most = 1000 + (LIMIT_BYTES_PER_S as f64 * start.elapsed().as_secs_f64()) as u64;
+        assert!(delivered <= most, "{delivered} bytes, not {most}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_limited_pipe_forwards_what_came_before_a_reset() {
+    let (pipe, listener) = pipe_to(|settings| settings.limit_bytes_per_s = NonZeroU64::new(100_000));
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    let bytes = random_bytes(4, 50_000);
+    (&client).write_all(&bytes).unwrap();
+    reset(client);
+    assert!(read_to_reset(&target) == bytes);
+    wait_until("the end of the connection", || pipe.connections() == 0);
+}
+
+#[test]
+fn a_connection_that_waits_for_its_turn_within_the_limit_is_not_idle() {
+    let (pipe, listener) = pipe_to(|settings| {
+        // A turn is 64 bytes, so each connection has one in two and a half seconds.
+        settings.limit_bytes_per_s = NonZeroU64::new(50);
+        settings.idle_timeout = Some(Duration::from_secs(1));
+    });
+    let connections = [(); 2].map(|()| {
+        let client = connect(&pipe);
+        (&client).write_all(&[7; 128]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        (client, accept(&listener))
+    });
+    for (_client, target) in &connections {
+        assert_eq!(read_to_end(target).len(), 128);
+    }
+}
+
+/// How often a thread of this process went to sleep.
+fn sleeps(thread_name: &str) -> u64 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let mut status = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap_or_default());
+    let status = status.find(|status| status.starts_with(&format!("Name:\t{thread_name}\n"))).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_fast_transfer_that_is_blocked_wakes_nobody() {
+    let (mut pipe, listener) = pipe_to(|_| {});
+    let client = connect(&pipe);
+    let target = accept(&listener);
+    let writer = thread::spawn(move || while (&client).write_all(&[7; 1 << 20]).is_ok() {});
+    let mut buffer = vec![0; 1 << 20];
+    for _ in 0..200 {
+        (&target).read_exact(&mut buffer).unwrap();
+    }
+    // The target stops reading, so all buffers fill.
+    let mut before = None;
+    wait_until("the blocked transfer", || {
+        thread::sleep(Duration::from_millis(50));
+        let now = Some(delivered(&mut pipe).0);
+        std::mem::replace(&mut before, now) == now
+    });
+    let name = format!("pipe-{}", pipe.local_address().port());
+    let before = sleeps(&name);
+    thread::sleep(Duration::from_millis(500));
+    let wakeups = sleeps(&name) - before;
+    assert!(wakeups < 25, "{wakeups} in half a second");
+    drop((target, pipe));
+    writer.join().unwrap();
 }
 
 #[test]

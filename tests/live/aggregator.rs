@@ -12,7 +12,7 @@ use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::program::{DEADLINE, Running, wait_for};
+use crate::common::program::{DEADLINE, Running, listening_port, wait_for};
 use crate::support::netns::Namespace;
 use crate::support::role::{role_command, tag};
 
@@ -110,8 +110,8 @@ impl Scene {
             pipes: targets.map(|target| format!("pipe-0:{target}")),
         };
         for (name, chunk) in scene.pipes.clone().into_iter().zip(PIPE_CHUNKS) {
-            let said = scene.wait_for(&format!("{name}: listens on port "));
-            let port: u16 = said.rsplit(' ').next().unwrap().parse().unwrap();
+            let said = scene.wait_for(&format!("{name}: listening on "));
+            let port = listening_port(&said);
             thread::spawn(move || send(TcpStream::connect(("127.0.0.1", port)).unwrap(), chunk));
         }
         scene

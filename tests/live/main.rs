@@ -8,6 +8,7 @@
 mod common {
     pub mod program;
     pub mod runmonitor;
+    pub mod silent;
     pub mod user;
 }
 mod support;
@@ -18,6 +19,7 @@ mod flows;
 mod handing_over;
 mod ipv6_pipe;
 mod packets;
+mod pipe;
 mod tcp_owners;
 
 use std::process::ExitCode;
@@ -52,6 +54,10 @@ const TESTS: &[Test] = tests! {
         counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
         counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
+        pipe::a_pipe_does_not_connect_to_itself_by_any_address_of_the_host,
+        pipe::signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent,
+        pipe::while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first,
+        pipe::while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows,
     }
     EachKind {
         flows::a_connection_of_the_host_with_its_own_address_is_local,

@@ -12,3 +12,4 @@ mod readme;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod unseen;

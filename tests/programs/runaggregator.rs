@@ -8,6 +8,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -16,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::golden::{self, assert_golden};
-use crate::common::program::{Running, wait_for, wait_until_it_runs};
+use crate::common::program::{DEADLINE, Running, listening_port, wait_for, wait_until_it_runs};
 use crate::common::vectors::{list, vectors};
 
 /// The program in `directory`.
@@ -244,7 +247,7 @@ impl Piped {
 
     /// Waits for the port that the kernel gave to a pipe.
     fn port(&mut self) -> u16 {
-        self.wait_for_note("listens on port ").rsplit(' ').next().unwrap().parse().unwrap()
+        listening_port(&self.wait_for_note(": listening on "))
     }
 
     fn reload(&mut self, text: &str) {
@@ -291,6 +294,7 @@ fn a_reload_keeps_the_pipes_that_did_not_change() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     piped.reload(&pipe_to(port, &other));
     piped.wait_for_note("read the configuration again: 0 monitors, 1 pipe");
+    assert_eq!(piped.port(), port);
     let mut second = connect(port, &other);
     is_open(&mut second);
     is_open(&mut first);
@@ -386,4 +390,50 @@ fn a_pipe_has_a_line_and_a_notification_that_recovers() {
     piped.wait_for_note("[Bad] cannot start /no/such/program: there is no such program");
     piped.program.signal(Signal::SIGTERM);
     assert_eq!(piped.program.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_hundred_reloads_that_change_a_pipe_refuse_and_reset_no_client() {
+    let mut piped = Piped::new(&[], &[]);
+    let port = piped.port();
+    let targets = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    // The targets echo what comes.
+    for target in &targets {
+        let target = target.try_clone().unwrap();
+        thread::spawn(move || {
+            for stream in target.incoming().map_while(Result::ok) {
+                thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+            }
+        });
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    // The kernel's own port of the first configuration, now by its number.
+    piped.reload(&pipe_to(port, &targets[0]));
+    piped.wait_for_note("read the configuration again");
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            thread::spawn(move || {
+                let mut connections = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                    client.set_read_timeout(Some(DEADLINE)).unwrap();
+                    client.write_all(b"hello").unwrap();
+                    let mut answer = [0; 5];
+                    client.read_exact(&mut answer).unwrap();
+                    connections += 1;
+                }
+                connections
+            })
+        })
+        .collect();
+    for round in 0..100 {
+        let limit = 1_000_000 + round;
+        let section = format!("{}shape_threshold={limit}\n", pipe_to(port, &targets[round % 2]));
+        piped.reload(&section.replace("[Pipe]", &format!("[Pipe {}]", round / 10)));
+        piped.wait_for_note("read the configuration again");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let connections: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    assert!(connections > 0);
 }

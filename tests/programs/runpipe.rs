@@ -8,6 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::program::listening_port;
+
 const RUNPIPE: &str = env!("CARGO_BIN_EXE_runpipe");
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,7 +40,7 @@ impl RunningPipe {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         stderr.read_line(&mut line).unwrap();
-        let port = line.trim_end().rsplit_once("listens on port ").expect(&line).1.parse().unwrap();
+        let port = listening_port(&line);
         Self { child, port, stdout, stderr, listener }
     }
 

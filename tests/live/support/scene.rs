@@ -1,5 +1,6 @@
 //! A monitor on one of two hosts, their traffic, and the bytes that it should show.
 
+use std::fs::read_to_string;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -49,7 +50,10 @@ impl<'a> Scene<'a> {
         let monitor = Monitor::start(&[&["--source=conntrack"], arguments].concat());
         // From then on it gets an event when a connection begins.
         let threads = format!("/proc/{}/task", monitor.program.child.id());
-        wait_for("the program to watch", || (std::fs::read_dir(&threads).unwrap().count() == 2).then_some(()));
+        wait_for("the program to watch", || {
+            let mut threads = std::fs::read_dir(&threads).unwrap().filter_map(Result::ok);
+            threads.find(|thread| read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "watcher\n"))
+        });
         Self { host, remote, truth: Truth::new(host), monitor }
     }
 
