@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rows of one tick ──▶ Notifier::tick: per application and matching rule a moving average ──▶ Notification
-//!                                                                          Commands::start ◀──┘
+//!                                                                          Commands::queue ◀──┘
 //! ```
 //! An application's rate is averaged over the interval of each rule whose filter matches its name. Seconds without
 //! traffic count as zero, also those before the application appeared and after it went, so that an average over five
