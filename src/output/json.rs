@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
+use super::text::messages;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
@@ -53,13 +54,22 @@ impl Json {
     pub fn new(named: Named) -> Self {
         Self { named, host: host(), names: Names::new(), terminal: Terminal::of_this_process() }
     }
+
+    fn records(&mut self) -> Records<'_> {
+        Records { named: self.named, host: &self.host, names: &mut self.names }
+    }
 }
 
 impl Output for Json {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
         self.names.refresh();
-        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
-        self.terminal.append(&text, super::text::messages(frame))
+        let text = self.records().of_frame(frame);
+        self.terminal.table_below(text, messages(frame))
+    }
+
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        let text = self.records().of_events(frame);
+        self.terminal.table_below(text, messages(frame))
     }
 
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
@@ -108,12 +118,7 @@ impl<'a> Records<'a> {
             records += 1;
             write(&mut text, &self.row(row, bytes, &timestamp, boot));
         }
-        for notification in &frame.notifications {
-            write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
-        }
-        for message in &frame.notes {
-            write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
-        }
+        text.extend(self.of_events(frame));
         let tick = Tick {
             timestamp: &timestamp,
             host: self.host,
@@ -126,6 +131,19 @@ impl<'a> Records<'a> {
             duration_microseconds: micros(frame.took),
         };
         write(&mut text, &tick);
+        text
+    }
+
+    /// The lines of a frame's notifications and messages.
+    pub fn of_events(&self, frame: &Frame) -> Vec<u8> {
+        let timestamp = timestamp(frame.at.wall_clock);
+        let mut text = Vec::new();
+        for notification in &frame.notifications {
+            write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
+        }
+        for message in &frame.notes {
+            write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
+        }
         text
     }
 

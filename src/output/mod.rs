@@ -141,6 +141,12 @@ pub trait Output {
     /// nevertheless.
     fn show(&mut self, frame: &Frame) -> io::Result<()>;
 
+    /// Tells the messages and notifications of a tick that is not shown.
+    ///
+    /// # Errors
+    /// As for [`show`](Output::show).
+    fn tell(&mut self, frame: &Frame) -> io::Result<()>;
+
     /// Shows announcements at once.
     ///
     /// # Errors

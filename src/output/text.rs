@@ -71,6 +71,10 @@ impl Output for Text {
         self.terminal.replace(&table, messages)
     }
 
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        self.terminal.append(&[], messages(frame))
+    }
+
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
         let (mut lines, mut notes) = (Vec::new(), Vec::new());
         for announcement in announcements {
