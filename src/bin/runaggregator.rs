@@ -1,7 +1,6 @@
 //! Bandwidth per application, over several monitors and pipes, with notifications.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +11,8 @@ use bwmon::monitor::CountersFrom;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings};
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check};
+use bwmon::program::history::{HistoryArguments, ReportArguments};
 use bwmon::program::{Signals, cli, run};
 use clap::Parser;
 
@@ -62,6 +62,10 @@ struct Arguments {
     #[command(flatten)]
     details: cli::Details,
     #[command(flatten)]
+    history: HistoryArguments,
+    #[command(flatten)]
+    report: ReportArguments,
+    #[command(flatten)]
     showing: cli::Showing,
 }
 
@@ -73,24 +77,18 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    if arguments.report.print(&arguments.history, arguments.showing.json)? {
+        return Ok(());
+    }
     let files = Files {
         monitors: arguments.monitor_config.map(PathBuf::from),
         applications: arguments.app_config.map(PathBuf::from),
         notifications: arguments.notification_config.map(PathBuf::from),
         strict: arguments.strict,
+        has_history: arguments.history.is_kept(),
     };
     if arguments.check {
-        let configuration = files.read()?;
-        for warning in &configuration.warnings {
-            let _ = writeln!(std::io::stderr(), "{warning}");
-        }
-        let verdict = match configuration.warnings.len() {
-            0 => "no mistake".to_owned(),
-            1 => "1 warning".to_owned(),
-            count => format!("{count} warnings"),
-        };
-        let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
-        return Ok(());
+        return check(&files);
     }
     let mut signals = Signals::take()?;
     let settings = AggregatorSettings {
@@ -98,12 +96,13 @@ fn start(arguments: Arguments) -> Result<()> {
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
         unowned: arguments.unowned,
-        keep: arguments.details.keep(),
+        keep: arguments.history.keep(arguments.details.keep()),
         details: arguments.details.shown(&arguments.showing),
     };
     let files = settings.files.clone();
     let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?)?;
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
+    let mut program = AggregatorProgram::start(settings, configuration?, recording)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
     let mut output: Box<dyn Output> = match arguments.showing.json {

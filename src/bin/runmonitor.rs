@@ -9,6 +9,7 @@ use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
+use bwmon::program::history::HistoryArguments;
 use bwmon::program::one_source::OneSource;
 use bwmon::program::{Signals, cli, run};
 use bwmon::python2::pattern::Pattern;
@@ -47,6 +48,8 @@ struct Arguments {
     #[command(flatten)]
     details: cli::Details,
     #[command(flatten)]
+    history: HistoryArguments,
+    #[command(flatten)]
     showing: cli::Showing,
 }
 
@@ -64,9 +67,10 @@ fn start(arguments: Arguments) -> Result<()> {
         // Rates need only the bytes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth,
         counters_from: arguments.source,
-        keep: arguments.details.keep(),
+        keep: arguments.history.keep(arguments.details.keep()),
     };
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
     let monitor = Monitor::of_this_host(settings)?;
     let group_by = arguments.group_by;
     let source: Box<dyn Source> = match group_by {
@@ -74,6 +78,9 @@ fn start(arguments: Arguments) -> Result<()> {
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
     let mut program = OneSource::new(source);
+    if let Some(recording) = recording {
+        program = program.with_recording(recording);
+    }
     if arguments.unowned {
         program = program.with_unowned();
     }

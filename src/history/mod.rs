@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 
 use crate::calendar::seconds;
-use crate::traffic::detail::Remotes;
+use crate::traffic::source::VisitRemotes;
 use crate::traffic::subject::Subject;
 
 use settle::Batch;
@@ -86,9 +86,6 @@ pub struct Moved<'a> {
     /// Bytes in and out.
     pub bytes: [u64; 2],
 }
-
-/// Takes the remote ends of a subject: the subject, its group, and the totals of each end.
-pub type VisitRemotes<'a> = dyn FnMut(&Arc<Subject>, &Arc<Subject>, &Remotes) + 'a;
 
 /// The bytes of each name since a time, for the quotas of a section.
 #[derive(Debug)]

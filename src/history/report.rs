@@ -13,7 +13,8 @@ use unicode_width::UnicodeWidthChar;
 use super::schema::{in_plain_words, name, open_to_read};
 use super::store::Who;
 use crate::calendar::{Period, local};
-use crate::printable::{is_unsafe_to_print, printable};
+use crate::output::json;
+use crate::printable::{human, is_unsafe_to_print, printable};
 
 /// The columns of a bar that stands for all bytes of a period.
 const BAR_WIDTH: usize = 20;
@@ -175,9 +176,10 @@ impl Report {
     }
 
     /// For programs: one JSON object per line.
-    pub fn json(&self) -> String {
-        let lines = self.records().filter_map(|record| serde_json::to_string(&record).ok());
-        lines.map(|line| escaped(&line) + "\n").collect()
+    pub fn json(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        self.records().for_each(|record| json::write(&mut text, &record));
+        text
     }
 
     /// For spreadsheets: comma-separated values (RFC 4180) with a header, but lines that end as Unix has it.
@@ -257,22 +259,6 @@ fn figures(usage: &Usage) -> String {
     format!("{:>10}  {:>10}  {:>10}", human(usage.bytes_in), human(usage.bytes_out), human(usage.total()))
 }
 
-/// Bytes as in `12.3 MiB`; a MiB is 1024 KiB.
-pub fn human(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would be shown as 1024.0.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// A name of the file in at most `width` columns. bwmon writes only what is safe to print, but the file may be anybody's.
 fn shown(name: &str, width: usize) -> String {
     if name.chars().any(is_unsafe_to_print) {
@@ -292,19 +278,6 @@ fn shown(name: &str, width: usize) -> String {
     name.to_owned()
 }
 
-/// JSON with escapes for what could move the cursor of a terminal; serde_json leaves some of them as they are.
-fn escaped(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        if is_unsafe_to_print(c) {
-            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}")));
-        } else {
-            text.push(c);
-        }
-    }
-    text
-}
-
 fn quoted(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
 }
@@ -314,25 +287,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_shown_in_human_units() {
-        for (bytes, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1_048_575, "1.0 MiB"),
-            (1_600_000_000, "1.5 GiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
-            assert_eq!(human(bytes), expected);
-        }
-    }
-
-    #[test]
     fn a_name_is_cut_and_never_dangerous() {
         assert_eq!(shown("curl \\x1b", 20), "curl \\x1b");
         assert_eq!(shown("a\u{1b}[2J", 20), "a\\u{1b}[2J");
         assert_eq!(shown(&"x".repeat(61), 60), "x".repeat(57) + "...");
-        assert_eq!(escaped("\"a\u{202e}\""), "\"a\\u202e\"");
         assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
     }
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::VisitRemotes;
 use super::store::{Minute, Who};
 use crate::traffic::detail::Remotes;
 use crate::traffic::rates::moved;
+use crate::traffic::source::VisitRemotes;
 use crate::traffic::subject::Subject;
 
 /// The most groups of a minute that the file tells apart; the smallest are added up.

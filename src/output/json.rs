@@ -16,7 +16,7 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
 use super::text::messages;
-use super::{Announcement, Frame, Notification, Output};
+use super::{Announcement, Frame, Notification, Output, QuotaNotification};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
@@ -140,6 +140,9 @@ impl<'a> Records<'a> {
         let mut text = Vec::new();
         for notification in &frame.notifications {
             write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
+        }
+        for quota in &frame.quotas {
+            write(&mut text, &QuotaRecord::of(quota, &timestamp, self.host));
         }
         for message in &frame.notes {
             write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
@@ -428,6 +431,38 @@ impl<'a> NotificationRecord<'a> {
     }
 }
 
+#[derive(Debug, Serialize)]
+struct QuotaRecord<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    kind: &'static str,
+    event: &'static str,
+    application: Text,
+    used_bytes: u64,
+    quota_bytes: u64,
+    period: &'static str,
+    period_started: String,
+    command_failure: Option<&'a str>,
+}
+
+impl<'a> QuotaRecord<'a> {
+    fn of(quota: &'a QuotaNotification, timestamp: &'a str, host: &'a str) -> Self {
+        let since_1970 = Duration::from_secs(quota.period_start.max(0).unsigned_abs());
+        Self {
+            timestamp,
+            host,
+            kind: "quota",
+            event: quota.event(),
+            application: Text::of(&quota.application.name()),
+            used_bytes: quota.used_bytes,
+            quota_bytes: quota.quota_bytes,
+            period: quota.period.name(),
+            period_started: self::timestamp(SystemTime::UNIX_EPOCH + since_1970),
+            command_failure: quota.command_failure.as_deref(),
+        }
+    }
+}
+
 /// When the host booted, as far as the clock can tell.
 fn boot(now: SystemTime) -> SystemTime {
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -446,7 +481,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// Appends a record and the end of the line.
-fn write(text: &mut Vec<u8>, record: &impl Serialize) {
+pub(crate) fn write(text: &mut Vec<u8>, record: &impl Serialize) {
     // Writing to a Vec cannot fail, and no key of a record is anything but a string.
     let _ = record.serialize(&mut Serializer::with_formatter(&mut *text, Visible));
     text.push(b'\n');

@@ -33,11 +33,12 @@ pub fn parse<Arguments: Parser>(words: impl IntoIterator<Item = OsString>) -> Re
 }
 
 /// The options of the original, and whether each has a value.
-const ORIGINAL: [(&str, bool); 9] = [
+const ORIGINAL: [(&str, bool); 10] = [
     ("app-config", true),
     ("auto-group", false),
     ("bandwidth", false),
     ("exclude", true),
+    ("help", false),
     ("ignore-local", false),
     ("include", true),
     ("monitor-config", true),

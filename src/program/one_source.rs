@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::Program;
+use super::recording::Recording;
 use crate::output::{Frame, Moment};
 use crate::traffic::rates::{Rates, enter_details};
 use crate::traffic::source::Source;
@@ -16,12 +17,13 @@ pub struct OneSource<S> {
     unowned: Option<Rates>,
     /// The number of remote ends in the details of each row; `None` unless there are details.
     details: Option<usize>,
+    recording: Option<Recording>,
 }
 
 impl<S: Source> OneSource<S> {
     /// Shows what each subject has moved.
     pub fn new(source: S) -> Self {
-        Self { source, rates: Rates::new(), unowned: None, details: None }
+        Self { source, rates: Rates::new(), unowned: None, details: None, recording: None }
     }
 
     /// Also shows the bytes without an owner, by reason.
@@ -34,6 +36,11 @@ impl<S: Source> OneSource<S> {
         Self { details: Some(remotes), ..self }
     }
 
+    /// Also records what moves.
+    pub fn with_recording(self, recording: Recording) -> Self {
+        Self { recording: Some(recording), ..self }
+    }
+
     /// The source.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
@@ -44,6 +51,10 @@ impl<S: Source> Program for OneSource<S> {
     fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame> {
         let mut frame = Frame::at(at);
         let readings = self.source.read(at.monotonic)?;
+        if let Some(recording) = &mut self.recording {
+            recording.tick(at, &self.source, &readings);
+            frame.notes = recording.history().notes();
+        }
         if shown {
             (frame.interval, frame.rows) = self.rates.rows(at.monotonic, readings);
             if let Some(remotes) = self.details {
@@ -53,12 +64,18 @@ impl<S: Source> Program for OneSource<S> {
                 (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
             }
         }
-        frame.notes = self.source.notes();
+        frame.notes.extend(self.source.notes());
         frame.facts = self.source.facts();
         Ok(frame)
     }
 
     fn last_notes(&mut self) -> Vec<String> {
-        self.source.last_notes()
+        let mut notes = self.source.last_notes();
+        notes.extend(self.recording.as_mut().into_iter().flat_map(|recording| recording.history().finish()));
+        notes
+    }
+
+    fn works_unseen(&mut self) -> bool {
+        self.recording.is_some()
     }
 }

@@ -1,0 +1,141 @@
+//! The arguments of a history, and of the report that reads it.
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, anyhow};
+use jiff::tz::TimeZone;
+
+use super::Signals;
+use super::cli::number;
+use super::recording::Recording;
+use crate::calendar::{self, Period};
+use crate::history::report::{Query, Report};
+use crate::history::{HistorySettings, Kept};
+use crate::ledger::Keep;
+use crate::python2::int::int;
+
+/// The names of a section of the text, unless `--top` says otherwise.
+const TOP: usize = 10;
+
+/// What is recorded.
+#[derive(Debug, clap::Args)]
+pub struct HistoryArguments {
+    /// Record what moves in minutes, hours, days and months, in an SQLite file that docs/history.md describes
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    history: Option<OsString>,
+    /// Record each remote address by itself
+    #[arg(long, requires = "history")]
+    history_remotes: bool,
+    /// Keep that many minutes, hours and days with traffic; months stay
+    #[arg(long, value_name = "MINUTES,HOURS,DAYS", value_parser = kept, default_value = "1440,744,731")]
+    history_keep: Kept,
+    /// Keep less than that in a file of more than this many MiB
+    #[arg(long, value_name = "MIB", value_parser = number(16..=1_048_576), default_value = "256")]
+    history_size: u32,
+    /// Write every so many seconds, 1 to 60
+    #[arg(long, value_name = "SECONDS", value_parser = number(1..=60), default_value = "60")]
+    history_interval: u32,
+}
+
+impl HistoryArguments {
+    /// Whether there is a history.
+    pub fn is_kept(&self) -> bool {
+        self.history.is_some()
+    }
+
+    /// What monitors have to keep beside `keep`.
+    pub fn keep(&self, keep: Keep) -> Keep {
+        Keep { remotes: keep.remotes || self.history_remotes, ..keep }
+    }
+
+    /// Opens the history, if there is to be one. `unowned`: whether it has the bytes that belong to no process. `None` if a signal
+    /// ends the program first.
+    ///
+    /// # Errors
+    /// Why the history cannot be kept.
+    pub fn open(&self, unowned: bool, signals: &mut Signals) -> Result<Option<Option<Recording>>> {
+        let Some(file) = &self.history else { return Ok(Some(None)) };
+        let settings = HistorySettings {
+            file: PathBuf::from(file),
+            remotes: self.history_remotes,
+            kept: Kept { most_bytes: u64::from(self.history_size) << 20, ..self.history_keep },
+            interval_s: self.history_interval,
+        };
+        Ok(Recording::open(settings, unowned, signals)?.map(Some))
+    }
+}
+
+/// What is read from a history.
+#[derive(Debug, clap::Args)]
+pub struct ReportArguments {
+    /// Show who moved how much in each hour, day, week or month of the --history, and exit
+    #[arg(
+        long,
+        value_name = "PERIOD",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "day",
+        value_parser = period,
+        requires = "history"
+    )]
+    report: Option<Period>,
+    /// Begin the report then: 2026-11-25, "2026-11-25 14:00", today, yesterday, "3 days" [default: the present period]
+    #[arg(long, value_name = "TIME", requires = "report")]
+    since: Option<String>,
+    /// End the report before the period that begins then
+    #[arg(long, value_name = "TIME", requires = "report")]
+    until: Option<String>,
+    /// Report the N largest by name [default: 10, and all with --json or --csv]
+    #[arg(long, value_name = "N", value_parser = number(1..=1_000_000), requires = "report")]
+    top: Option<u32>,
+    /// Report as comma-separated values
+    #[arg(long, requires = "report", conflicts_with = "json")]
+    csv: bool,
+}
+
+impl ReportArguments {
+    /// Prints the report, if one is asked for; `json`: as JSON lines. Returns whether that was all there is to do.
+    ///
+    /// # Errors
+    /// Why there is no report, or that stdout cannot be written to.
+    pub fn print(&self, history: &HistoryArguments, json: bool) -> Result<bool> {
+        let (Some(period), Some(file)) = (self.report, &history.history) else { return Ok(false) };
+        let (now, zone) = (calendar::seconds(SystemTime::now()), TimeZone::system());
+        let time = |argument: &str, text: &Option<String>| {
+            let time = text.as_ref().map(|text| calendar::parse(text, now, &zone)).transpose();
+            time.map_err(|error| anyhow!("{argument}: {error}"))
+        };
+        let (since, until) = (time("--since", &self.since)?, time("--until", &self.until)?);
+        let top = self.top.map(|top| top as usize).or((!json && !self.csv).then_some(TOP));
+        let report = Report::read(&Query { file: PathBuf::from(file), period, since, until, top, now, zone })?;
+        let text = match (json, self.csv) {
+            (true, _) => report.json(),
+            (false, true) => report.csv().into_bytes(),
+            (false, false) => report.text().into_bytes(),
+        };
+        match std::io::stdout().write_all(&text) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+            _ => Ok(true),
+        }
+    }
+}
+
+fn period(text: &str) -> Result<Period, String> {
+    let known = [Period::Hour, Period::Day, Period::Week, Period::Month];
+    known.into_iter().find(|period| period.name() == text).ok_or_else(|| "not hour, day, week or month".to_owned())
+}
+
+fn kept(text: &str) -> Result<Kept, String> {
+    let wrong = || "not three whole numbers from 1 to 1000000, such as 1440,744,731".to_owned();
+    let number = |text: &str| int(text).ok().and_then(|number| u32::try_from(number).ok());
+    let numbers: Option<Vec<u32>> = text.split(',').map(number).collect();
+    match numbers.as_deref() {
+        Some(&[minutes @ 1..=1_000_000, hours @ 1..=1_000_000, days @ 1..=1_000_000]) => {
+            Ok(Kept { minutes, hours, days, ..Kept::default() })
+        }
+        _ => Err(wrong()),
+    }
+}
