@@ -224,7 +224,7 @@ mod tests {
             ("3 days", "2026-11-23T06:00:00Z"),
             ("3 days ago", "2026-11-23T06:00:00Z"),
             ("24h", "2026-11-25T06:00:00Z"),
-            ("1 month", "2026-10-26T05:00:00Z"),
+            ("1 month", "2026-10-26T06:00:00Z"),
         ] {
             assert_eq!(parse(text, now, &berlin()), Ok(at(expected)), "{text}");
         }

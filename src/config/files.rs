@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::read::{read, read_at_rest};
-use super::{Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications_with};
+use super::{
+    Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications_with,
+};
 use crate::grouping::Application;
 use crate::ledger::Selection;
 use crate::notify::Rule;

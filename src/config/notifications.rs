@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use super::Diagnostics;
 use super::keys::{Keys, Patterns, sections};
-use crate::python2::ini::quoted;
 use crate::calendar::{Cycle, Period};
 use crate::notify::{Interval, Quota, Rule};
+use crate::python2::ini::quoted;
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
 const KEYS: [&str; 13] = [

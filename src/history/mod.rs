@@ -27,6 +27,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendErr
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use jiff::tz::TimeZone;
 
 use crate::calendar::seconds;
 use crate::traffic::source::VisitRemotes;
@@ -52,6 +53,8 @@ pub struct HistorySettings {
     pub remotes: bool,
     /// How much is kept.
     pub kept: Kept,
+    /// Where days and months begin.
+    pub zone: TimeZone,
     /// How often it is written, in seconds, 1 to 60; at least at the end of each minute.
     pub interval_s: u32,
 }
@@ -133,7 +136,7 @@ impl History {
     pub fn open(settings: HistorySettings) -> Result<Self> {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let run = format!("{}-{}", std::process::id(), since_1970.as_nanos());
-        let store = Store::open(&settings.file, run, settings.kept)?;
+        let store = Store::open(&settings.file, run, settings.kept, settings.zone)?;
         let (queue, jobs) = sync_channel(QUEUED);
         let (messenger, messages) = channel();
         let (going_on, ending) = channel();
@@ -277,3 +280,6 @@ impl History {
         std::mem::take(&mut self.notes)
     }
 }
+
+#[cfg(test)]
+mod tests;

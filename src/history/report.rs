@@ -168,7 +168,11 @@ impl Report {
                 let bar = "#".repeat((share * BAR_WIDTH as f64).round() as usize);
                 let user = row.user.as_ref().map(|user| format!(" ({})", shown(user, 32))).unwrap_or_default();
                 let name = shown(&row.name, NAME_WIDTH);
-                text.push_str(&format!("{}  {:>5.1} %  {bar:<BAR_WIDTH$}  {name}{user}\n", figures(row), share * 100.0));
+                text.push_str(&format!(
+                    "{}  {:>5.1} %  {bar:<BAR_WIDTH$}  {name}{user}\n",
+                    figures(row),
+                    share * 100.0
+                ));
             }
             text.push_str(&format!("{}  100.0 %  {:<BAR_WIDTH$}  (total)\n", figures(&total), ""));
         }
@@ -279,7 +283,11 @@ fn shown(name: &str, width: usize) -> String {
 }
 
 fn quoted(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
 }
 
 #[cfg(test)]

@@ -43,12 +43,13 @@ fn prepare(connection: &Connection) -> Result<()> {
     careful(connection)?;
     // Before anything is changed: the file may be another program's.
     let version = version(connection)?;
-    let mode: String = connection
-        .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
-        .map_err(in_plain_words)?;
+    let mode: String =
+        connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(in_plain_words)?;
     ensure!(mode == "wal", "this file system cannot do what a database needs; keep it on a local disk");
     // FULL: what was written survives a power cut, too.
-    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304").map_err(in_plain_words)?;
+    connection
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304")
+        .map_err(in_plain_words)?;
     if version.is_none() {
         connection.execute_batch(&format!("BEGIN IMMEDIATE;{}COMMIT", tables())).map_err(in_plain_words)?;
     }
@@ -160,7 +161,9 @@ pub(super) fn lock(path: &Path) -> Result<Flock<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let mut options = File::options();
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(flags.bits());
-    let file = file.open(&lock_path).with_context(|| format!("cannot keep the history in {}: cannot make {}", name(path), name(&lock_path)))?;
+    let file = file
+        .open(&lock_path)
+        .with_context(|| format!("cannot keep the history in {}: cannot make {}", name(path), name(&lock_path)))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut held) => {
             let written = held.set_len(0).and_then(|()| held.write_all(std::process::id().to_string().as_bytes()));
@@ -172,7 +175,10 @@ pub(super) fn lock(path: &Path) -> Result<Flock<File>> {
             // Only for the message.
             let _ = file.take(20).read_to_string(&mut pid);
             let pid = printable(pid.trim().as_bytes(), 20);
-            bail!("cannot keep the history in {}: the process {pid} writes it already, and two would count everything twice; give each a file of its own", name(path))
+            bail!(
+                "cannot keep the history in {}: the process {pid} writes it already, and two would count everything twice; give each a file of its own",
+                name(path)
+            )
         }
     }
 }
@@ -215,7 +221,9 @@ pub(super) fn in_plain_words(error: rusqlite::Error) -> anyhow::Error {
             "the file is damaged; move it away, or save what it has with sqlite3 FILE .recover"
         }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => "this user may not write it",
-        Some(ErrorCode::CannotOpen) => "it cannot be opened; its directory must exist, and this user have the right to use it",
+        Some(ErrorCode::CannotOpen) => {
+            "it cannot be opened; its directory must exist, and this user have the right to use it"
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program has locked it",
         Some(ErrorCode::SystemIoFailure) => return anyhow!("the disk does not work: {error}"),
         _ => return anyhow!(error),

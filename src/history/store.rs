@@ -67,6 +67,7 @@ pub(super) struct Store {
     /// What its writer is known by.
     run: String,
     kept: Kept,
+    zone: TimeZone,
     ids: HashMap<Who, i64>,
     _lock: Flock<File>,
 }
@@ -76,11 +77,11 @@ impl Store {
     ///
     /// # Errors
     /// What prevents that, with the name of the file.
-    pub(super) fn open(path: &Path, run: String, kept: Kept) -> Result<Self> {
+    pub(super) fn open(path: &Path, run: String, kept: Kept, zone: TimeZone) -> Result<Self> {
         let lock = lock(path)?;
         let connection = open_to_write(path)?;
         let file = identity(path);
-        Ok(Self { path: path.to_owned(), connection, file, run, kept, ids: HashMap::new(), _lock: lock })
+        Ok(Self { path: path.to_owned(), connection, file, run, kept, zone, ids: HashMap::new(), _lock: lock })
     }
 
     /// Adds the bytes of a minute. Returns whether the file was gone, so that a new one begins.
@@ -116,7 +117,6 @@ impl Store {
     }
 
     fn add(&mut self, minute: &Minute, user: impl Fn(u32) -> String) -> Result<()> {
-        let zone = TimeZone::system();
         let transaction = transaction(&mut self.connection)?;
         let mut add = || -> rusqlite::Result<()> {
             let last: Option<i64> = transaction
@@ -126,7 +126,8 @@ impl Store {
             if last.is_some_and(|last| last >= batch) {
                 return Ok(());
             }
-            transaction.execute("INSERT OR REPLACE INTO writer VALUES (?, ?, ?)", params![self.run, batch, minute.at])?;
+            transaction
+                .execute("INSERT OR REPLACE INTO writer VALUES (?, ?, ?)", params![self.run, batch, minute.at])?;
             let ids: Vec<i64> = minute
                 .rows
                 .iter()
@@ -140,7 +141,7 @@ impl Store {
                 })
                 .collect::<rusqlite::Result<_>>()?;
             for period in TABLES {
-                let start = period.start(minute.at, &zone);
+                let start = period.start(minute.at, &self.zone);
                 let mut upsert = transaction.prepare_cached(&upsert(period))?;
                 for (&id, (_, bytes)) in ids.iter().zip(&minute.rows) {
                     let [bytes_in, bytes_out] = bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -156,7 +157,8 @@ impl Store {
     /// Drops the minutes, hours and days beyond those to keep. Those farthest from the present go first: after a clock was wrong,
     /// its rows go before the right ones.
     fn prune(&mut self, now: i64) -> Result<()> {
-        let keep = [(Period::Minute, self.kept.minutes), (Period::Hour, self.kept.hours), (Period::Day, self.kept.days)];
+        let keep =
+            [(Period::Minute, self.kept.minutes), (Period::Hour, self.kept.hours), (Period::Day, self.kept.days)];
         let transaction = transaction(&mut self.connection)?;
         let prune = || -> rusqlite::Result<()> {
             for (period, keep) in keep {
@@ -207,7 +209,11 @@ impl Store {
     ///
     /// # Errors
     /// What prevents that.
-    pub(super) fn sums_since(&mut self, start: i64, section: &str) -> Result<(HashMap<String, u64>, Vec<(String, u64)>)> {
+    pub(super) fn sums_since(
+        &mut self,
+        start: i64,
+        section: &str,
+    ) -> Result<(HashMap<String, u64>, Vec<(String, u64)>)> {
         self.reopen_if_gone()?;
         let read = || -> rusqlite::Result<_> {
             let sql = "SELECT name, sum(bytes_in + bytes_out) FROM day JOIN who ON id = who
@@ -232,6 +238,13 @@ impl Store {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.connection.execute(sql, params![section, name, period_start, bytes]).map_err(in_plain_words)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 }
 
@@ -265,8 +278,13 @@ fn id_of(file: &Connection, who: &Who, user: impl Fn(u32) -> String) -> rusqlite
     if let Some(id) = known {
         return Ok(id);
     }
-    file.prepare_cached("INSERT INTO who (kind, name, uid, user, remote) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![kind, name, uid, uid.map(user), remote])?;
+    file.prepare_cached("INSERT INTO who (kind, name, uid, user, remote) VALUES (?, ?, ?, ?, ?)")?.execute(params![
+        kind,
+        name,
+        uid,
+        uid.map(user),
+        remote
+    ])?;
     Ok(file.last_insert_rowid())
 }
 

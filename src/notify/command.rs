@@ -268,9 +268,12 @@ impl Job {
     /// How many times its threshold the average is; a recovery goes first, and so does what exceeds a limit below zero.
     fn urgency(&self) -> f64 {
         match &self.event {
-            Event::Threshold(Notification { threshold_kb_per_s: threshold @ 1.., recovered: false, value_kb_per_s, .. }) => {
-                value_kb_per_s / *threshold as f64
-            }
+            Event::Threshold(Notification {
+                threshold_kb_per_s: threshold @ 1..,
+                recovered: false,
+                value_kb_per_s,
+                ..
+            }) => value_kb_per_s / *threshold as f64,
             Event::Threshold(_) => f64::INFINITY,
             Event::Quota(quota) => quota.used_bytes as f64 / quota.quota_bytes as f64,
         }

@@ -169,7 +169,8 @@ impl Quotas {
     /// The sections for which the history has to be asked, each with the time since which it needs the bytes of each name; for
     /// [`asked`](Self::asked), the number of the rule.
     pub fn unasked(&self) -> Vec<(u64, String, i64)> {
-        let unasked = self.watched.iter().filter(|watched| watched.known == Known::Nothing && watched.start != i64::MIN);
+        let unasked =
+            self.watched.iter().filter(|watched| watched.known == Known::Nothing && watched.start != i64::MIN);
         unasked.map(|watched| (watched.number, watched.rule.section.clone(), watched.start)).collect()
     }
 
@@ -188,9 +189,10 @@ impl Quotas {
 
     /// Takes what the history knows of a section since a time.
     pub fn load(&mut self, section: &str, since: i64, bytes: &HashMap<String, u64>, told: &[(String, u64)]) {
-        let watched = self.watched.iter_mut().find(|watched| {
-            watched.known == Known::Asked && watched.start == since && watched.rule.section == section
-        });
+        let watched = self
+            .watched
+            .iter_mut()
+            .find(|watched| watched.known == Known::Asked && watched.start == since && watched.rule.section == section);
         let Some(watched) = watched else { return };
         watched.known = Known::All;
         for (name, &bytes) in bytes {

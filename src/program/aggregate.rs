@@ -12,10 +12,10 @@ use super::{Next, Program};
 use crate::calendar;
 use crate::config::{self, Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection};
 use crate::grouping::{Aggregator, GroupBy, Grouping};
+use crate::history::Sums;
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
-use crate::history::Sums;
 use crate::notify::{Commands, Notifier, Quotas};
 use crate::output::{Announcement, Frame, Moment, QuotaNotification};
 use crate::pipe::Pipe;
@@ -356,8 +356,7 @@ impl AggregatorProgram {
                 Err(full) => quota.command_failure = Some(full),
             }
         }
-        self.quotas
-            .remember(|told| history.remember_told(&told.section, &told.name, told.period_start, told.bytes));
+        self.quotas.remember(|told| history.remember_told(&told.section, &told.name, told.period_start, told.bytes));
         found
     }
 

@@ -61,6 +61,7 @@ impl HistoryArguments {
         let settings = HistorySettings {
             file: PathBuf::from(file),
             remotes: self.history_remotes,
+            zone: TimeZone::system(),
             kept: Kept { most_bytes: u64::from(self.history_size) << 20, ..self.history_keep },
             interval_s: self.history_interval,
         };

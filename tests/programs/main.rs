@@ -5,9 +5,11 @@ mod common {
     pub mod golden;
     pub mod program;
     pub mod runmonitor;
+    pub mod user;
     pub mod vectors;
 }
 
+mod history;
 mod readme;
 mod runaggregator;
 mod runmonitor;
