@@ -16,7 +16,7 @@ use crate::notify::{Commands, Notifier};
 use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
-use crate::traffic::rates::{Rates, enter_details};
+use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::{Facts, Reading, Source};
 
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
@@ -47,6 +47,7 @@ pub struct AggregatorProgram {
     /// The figures at the last tick that was shown, and those of the bytes without an owner; `None` unless they are shown.
     shown_rates: Rates,
     unowned: Option<Rates>,
+    details: Option<Details>,
     notifier: Notifier,
     commands: Commands,
     notes: Vec<String>,
@@ -202,6 +203,7 @@ impl AggregatorProgram {
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
+            details: settings.details.map(Details::new),
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
@@ -330,8 +332,8 @@ impl Program for AggregatorProgram {
         self.aggregator.retain(|part| !part.is_over());
         if shown {
             (frame.interval, frame.rows) = self.shown_rates.rows(now, readings.clone());
-            if let Some(remotes) = self.settings.details {
-                enter_details(&mut frame.rows, &self.aggregator, remotes);
+            if let Some(details) = &mut self.details {
+                details.enter(&mut frame.rows, &self.aggregator);
             }
             if let Some(unowned) = &mut self.unowned {
                 (_, frame.unowned) = unowned.rows(now, self.aggregator.unowned());
