@@ -116,7 +116,7 @@ impl<'a> Records<'a> {
             }
             sums.add(&bytes);
             records += 1;
-            write(&mut text, &self.row(row, bytes, &timestamp, boot));
+            write(&mut text, &self.row(row, frame.interval, &timestamp, boot));
         }
         text.extend(self.of_events(frame));
         let tick = Tick {
@@ -150,7 +150,13 @@ impl<'a> Records<'a> {
         text
     }
 
-    fn row<'r>(&mut self, row: &'r Row, bytes: Bytes, timestamp: &'r str, boot: SystemTime) -> RowRecord<'r>
+    fn row<'r>(
+        &mut self,
+        row: &'r Row,
+        interval: Option<Duration>,
+        timestamp: &'r str,
+        boot: SystemTime,
+    ) -> RowRecord<'r>
     where
         'a: 'r,
     {
@@ -166,8 +172,8 @@ impl<'a> Records<'a> {
             },
             Subject::Unowned(reason) => Who::Unowned { reason: reason.text() },
         };
-        let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, boot));
-        RowRecord { timestamp, host: self.host, who, bytes, detail }
+        let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, interval, boot));
+        RowRecord { timestamp, host: self.host, who, bytes: Bytes::of(row, interval), detail }
     }
 
     fn process(
@@ -220,13 +226,11 @@ struct Bytes {
 
 impl Bytes {
     fn of(row: &Row, interval: Option<Duration>) -> Self {
-        // At the first tick nothing has moved that is known of.
-        let rate = |moved| interval.map_or(0, |interval| per_second(moved, interval).round() as u64);
         Self {
             in_bytes_total: row.bytes_in,
             out_bytes_total: row.bytes_out,
-            in_bytes_per_second: rate(row.moved_in),
-            out_bytes_per_second: rate(row.moved_out),
+            in_bytes_per_second: rate(row.moved_in, interval),
+            out_bytes_per_second: rate(row.moved_out, interval),
         }
     }
 
@@ -236,6 +240,11 @@ impl Bytes {
         self.in_bytes_per_second += other.in_bytes_per_second;
         self.out_bytes_per_second += other.out_bytes_per_second;
     }
+}
+
+/// Bytes per second. At the first tick nothing has moved that is known of.
+fn rate(moved: u64, interval: Option<Duration>) -> u64 {
+    interval.map_or(0, |interval| per_second(moved, interval).round() as u64)
 }
 
 /// Text that need not be UTF-8: then the string has U+FFFD in place of what is none, and `hex` has all bytes.
@@ -326,7 +335,7 @@ struct DetailRecord {
 }
 
 impl DetailRecord {
-    fn of(detail: &Detail, boot: SystemTime) -> Self {
+    fn of(detail: &Detail, interval: Option<Duration>, boot: SystemTime) -> Self {
         let started =
             |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
         let has_remotes = !detail.remotes.is_empty() || detail.other_remotes != (0, 0);
@@ -335,7 +344,7 @@ impl DetailRecord {
             pids: detail.processes.iter().map(|(pid, _)| *pid).collect(),
             started: detail.processes.iter().map(started).min().map(timestamp),
             connections: detail.connections,
-            remotes: has_remotes.then(|| detail.remotes.iter().map(RemoteRecord::of).collect()),
+            remotes: has_remotes.then(|| detail.remotes.iter().map(|end| RemoteRecord::of(end, interval)).collect()),
             other_remotes: has_remotes.then_some(OtherRemotes { in_bytes_total, out_bytes_total }),
         }
     }
@@ -356,18 +365,22 @@ struct RemoteRecord {
     address: IpAddr,
     port: u16,
     protocol: String,
-    in_bytes_total: u64,
-    out_bytes_total: u64,
+    #[serde(flatten)]
+    bytes: Bytes,
 }
 
 impl RemoteRecord {
-    fn of(end: &RemoteBytes) -> Self {
+    fn of(end: &RemoteBytes, interval: Option<Duration>) -> Self {
         Self {
             address: end.remote.address,
             port: end.remote.port,
             protocol: end.remote.protocol_name(),
-            in_bytes_total: end.bytes_in,
-            out_bytes_total: end.bytes_out,
+            bytes: Bytes {
+                in_bytes_total: end.bytes_in,
+                out_bytes_total: end.bytes_out,
+                in_bytes_per_second: rate(end.moved_in, interval),
+                out_bytes_per_second: rate(end.moved_out, interval),
+            },
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::notify::{Commands, Notifier, Quotas};
 use crate::output::{Announcement, Frame, Moment, QuotaNotification};
 use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
-use crate::traffic::rates::{Rates, Row, enter_details};
+use crate::traffic::rates::{Details, Rates, Row};
 use crate::traffic::source::{Facts, Reading, Source};
 
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
@@ -51,6 +51,7 @@ pub struct AggregatorProgram {
     /// The figures at the last tick that was shown, and those of the bytes without an owner; `None` unless they are shown.
     shown_rates: Rates,
     unowned: Option<Rates>,
+    details: Option<Details>,
     notifier: Notifier,
     quotas: Quotas,
     recording: Option<Recording>,
@@ -233,6 +234,7 @@ impl AggregatorProgram {
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
+            details: settings.details.map(Details::new),
             notifier,
             quotas,
             recording,
@@ -385,15 +387,16 @@ impl Program for AggregatorProgram {
         let readings = self.aggregator.read(now)?;
         frame.notes.extend(self.aggregator.notes());
         frame.facts = self.aggregator.facts();
-        self.aggregator.retain(|part| !part.is_over());
+        // Before what a pipe that is over has moved last is forgotten.
         if let Some(recording) = &mut self.recording {
             recording.tick(at, &self.aggregator, &readings);
             frame.notes.extend(recording.history().notes());
         }
+        self.aggregator.retain(|part| !part.is_over());
         if shown {
             (frame.interval, frame.rows) = self.shown_rates.rows(now, readings.clone());
-            if let Some(remotes) = self.settings.details {
-                enter_details(&mut frame.rows, &self.aggregator, remotes);
+            if let Some(details) = &mut self.details {
+                details.enter(&mut frame.rows, &self.aggregator);
             }
             if let Some(unowned) = &mut self.unowned {
                 (_, frame.unowned) = unowned.rows(now, self.aggregator.unowned());

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Program;
 use super::recording::Recording;
 use crate::output::{Frame, Moment};
-use crate::traffic::rates::{Rates, enter_details};
+use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::Source;
 
 /// A source, and its figures at the last tick.
@@ -15,8 +15,8 @@ pub struct OneSource<S> {
     rates: Rates,
     /// The figures of the bytes without an owner at the last tick; `None` unless they are shown.
     unowned: Option<Rates>,
-    /// The number of remote ends in the details of each row; `None` unless there are details.
-    details: Option<usize>,
+    /// `None` unless details are shown.
+    details: Option<Details>,
     recording: Option<Recording>,
 }
 
@@ -33,7 +33,7 @@ impl<S: Source> OneSource<S> {
 
     /// Also shows what else is known of each subject, with this number of remote ends.
     pub fn with_details(self, remotes: usize) -> Self {
-        Self { details: Some(remotes), ..self }
+        Self { details: Some(Details::new(remotes)), ..self }
     }
 
     /// Also records what moves.
@@ -57,8 +57,8 @@ impl<S: Source> Program for OneSource<S> {
         }
         if shown {
             (frame.interval, frame.rows) = self.rates.rows(at.monotonic, readings);
-            if let Some(remotes) = self.details {
-                enter_details(&mut frame.rows, &self.source, remotes);
+            if let Some(details) = &mut self.details {
+                details.enter(&mut frame.rows, &self.source);
             }
             if let Some(unowned) = &mut self.unowned {
                 (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
