@@ -29,8 +29,8 @@ pub struct HistoryArguments {
     /// Record each remote address by itself
     #[arg(long, requires = "history")]
     history_remotes: bool,
-    /// Keep that many minutes, hours and days with traffic; months stay
-    #[arg(long, value_name = "MINUTES,HOURS,DAYS", value_parser = kept, default_value = "1440,744,731")]
+    /// Keep the last M minutes, H hours and D days with traffic; months stay
+    #[arg(long, value_name = "M,H,D", value_parser = kept, default_value = "1440,744,731")]
     history_keep: Kept,
     /// Keep less than that in a file of more than this many MiB
     #[arg(long, value_name = "MIB", value_parser = number(16..=1_048_576), default_value = "256")]

@@ -188,3 +188,27 @@ fn a_question_is_answered_with_all_that_was_recorded_before() {
     assert_eq!(sums(&mut history, "A", NOON).told, [("web".to_owned(), 7)]);
     assert_eq!(sums(&mut history, "B", NOON).told, []);
 }
+
+#[test]
+fn the_recipes_of_the_document_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("h");
+    let mut history = History::open(settings(&file)).unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    record(&mut history, now, "Web", 0);
+    record(&mut history, now, "Web", 5 << 20);
+    history.finish();
+    let document = include_str!("../../docs/history.md");
+    let recipes = document.split_once("```sql\n").and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
+    let connection = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let recipes: Vec<&str> = recipes.split_inclusive(";\n").filter(|recipe| !recipe.trim().is_empty()).collect();
+    assert_eq!(recipes.len(), 5);
+    for recipe in recipes {
+        let mut query = connection.prepare(recipe).unwrap();
+        let columns = query.column_count();
+        let mut rows = query.query([]).unwrap();
+        let row = rows.next().unwrap().unwrap_or_else(|| panic!("no row: {recipe}"));
+        assert!((0..columns).any(|column| row.get::<_, i64>(column).is_ok_and(|sum| sum >= 5)), "{recipe}");
+        assert!(rows.next().unwrap().is_none(), "{recipe}");
+    }
+}
