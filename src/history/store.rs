@@ -29,6 +29,12 @@ const BATCHES_TO_PRUNE: u64 = 60;
 /// How long it stays known that a quota was told of: longer than any period of a quota.
 const TOLD_KEPT_S: i64 = 400 * 86_400;
 
+/// A way to make room.
+type Step = fn(&Connection) -> rusqlite::Result<()>;
+
+/// Bytes of each name.
+type Sums = HashMap<String, u64>;
+
 /// Whose bytes a row has.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Who {
@@ -187,12 +193,12 @@ impl Store {
     /// before all of that was not enough.
     fn shrink(&mut self) -> Result<()> {
         self.ids.clear();
-        let steps: [&dyn Fn(&Connection) -> rusqlite::Result<()>; 5] = [
-            &|file| delete_older_half(file, Period::Minute),
-            &|file| delete_older_half(file, Period::Hour),
-            &|file| TABLES.into_iter().try_for_each(|period| fold(file, period)),
-            &|file| [Period::Minute, Period::Hour].into_iter().try_for_each(|period| delete_older_half(file, period)),
-            &|file| delete_older_half(file, Period::Day),
+        let steps: [Step; 5] = [
+            |file| delete_older_half(file, Period::Minute),
+            |file| delete_older_half(file, Period::Hour),
+            |file| TABLES.into_iter().try_for_each(|period| fold(file, period)),
+            |file| [Period::Minute, Period::Hour].into_iter().try_for_each(|period| delete_older_half(file, period)),
+            |file| delete_older_half(file, Period::Day),
         ];
         for step in steps {
             let transaction = transaction(&mut self.connection)?;
@@ -209,11 +215,7 @@ impl Store {
     ///
     /// # Errors
     /// What prevents that.
-    pub(super) fn sums_since(
-        &mut self,
-        start: i64,
-        section: &str,
-    ) -> Result<(HashMap<String, u64>, Vec<(String, u64)>)> {
+    pub(super) fn sums_since(&mut self, start: i64, section: &str) -> Result<(Sums, Vec<(String, u64)>)> {
         self.reopen_if_gone()?;
         let read = || -> rusqlite::Result<_> {
             let sql = "SELECT name, sum(bytes_in + bytes_out) FROM day JOIN who ON id = who
