@@ -21,6 +21,13 @@ const CHECKED_PER_TICK: usize = 128;
 
 /// How many ticks a closed socket is kept: the kernel still sends and receives for it, until the other side has closed too.
 const CLOSED_KEPT: u32 = 5;
+/// From this number on, more sockets may have been closed in a tick than the kernel's programs have recorded.
+const MANY_CLOSED: usize = 60_000;
+/// A process with more sockets than this may have made them to fill our memory.
+const MANY_SOCKETS: u32 = 1000;
+/// The most processes that one tick looks at to forget their sockets, 20 µs each.
+const LOOKED_AT_PER_TICK: usize = 1000;
+
 /// Sockets whose process is looked at per tick, if they are silent.
 const SWEPT_PER_TICK: usize = 64;
 /// The number of ticks after which a socket counts as silent.
@@ -243,6 +250,9 @@ impl<'l> AttributingTick<'l> {
                 true
             });
         }
+        if ledger.closers_lost {
+            ledger.forget_silent(processes);
+        }
         ledger.sweep(processes);
         ledger.forget_closed();
         for process in ledger.processes.with_open_flows() {
@@ -323,6 +333,7 @@ impl Ledger {
 
     /// Enters the processes that closed sockets in this tick.
     fn enter_closers(&mut self, processes: &mut dyn ProcessLookup) {
+        self.closers_lost = self.closed.len() >= MANY_CLOSED;
         for (cookie, pid) in std::mem::take(&mut self.closed) {
             for loopback in [false, true] {
                 let key = FlowKey::Socket { cookie, loopback };
@@ -337,6 +348,34 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Forgets the sockets that may have been closed without record: those that were silent for some ticks, of processes that
+    /// have many or have ended. One that is still open comes back when it moves something, and its owner is looked up.
+    fn forget_silent(&mut self, processes: &mut dyn ProcessLookup) {
+        let (tick, registry, unowned) = (self.tick, &mut self.processes, &mut self.unowned);
+        let mut forgotten = 0;
+        let mut looked_at = HashMap::new();
+        self.flows.retain(|key, entry| {
+            if !key.is_socket() || !entry.open || tick - entry.seen < CLOSED_KEPT {
+                return true;
+            }
+            if let Some(owner) = entry.owner(Side::Original).process() {
+                let left = looked_at.len() < LOOKED_AT_PER_TICK;
+                let may_go = looked_at.entry(owner).or_insert_with(|| {
+                    registry.get(owner).is_none_or(|process| process.sockets() > MANY_SOCKETS)
+                        || (left && registry.is_gone(owner, tick, processes))
+                });
+                if !*may_go {
+                    return true;
+                }
+                registry.remove_socket(owner);
+            }
+            add_unowned(unowned, entry);
+            forgotten += 1;
+            false
+        });
+        self.sockets -= forgotten;
     }
 
     /// Looks at some sockets that were silent for long: if nobody holds them any more, their end was missed.

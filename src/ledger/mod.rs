@@ -85,6 +85,8 @@ pub struct Ledger {
     sockets: usize,
     /// The sockets that processes closed in this tick, with those processes.
     closed: Vec<(u64, u32)>,
+    /// Whether more were closed in this tick than could be recorded.
+    closers_lost: bool,
     /// The sockets that are closed, with the tick at which they are forgotten.
     closing: VecDeque<(u32, FlowKey)>,
     /// The index at which the search for forgotten sockets goes on.
@@ -114,6 +116,7 @@ impl Ledger {
             moved: Vec::new(),
             sockets: 0,
             closed: Vec::new(),
+            closers_lost: false,
             closing: VecDeque::new(),
             swept: 0,
             pending: Vec::new(),
