@@ -8,10 +8,10 @@ use std::ops::ControlFlow;
 
 use crate::kernel::process::{Handle, Processes};
 
-/// The most descriptors that one tick reads, some 1.5 µs each.
-const PER_TICK: u32 = 200_000;
+/// The most descriptors that one tick reads, 1.5 µs each.
+const PER_TICK: u32 = 150_000;
 /// The most of them that are read of processes that are likely to be the holders.
-const OF_LIKELY: u32 = 50_000;
+const OF_LIKELY: u32 = 30_000;
 /// The most that are read of threads other than the main ones.
 const OF_THREADS: u32 = 20_000;
 /// A share is not less than this, as long as there are any left.

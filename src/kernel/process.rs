@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -25,10 +26,14 @@ use nix::unistd::{Whence, lseek};
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
 
-/// What costs more than to read a descriptor, some 1.5 µs, and how many times as much: reading when a process has started, and
-/// opening a directory.
+/// How long it takes to read a descriptor that the kernel has listed before: the unit of a budget. One that takes longer, since
+/// the kernel lists it anew, counts as several.
+const UNIT: Duration = Duration::from_nanos(1500);
+/// How many times as much it costs to read when a process has started, and to open a directory.
 const COST_OF_STAT: u32 = 4;
 const COST_OF_DIRECTORY: u32 = 4;
+/// After this many descriptors the clock is read.
+const AT_A_TIME: u32 = 64;
 /// Where descriptor 0 is in the directory of a process's descriptors: the position of the first after `.` and `..`
 /// (fs/proc/fd.c, proc_readfd_common).
 const FIRST_DESCRIPTOR: i64 = 2;
@@ -155,8 +160,10 @@ impl Processes {
     /// Calls `visit` with each socket that a thread of `pid` holds other than the main one, with the thread's id: threads may
     /// have descriptor tables of their own, and outlive the main thread. `budget` is counted in descriptors.
     pub fn each_socket_of_threads(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(u32, Handle)) {
-        *budget = budget.saturating_sub(COST_OF_DIRECTORY);
-        for thread in self.threads(pid) {
+        let mut work = Work::begin(COST_OF_DIRECTORY, budget);
+        let threads: Vec<u32> = self.threads(pid).collect();
+        work.charge_time(budget);
+        for thread in threads {
             if *budget == 0 {
                 return;
             }
@@ -182,7 +189,7 @@ impl Processes {
         budget: &mut u32,
         mut visit: impl FnMut(Handle) -> ControlFlow<()>,
     ) -> u32 {
-        *budget = budget.saturating_sub(COST_OF_DIRECTORY);
+        let mut work = Work::begin(COST_OF_DIRECTORY, budget);
         let path = self.descriptors(pid);
         let mut descriptors =
             match Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
@@ -204,7 +211,7 @@ impl Processes {
             if *budget == 0 {
                 return fd.unwrap_or(first);
             }
-            *budget -= 1;
+            work.charge(budget);
             if let Some(fd) = fd
                 && let Some(inode) = socket_inode(&directory, entry.file_name())
                 && visit(Handle { inode, fd }).is_break()
@@ -212,6 +219,7 @@ impl Processes {
                 break;
             }
         }
+        work.charge_time(budget);
         0
     }
 
@@ -316,6 +324,36 @@ impl Processes {
 
     fn descriptors(&self, pid: u32) -> PathBuf {
         self.root.join(pid.to_string()).join("fd")
+    }
+}
+
+/// Work that is charged to a budget, by the piece, and by the time that it takes.
+struct Work {
+    begun: Instant,
+    charged: u32,
+}
+
+impl Work {
+    /// Begins, and charges the least that it costs.
+    fn begin(cost: u32, budget: &mut u32) -> Self {
+        *budget = budget.saturating_sub(cost);
+        Self { begun: Instant::now(), charged: cost }
+    }
+
+    /// Charges a descriptor.
+    fn charge(&mut self, budget: &mut u32) {
+        *budget = budget.saturating_sub(1);
+        self.charged += 1;
+        if self.charged.is_multiple_of(AT_A_TIME) {
+            self.charge_time(budget);
+        }
+    }
+
+    /// Charges the time since the beginning, as far as it is more than what was charged.
+    fn charge_time(&mut self, budget: &mut u32) {
+        let worth = u32::try_from(self.begun.elapsed().as_nanos() / UNIT.as_nanos()).unwrap_or(u32::MAX);
+        *budget = budget.saturating_sub(worth.saturating_sub(self.charged));
+        self.charged = self.charged.max(worth);
     }
 }
 

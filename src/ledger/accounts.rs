@@ -21,6 +21,10 @@ const HOLDERS: usize = 16;
 const MOST_OF_USER: usize = 4096;
 const LONGEST_OF_USER: usize = 8 << 20;
 
+/// The same for all users together: root in a container can be each of four billion users.
+const MOST_OF_ALL: usize = 65_536;
+const LONGEST_OF_ALL: usize = 64 << 20;
+
 /// The bytes that one subject has moved.
 #[derive(Debug)]
 struct Account {
@@ -42,11 +46,13 @@ pub(super) struct Accounts {
     accounts: HashMap<Arc<Subject>, Account>,
     /// The number of the subjects of each user, and the bytes of their names.
     of_users: HashMap<Option<u32>, (usize, usize)>,
+    /// The sums of these.
+    of_all: (usize, usize),
 }
 
 impl Accounts {
     pub fn new(selections: Vec<Selection>) -> Self {
-        Self { selections, accounts: HashMap::new(), of_users: HashMap::new() }
+        Self { selections, accounts: HashMap::new(), of_users: HashMap::new(), of_all: (0, 0) }
     }
 
     /// From now on, counts what any of these selects.
@@ -75,13 +81,18 @@ impl Accounts {
     fn account(&mut self, process: &Identity, now: Instant) -> &mut Account {
         let mut subject = Arc::clone(&process.subject);
         if !self.accounts.contains_key(&subject) {
-            let user = answerable(&subject);
-            let (number, length) = self.of_users.entry(user).or_default();
-            if *number < MOST_OF_USER && *length + subject.label().len() < LONGEST_OF_USER {
-                *number += 1;
-                *length += subject.label().len();
+            let (user, length) = (answerable(&subject), subject.label().len());
+            let has_room = |of: (usize, usize), most, longest| of.0 < most && of.1 + length < longest;
+            let of_user = self.of_users.get(&user).copied();
+            if has_room(self.of_all, MOST_OF_ALL, LONGEST_OF_ALL)
+                && has_room(of_user.unwrap_or_default(), MOST_OF_USER, LONGEST_OF_USER)
+            {
+                for sum in [self.of_users.entry(user).or_default(), &mut self.of_all] {
+                    *sum = (sum.0 + 1, sum.1 + length);
+                }
             } else {
-                subject = Arc::new(Subject::Others { user });
+                // A user of whom there is nothing yet has no line of his own either.
+                subject = Arc::new(Subject::Others { user: of_user.and(user) });
             }
         }
         let account = self.accounts.entry(subject).or_insert_with_key(|subject| {
@@ -125,10 +136,11 @@ impl Accounts {
         for subject in silent {
             self.accounts.remove(&subject);
             if !matches!(*subject, Subject::Others { .. })
-                && let Some((number, length)) = self.of_users.get_mut(&answerable(&subject))
+                && let Some(of_user) = self.of_users.get_mut(&answerable(&subject))
             {
-                *number = number.saturating_sub(1);
-                *length = length.saturating_sub(subject.label().len());
+                for sum in [of_user, &mut self.of_all] {
+                    *sum = (sum.0.saturating_sub(1), sum.1.saturating_sub(subject.label().len()));
+                }
             }
         }
         self.of_users.retain(|_, (number, _)| *number > 0);
@@ -217,7 +229,21 @@ mod tests {
         assert_eq!(readings["title 5001"], 1);
         // As they are forgotten, there is room again.
         accounts.forget(now + MEMORY + Duration::from_secs(1), |_, _| false);
-        assert_eq!((accounts.readings().len(), accounts.of_users.len()), (0, 0));
+        assert_eq!((accounts.readings().len(), accounts.of_users.len(), accounts.of_all), (0, 0, (0, 0)));
+    }
+
+    #[test]
+    fn a_container_whose_root_is_ever_new_users_has_a_bounded_number_of_subjects() {
+        let mut accounts = Accounts::new(vec![Selection::default()]);
+        for uid in 0..70_000 {
+            let (command_line, cgroup) = (b"program ".to_vec(), Some(b"/docker/web".to_vec()));
+            let process = Process { pid: uid, start_time: 1, command_line, nameless: false, uid: Some(uid), cgroup };
+            accounts.credit(&process.into(), (1, 0), false, Instant::now());
+        }
+        let readings = accounts.readings();
+        assert_eq!(readings.len(), MOST_OF_ALL + 1);
+        let others = readings.iter().find(|reading| *reading.subject == Subject::Others { user: None });
+        assert_eq!(others.map(|others| others.bytes_in), Some(70_000 - MOST_OF_ALL as u64));
     }
 
     #[test]

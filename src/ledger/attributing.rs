@@ -109,7 +109,8 @@ impl<'l> AttributingTick<'l> {
         let most = if tick == 1 { usize::MAX } else { LOOKED_UP_PER_TICK };
         let mut due = Vec::new();
         let mut looked_up = 0;
-        let mut later = Vec::new();
+        // Those that this tick does not get to come before those that it looks up in vain, which would keep them out for ever.
+        let (mut later, mut again) = (Vec::new(), Vec::new());
         for pending in ledger.pending.extract_if(.., |pending| pending.due <= tick) {
             let Some((index, key, entry)) = ledger.flows.get_full(&pending.key) else { continue };
             let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
@@ -127,12 +128,13 @@ impl<'l> AttributingTick<'l> {
             let before = due.len();
             due.extend(unclear.map(|side| EndRef { flow: index as u32, side }));
             if postponed {
-                later.push(PendingQuery { due: tick + 1, ..pending });
+                again.push(PendingQuery { due: tick + 1, ..pending });
             } else if due.len() > before && pending.tries < TRIES {
-                later.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
+                again.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
             }
         }
         ledger.pending.append(&mut later);
+        ledger.pending.append(&mut again);
         let mut checked = 0;
         for &(flow, _) in &ledger.moved {
             let entry = &ledger.flows[flow as usize];
@@ -173,9 +175,10 @@ impl<'l> AttributingTick<'l> {
 
     /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
-        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {
-            EndOwner::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
-            _ => None,
+        let owner = |end: &EndRef| {
+            let process = self.ledger.flows[end.flow as usize].owner(end.side).process()?;
+            let process = self.ledger.processes.get(process)?;
+            (!process.is_gone()).then_some(process.identity.pid)
         };
         let mut pids: Vec<u32> = ends.iter().filter_map(owner).collect();
         pids.sort_unstable();

@@ -22,6 +22,11 @@ pub(super) struct OwningProcess {
 }
 
 impl OwningProcess {
+    /// Whether it has ended, as far as is known.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
     /// The number of sockets that refer to it.
     pub fn sockets(&self) -> u32 {
         self.sockets
