@@ -283,8 +283,9 @@ impl Ledger {
             Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
                 EndOwner::Unowned(Reason::Gone)
             }
-            // A process that was sent the socket of another user, and only closed it, has not moved its bytes.
-            Answer::Closed { pid, .. }
+            // A process that was sent the socket of another user, or inherited it as a set-user-id program, has not moved its
+            // bytes.
+            Answer::Held { pid, .. } | Answer::Closed { pid, .. }
                 if let Some(before) = entry.owner(end.side).process()
                     && !self.processes.may_have_started(before, identify(pid).ok().flatten()) =>
             {
