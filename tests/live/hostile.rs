@@ -64,6 +64,7 @@ pub fn play(role: &[&str]) -> bool {
             stay();
         }
         ["hostile-child", port] => {
+            set_pdeathsig(Signal::SIGKILL).unwrap();
             let socket = UdpSocket::from(first_socket());
             send(&socket, loopback(port), DATAGRAMS);
             tell(0);
@@ -296,7 +297,8 @@ fn set_user_id(port: &str, program: &str) {
     child.stdin(Stdio::from(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()))).stdout(Stdio::inherit());
     let mut command = as_role(Command::new(program), "set_user_id", "set-user-id");
     command.stdin(Stdio::inherit());
-    let _child = child.spawn().unwrap();
+    // The program that follows is its parent, and does not wait for it.
+    std::mem::forget(child.spawn().unwrap());
     panic!("{}", command.exec());
 }
 
@@ -337,7 +339,7 @@ fn start_programs(descriptors: usize, length: usize) {
             command.status().unwrap();
         }
     };
-    let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(starting.clone())).collect();
+    let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(starting)).collect();
     tell(0);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     drop(files);
