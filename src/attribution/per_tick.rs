@@ -24,7 +24,7 @@ use crate::traffic::subject::Reason;
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
 /// The most descriptors that one tick reads to see whether silent processes have sockets.
-const OF_SILENT: u32 = 50_000;
+const OF_SILENT: u32 = 20_000;
 
 /// How long one tick asks the kernel for sockets.
 const LONGEST_QUERIES: Duration = Duration::from_millis(200);
