@@ -65,7 +65,7 @@ fn a_program_that_is_killed() {
         second += 1;
         log.write_all(format!("{minute} {bytes}\n").as_bytes()).unwrap();
         record(&mut history, second, "web", bytes);
-        if second % 60 == 0 {
+        if second.is_multiple_of(60) {
             // No minute begins before the last one is in the file: the disk is as fast as it has to be.
             sums(&mut history, "", second);
         }
