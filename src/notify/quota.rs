@@ -102,7 +102,7 @@ enum Filtered {
 }
 
 impl Quotas {
-    /// Those of rules, of which [`replace`](Self::replace) gets the first ones, too.
+    /// Without rules yet: [`Notifier::set_quotas`](super::Notifier::set_quotas) gives them.
     pub fn new() -> Self {
         Self { watched: Vec::new(), matching: MatchBudget::new(MATCHING_PER_TICK), to_remember: Vec::new() }
     }
