@@ -364,8 +364,7 @@ impl Program for AggregatorProgram {
 
     fn last_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
-        notes.extend(self.aggregator.sources().flat_map(Part::last_notes));
-        notes.extend(self.aggregator.notes());
+        notes.extend(self.aggregator.last_notes());
         notes.extend(self.notifier.notes());
         notes
     }

@@ -13,6 +13,8 @@ const MOST_CONTAINERS: usize = 4096;
 const QUEUED: usize = 64;
 /// How many ticks a container without a name is asked for again: its engine may not have written the file yet.
 const TRIES: u8 = 4;
+/// The most ticks for which bytes wait for the name of their container: its file may be on a file system that does not answer.
+const MOST_TICKS_TO_WAIT: u64 = 10;
 
 /// The names of a host.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ type Answer = (Cgroup, Option<ContainerName>);
 struct Known {
     name: Option<ContainerName>,
     tries: u8,
+    /// The first tick that asked for it.
+    first_asked: u64,
     /// The last tick that asked for it.
     asked: u64,
     /// Whether the thread has it.
@@ -79,12 +83,15 @@ impl Names {
         workload.container_label(self.container_name(cgroup))
     }
 
-    /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up.
+    /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up, or is about to.
     pub fn is_looked_up(&mut self, cgroup: &Cgroup) -> bool {
         if cgroup.workload().container.is_none() || self.container_name(cgroup).is_some() {
             return false;
         }
-        self.containers.get(cgroup).is_some_and(|known| known.waits)
+        let (tick, has_thread) = (self.tick, self.thread.is_some());
+        self.containers.get(cgroup).is_some_and(|known| {
+            (known.waits || has_thread && known.tries < TRIES) && tick - known.first_asked < MOST_TICKS_TO_WAIT
+        })
     }
 
     /// What the engine's files call the container that a cgroup tells, as soon as they have been read.
@@ -96,7 +103,10 @@ impl Names {
                 return None;
             }
         }
-        let known = self.containers.entry(cgroup.clone()).or_default();
+        if !self.containers.contains_key(cgroup) {
+            self.containers.insert(cgroup.clone(), Known { first_asked: self.tick, ..Known::default() });
+        }
+        let known = self.containers.get_mut(cgroup)?;
         let first = std::mem::replace(&mut known.asked, self.tick) != self.tick;
         if known.name.is_none() && known.tries < TRIES && first && !known.waits {
             if self.thread.is_none() {
