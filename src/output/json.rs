@@ -85,6 +85,10 @@ impl Output for Json {
         }
         self.terminal.append(&text, notes)
     }
+
+    fn is_written(&self) -> bool {
+        self.terminal.is_written()
+    }
 }
 
 /// The name of this host.

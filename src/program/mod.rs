@@ -30,6 +30,9 @@ use signals::Waited;
 /// The longest time from one tick to the next.
 pub const TICK: Duration = Duration::from_secs(1);
 
+/// How often the end of the program looks whether its last figures are written.
+const LOOK_FOR_READER: Duration = Duration::from_millis(5);
+
 /// When frames are shown, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
@@ -140,8 +143,11 @@ fn tick_until_end(
         if is_shown {
             frames_left = frames_left.map(|left| left.saturating_sub(1));
         }
-        if program.next() == Next::End || frames_left == Some(0) {
+        if program.next() == Next::End {
             return Ok(());
+        }
+        if frames_left == Some(0) {
+            return wait_until_written(output, signals);
         }
         if is_gone && std::mem::replace(&mut has_reader, false) && reader_gone(program, output)? == Next::End {
             return Ok(());
@@ -169,6 +175,18 @@ fn tick_until_end(
             }
         }
     }
+}
+
+/// Waits until the reader of stdout has taken the last frame, or is gone, or a signal comes: a number of frames that was asked for is
+/// shown in full.
+fn wait_until_written(output: &dyn Output, mut signals: Signals) -> Result<()> {
+    while !output.is_written() {
+        match signals.wait(Instant::now() + LOOK_FOR_READER, true)? {
+            Waited::Passed => {}
+            Waited::Closed | Waited::Signal(_) => break,
+        }
+    }
+    Ok(())
 }
 
 /// The reader of stdout is gone: ends a program that only shows figures.
