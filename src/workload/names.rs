@@ -142,3 +142,25 @@ fn start() -> Option<(SyncSender<Cgroup>, Receiver<Answer>)> {
     std::thread::Builder::new().name("container names".into()).spawn(look_up).ok()?;
     Some((requests, answers))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_name_waits_in_turn_and_not_for_ever() {
+        let cgroup = |n: u32| Cgroup::parse(format!("0::/docker/{n:064x}").as_bytes(), b"").unwrap();
+        // A thread that waits for a file for ever.
+        let (requests, _to_look_up) = sync_channel(QUEUED);
+        let (_answer, answers) = sync_channel(QUEUED);
+        let mut names = Names { thread: Some((requests, answers)), ..Names::new() };
+        let mut waiting = || {
+            names.refresh();
+            (0..2 * QUEUED as u32).filter(|&n| names.is_looked_up(&cgroup(n))).count()
+        };
+        for _ in 0..MOST_TICKS_TO_WAIT {
+            assert_eq!(waiting(), 2 * QUEUED);
+        }
+        assert_eq!(waiting(), 0);
+    }
+}
