@@ -218,3 +218,18 @@ fn closed(written: io::Result<()>) -> Result<bool> {
         Err(error) => Err(error).context("cannot write to stdout"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_read_each_second_however_seldom_frames_are_shown() {
+        let ticks = |interval| Schedule { interval: Duration::from_secs_f64(interval), count: None }.ticks();
+        assert_eq!(ticks(1.0), (TICK, 1));
+        assert_eq!(ticks(0.2), (Duration::from_millis(200), 1));
+        assert_eq!(ticks(86_400.0), (TICK, 86_400));
+        let (tick, per_frame) = ticks(2.5);
+        assert_eq!((tick.as_millis(), per_frame), (833, 3));
+    }
+}

@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::program::{Running, listening_port, wait_for};
-use crate::common::runmonitor::{Traffic, runmonitor};
+use crate::common::runmonitor::{Traffic, on_a_terminal, runmonitor};
 
 /// The schema of a line.
 pub struct Schema {
@@ -169,6 +170,19 @@ fn every_line_of_runmonitor_fits_the_schema_and_the_ticks_sum_up() {
 }
 
 #[test]
+fn a_number_of_refreshes_at_an_interval_is_shown_as_lines_on_a_terminal_and_as_records() {
+    let traffic = Traffic::new();
+    let include = format!("--include={}", traffic.name);
+    let shown = lines(&mut runmonitor(&["--count=2", "--interval=0.2", &include]));
+    assert_eq!(shown, vec![format!("      5000 /          0 -- {} ", traffic.name); 2]);
+    let screen = on_a_terminal("xterm", &["--count=2", "--interval=0.2"], Signal::SIGTERM);
+    assert_eq!(screen.matches("\x1b[H\x1b[2J").count(), 2, "{screen:?}");
+    let frames = frames(&Schema::new(), &lines(&mut runmonitor(&["--json", "--count=1", "--interval=2.5", &include])));
+    let [frame] = &frames[..] else { panic!("{frames:?}") };
+    assert!(frame[1]["interval_microseconds"].as_u64().unwrap() > 2_000_000, "{frame:?}");
+}
+
+#[test]
 fn every_line_of_runpipe_fits_the_schema() {
     let schema = Schema::new();
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -185,7 +199,7 @@ fn every_line_of_runpipe_fits_the_schema() {
         seen.insert(record["kind"].as_str().unwrap().to_owned(), record);
         (seen.get("pipe").is_some_and(|pipe| pipe["in_bytes_total"] == 9)).then_some(())
     });
-    pipe.signal(nix::sys::signal::Signal::SIGINT);
+    pipe.signal(Signal::SIGINT);
     drop(client);
     let (_, rest, _) = pipe.end();
     rest.iter().for_each(|line| drop(schema.record(line)));
