@@ -202,7 +202,7 @@ impl AggregatorProgram {
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
-            details: details,
+            details,
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
