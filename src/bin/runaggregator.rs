@@ -60,7 +60,7 @@ struct Arguments {
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
 }
@@ -99,11 +99,11 @@ fn start(arguments: Arguments) -> Result<()> {
         counters_from: arguments.source,
         unowned: arguments.unowned,
         keep: arguments.details.keep(),
-        details: arguments.details.shown(&arguments.showing),
     };
+    let details = arguments.details.shown(&arguments.showing, !arguments.totals);
     let files = settings.files.clone();
     let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?)?;
+    let mut program = AggregatorProgram::start(settings, configuration?, details)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
     let mut output: Box<dyn Output> = match arguments.showing.json {

@@ -45,7 +45,7 @@ struct Arguments {
     #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
     group_by: GroupBy,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
 }
@@ -77,8 +77,8 @@ fn start(arguments: Arguments) -> Result<()> {
     if arguments.unowned {
         program = program.with_unowned();
     }
-    if let Some(remotes) = arguments.details.shown(&arguments.showing) {
-        program = program.with_details(remotes);
+    if let Some(details) = arguments.details.shown(&arguments.showing, arguments.bandwidth) {
+        program = program.with_details(details);
     }
     let schedule = arguments.showing.schedule();
     if arguments.showing.json {

@@ -152,4 +152,9 @@ pub trait Output {
     /// # Errors
     /// As for [`show`](Output::show).
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()>;
+
+    /// Whether everything is written, or never will be.
+    fn is_written(&self) -> bool {
+        true
+    }
 }

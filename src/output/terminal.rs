@@ -81,6 +81,11 @@ impl Terminal {
         Ok(())
     }
 
+    /// Whether all figures are written, or never will be.
+    pub fn is_written(&self) -> bool {
+        self.figures.is_idle()
+    }
+
     /// The message that tables are dropped, or that they no longer are.
     fn note_about(&mut self, Loss { tables, error, is_idle }: Loss) -> Option<String> {
         // On a terminal only the latest table matters, and the user sees that it stands still.

@@ -89,6 +89,10 @@ impl Output for Text {
         }
         self.terminal.append(&lines, notes)
     }
+
+    fn is_written(&self) -> bool {
+        self.terminal.is_written()
+    }
 }
 
 /// The lines for stdout: the subjects, and below them the bytes without an owner.

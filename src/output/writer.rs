@@ -184,6 +184,11 @@ impl Writer {
         Loss { tables, error: queue.error, is_idle: queue.is_idle() }
     }
 
+    /// Whether everything is written, or cannot be.
+    pub fn is_idle(&self) -> bool {
+        self.shared.queue().is_idle()
+    }
+
     /// Waits until everything is written: from `start` on for at most `time`, and for at most `patience` while the reader
     /// takes nothing.
     pub fn finish(&self, start: Instant, patience: Duration, time: Duration) {

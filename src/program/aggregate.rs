@@ -35,8 +35,6 @@ pub struct AggregatorSettings {
     pub unowned: bool,
     /// What monitors keep beside the bytes of those that run.
     pub keep: Keep,
-    /// The number of remote ends in the details of each row; `None` unless there are details.
-    pub details: Option<usize>,
 }
 
 /// The program that [`run`](crate::program::run) runs.
@@ -187,11 +185,12 @@ impl Source for Part {
 }
 
 impl AggregatorProgram {
-    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count.
+    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count. Rows have `details`, if
+    /// there are any.
     ///
     /// # Errors
     /// All ports on which a pipe cannot listen, or the error of [`Monitor::of_this_host`].
-    pub fn start(settings: AggregatorSettings, configuration: Configuration) -> Result<Self> {
+    pub fn start(settings: AggregatorSettings, configuration: Configuration, details: Option<Details>) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
@@ -203,7 +202,7 @@ impl AggregatorProgram {
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
-            details: settings.details.map(Details::new),
+            details,
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
@@ -364,8 +363,7 @@ impl Program for AggregatorProgram {
 
     fn last_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
-        notes.extend(self.aggregator.sources().flat_map(Part::last_notes));
-        notes.extend(self.aggregator.notes());
+        notes.extend(self.aggregator.last_notes());
         notes.extend(self.notifier.notes());
         notes
     }

@@ -16,6 +16,7 @@ use crate::config::nearest;
 use crate::ledger::Keep;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
+use crate::traffic::rates::Details;
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -98,7 +99,7 @@ impl Showing {
 
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
-pub struct Details {
+pub struct Detailing {
     /// Also show the remote ends with the most bytes, N of each
     #[arg(
         long,
@@ -114,15 +115,17 @@ pub struct Details {
     keep: bool,
 }
 
-impl Details {
+impl Detailing {
     /// What the monitors keep.
     pub fn keep(&self) -> Keep {
         Keep { remotes: self.remotes.is_some(), ended: self.keep }
     }
 
-    /// The number of remote ends in the details of each row; `None` if details are not shown.
-    pub fn shown(&self, showing: &Showing) -> Option<usize> {
-        (showing.json || self.remotes.is_some()).then(|| self.remotes.unwrap_or_default() as usize)
+    /// The details of each row, if they are shown: in lines that have `rates`, with the remote ends that move the most.
+    pub fn shown(&self, showing: &Showing, rates: bool) -> Option<Details> {
+        let details = Details::new(self.remotes.unwrap_or_default() as usize);
+        let details = if rates && !showing.json { details.by_rate() } else { details };
+        (showing.json || self.remotes.is_some()).then_some(details)
     }
 }
 

@@ -8,7 +8,9 @@ mod common {
     pub mod vectors;
 }
 
+mod json;
 mod readme;
+mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
