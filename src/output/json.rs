@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
-use super::{Announcement, Frame, Notification, Output};
+use super::{Announcement, Frame, Notification, Output, host};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
@@ -73,11 +73,6 @@ impl Output for Json {
         }
         self.terminal.append(&text, notes)
     }
-}
-
-/// The name of this host.
-pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Makes the records of a frame.

@@ -12,8 +12,10 @@
 //! that write them.
 
 pub mod json;
+mod plain;
 mod terminal;
 pub mod text;
+mod tty;
 mod writer;
 
 use std::fmt;
@@ -126,6 +128,11 @@ pub enum Announcement {
     Note(String),
 }
 
+/// The name of this host.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// Writes the error that ends a program to stderr, unless nobody reads it.
 pub fn write_error(line: String) {
     terminal::write_error(line);
@@ -146,4 +153,10 @@ pub trait Output {
     /// # Errors
     /// As for [`show`](Output::show).
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()>;
+
+    /// Gives the terminal back, since the program is about to stand still (SIGTSTP).
+    fn suspend(&mut self) {}
+
+    /// The program goes on, or the terminal has another size (SIGWINCH).
+    fn refresh(&mut self) {}
 }

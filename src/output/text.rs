@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
+use super::plain::{Content, View};
 use super::terminal::Terminal;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
@@ -21,8 +22,8 @@ use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
 /// After this many frames without a line, the user learns that there is nothing to show yet.
 const IDLE_FRAMES: u32 = 5;
-/// The most characters of a name in a line of figures, and in a message.
-const NAME_WIDTH: usize = 60;
+/// The most columns of a name in a line of figures, and in a message.
+pub const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;
 
 /// Which figures the lines show.
@@ -39,8 +40,10 @@ pub enum Figures {
 /// Shows frames as lines.
 #[derive(Debug)]
 pub struct Text {
-    figures: Figures,
+    content: Content,
     terminal: Terminal,
+    /// What a terminal shows instead of the bare lines.
+    view: Option<View>,
     /// What to say if there is nothing to show; `None` once that was said, or there was something.
     idle_note: Option<&'static str>,
     frames: u32,
@@ -49,7 +52,31 @@ pub struct Text {
 impl Text {
     /// Writes to stdout and stderr of this process.
     pub fn new(figures: Figures) -> Self {
-        Self { figures, terminal: Terminal::of_this_process(), idle_note: None, frames: 0 }
+        let content = Content {
+            figures,
+            of: if figures == Figures::ApplicationRates { ("application", "applications") } else { ("process", "processes") },
+            wide: false,
+            nothing: "Nothing has moved yet.",
+        };
+        Self { content, terminal: Terminal::of_this_process(), view: None, idle_note: None, frames: 0 }
+    }
+
+    /// Says on a terminal what a line is for, and several of them: `("user", "users")`.
+    pub fn of(mut self, one: &'static str, several: &'static str) -> Self {
+        self.content.of = (one, several);
+        self
+    }
+
+    /// Cuts no names.
+    pub fn wide(mut self, wide: bool) -> Self {
+        self.content.wide = wide;
+        self
+    }
+
+    /// Says this on a terminal while there is nothing to show.
+    pub fn with_nothing(mut self, nothing: &'static str) -> Self {
+        self.content.nothing = nothing;
+        self
     }
 
     /// Also writes this message if there is nothing to show for some seconds from the start on.
@@ -60,15 +87,20 @@ impl Text {
 
 impl Output for Text {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
-        let table = table(self.figures, frame);
         let mut messages = messages(frame);
+        if self.terminal.is_screen() {
+            let view = self.view.get_or_insert_with(|| View::new(self.content));
+            return self.terminal.redraw(|notes, size| view.draw(frame, notes, size), messages);
+        }
+        let name_width = if self.content.wide { usize::MAX } else { NAME_WIDTH };
+        let table = table(self.content.figures, frame, name_width);
         self.frames = self.frames.saturating_add(1);
         if !table.is_empty() {
             self.idle_note = None;
         } else if self.frames > IDLE_FRAMES {
             messages.extend(self.idle_note.take().map(str::to_owned));
         }
-        self.terminal.replace(&table, messages)
+        self.terminal.table(table, messages)
     }
 
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
@@ -82,13 +114,41 @@ impl Output for Text {
         }
         self.terminal.append(&lines, notes)
     }
+
+    fn suspend(&mut self) {
+        self.terminal.suspend();
+        if let Some(view) = &mut self.view {
+            view.begin_anew();
+        }
+    }
 }
 
-/// The lines for stdout: the subjects, and below them the bytes without an owner.
-pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
-    let mut text = lines(figures, frame.interval, &frame.rows);
-    text.extend(lines(figures, frame.interval, &frame.unowned));
+/// The lines for stdout: the subjects, and below them the bytes without an owner; each name in `name_width` columns.
+pub fn table(figures: Figures, frame: &Frame, name_width: usize) -> Vec<u8> {
+    let mut text = lines(figures, frame.interval, &frame.rows, name_width);
+    text.extend(lines(figures, frame.interval, &frame.unowned, name_width));
     text
+}
+
+/// The names that have a line, and their figures in whole bytes or bytes per second.
+pub(super) fn amounts(
+    figures: Figures,
+    interval: Option<Duration>,
+    rows: &[Row],
+) -> Vec<(Cow<'_, [u8]>, u64, u64)> {
+    let floor = if figures == Figures::ApplicationRates { APPLICATION_FLOOR } else { 0.0 };
+    match (figures, interval) {
+        (Figures::Totals, _) => {
+            let sums = sums(rows, |row| (row.bytes_in, row.bytes_out)).into_iter();
+            let moved = sums.filter(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
+            moved.map(|sum| (sum.name, sum.bytes_in, sum.bytes_out)).collect()
+        }
+        (Figures::Rates | Figures::ApplicationRates, None) => Vec::new(),
+        (Figures::Rates | Figures::ApplicationRates, Some(interval)) => {
+            let rates = rates(rows, interval, floor).into_iter();
+            rates.map(|(name, rate_in, rate_out)| (name, rate_in as u64, rate_out as u64)).collect()
+        }
+    }
 }
 
 /// The lines for stderr, without line ends.
@@ -105,27 +165,27 @@ pub fn messages(frame: &Frame) -> Vec<String> {
 }
 
 /// One line per name, ordered by bytes in, bytes out and name: the largest is last.
-fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> {
+fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row], name_width: usize) -> Vec<u8> {
     let mut text = Vec::new();
     match (figures, interval) {
         (Figures::Totals, _) => {
             let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
             sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
             sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
-            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name));
+            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name, name_width));
         }
         // Rates need two readings.
         (Figures::Rates | Figures::ApplicationRates, None) => {}
         // A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
         (Figures::Rates, Some(interval)) => {
             for (name, rate_in, rate_out) in rates(rows, interval, 0.0) {
-                line(&mut text, &(rate_in as u64), &(rate_out as u64), &name);
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &name, name_width);
             }
         }
         (Figures::ApplicationRates, Some(interval)) => {
             let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
             for (name, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
-                line(&mut text, &kib(rate_in), &kib(rate_out), &name);
+                line(&mut text, &kib(rate_in), &kib(rate_out), &name, name_width);
             }
         }
     }
@@ -173,9 +233,9 @@ fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
     shown
 }
 
-fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8]) {
+fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8], name_width: usize) {
     // Writing to a Vec cannot fail.
-    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, NAME_WIDTH));
+    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, name_width));
 }
 
 /// The message of a notification; `None` for an application that has recovered.
@@ -193,7 +253,7 @@ pub fn notification_line(notification: &Notification, local_time: &str) -> Optio
 }
 
 /// The local time as in `2012-11-22 10:37:01`; for a clock beyond the year 9999, the beginning of 1970.
-fn local_time(at: SystemTime) -> String {
+pub(super) fn local_time(at: SystemTime) -> String {
     let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
     timestamp.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
 }
@@ -213,7 +273,7 @@ mod tests {
     }
 
     fn text(figures: Figures, seconds: u64, rows: &[Row]) -> String {
-        String::from_utf8(lines(figures, Some(Duration::from_secs(seconds)), rows)).unwrap()
+        String::from_utf8(lines(figures, Some(Duration::from_secs(seconds)), rows, NAME_WIDTH)).unwrap()
     }
 
     #[test]
@@ -258,7 +318,7 @@ mod tests {
 
     #[test]
     fn without_an_interval_there_are_no_rates() {
-        assert_eq!(lines(Figures::Rates, None, &[row("a", 1, 1)]), b"");
+        assert_eq!(lines(Figures::Rates, None, &[row("a", 1, 1)], NAME_WIDTH), b"");
     }
 
     #[test]

@@ -120,6 +120,16 @@ fn tick_until_end(program: &mut dyn Program, output: &mut dyn Output, mut signal
                     has_reader = false;
                     reader_gone(program, output)?
                 }
+                Waited::Signal(Signal::SIGTSTP) => {
+                    output.suspend();
+                    signals::stand_still()?;
+                    output.refresh();
+                    Next::Continue
+                }
+                Waited::Signal(Signal::SIGWINCH) => {
+                    output.refresh();
+                    Next::Continue
+                }
                 Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),
                 Waited::Signal(_) => program.interrupted(&mut announcements),

@@ -24,7 +24,7 @@ pub fn run(settings: PipeSettings) -> Result<()> {
     let _ = raise_descriptor_limit();
     let figures = OneSource::new(Pipe::bind(settings)?);
     let mut program = PipeProgram { figures, stopping: false, ticks_left: None, finished: false };
-    super::run(&mut program, &mut Text::new(Figures::Totals), signals)
+    super::run(&mut program, &mut Text::new(Figures::Totals).of("pipe", "pipes"), signals)
 }
 
 struct PipeProgram {
