@@ -15,6 +15,7 @@ pub mod json;
 mod plain;
 mod terminal;
 pub mod text;
+pub mod top;
 mod tty;
 mod writer;
 
@@ -44,7 +45,7 @@ impl Moment {
 }
 
 /// The result of one tick.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Frame {
     /// When the tick was.
     pub at: Moment,

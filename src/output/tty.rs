@@ -70,7 +70,7 @@ impl Drop for Silenced {
 }
 
 /// Whether the terminal controls this process and is that of another job. Of a terminal that does not, nobody is stopped.
-fn is_background() -> bool {
+pub(super) fn is_background() -> bool {
     rustix::termios::tcgetpgrp(io::stdout()).is_ok_and(|foreground| foreground != rustix::process::getpgrp())
 }
 
