@@ -3,13 +3,17 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bwmon::grouping::{Aggregator, GroupBy, Grouping};
+use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
-use bwmon::ledger::{Keep, Selection};
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
+use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
+use bwmon::output::top::Top;
 use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run};
+use bwmon::program::{Signals, cli, run, top};
 use bwmon::python2::pattern::Pattern;
+use bwmon::traffic::source::Source;
 use clap::Parser;
 
 /// Shows how many bytes each process has received and sent, once a second.
@@ -38,6 +42,13 @@ struct Arguments {
     /// Also show the bytes that belong to no process, one line for each reason
     #[arg(long)]
     unowned: bool,
+    /// Add processes up that have this in common: command (the command line), program, user, unit or container
+    #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
+    group_by: GroupBy,
+    #[command(flatten)]
+    details: cli::Details,
+    #[command(flatten)]
+    showing: cli::Showing,
 }
 
 fn main() -> ExitCode {
@@ -48,22 +59,46 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
-        lookback: !arguments.no_lookback && !arguments.bandwidth,
+        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.details.top,
         counters_from: arguments.source,
-        keep: Keep::default(),
+        keep: arguments.details.keep(),
     };
     let signals = Signals::take()?;
-    let mut program = OneSource::new(Monitor::of_this_host(settings)?);
-    if arguments.unowned {
+    let monitor = Monitor::of_this_host(settings)?;
+    let group_by = arguments.group_by;
+    let source: Box<dyn Source> = match group_by {
+        GroupBy::Command => Box::new(monitor),
+        // It groups them itself.
+        _ if arguments.details.top => Box::new(monitor),
+        _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
+    };
+    let mut program = OneSource::new(source);
+    if arguments.unowned || arguments.details.top {
         program = program.with_unowned();
+    }
+    if let Some(remotes) = arguments.details.shown(&arguments.showing) {
+        program = program.with_details(remotes);
+    }
+    let schedule = arguments.showing.schedule();
+    if arguments.showing.json {
+        return run(&mut program, &mut Json::new(Named::Group(group_by.name())), schedule, signals);
+    }
+    if arguments.details.top {
+        return run(&mut program, &mut Top::new(top::processes(group_by))?, schedule, signals);
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    run(&mut program, &mut Text::new(figures).with_idle_note(idle), signals)
+    let (one, several) = group_by.nouns();
+    let mut text = Text::new(figures).of(one, several).wide(arguments.showing.wide).with_idle_note(idle);
+    if is_filtered {
+        text = text.with_nothing("Nothing that matches has moved a byte yet.");
+    }
+    run(&mut program, &mut text, schedule, signals)
 }
 
 #[cfg(test)]
@@ -73,6 +108,7 @@ mod vectors;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
     use clap::error::ErrorKind;
     use serde_json::Value;
     use std::ffi::OsString;
@@ -89,7 +125,8 @@ mod tests {
 
     fn parse(arguments: impl IntoIterator<Item = Vec<u8>>) -> Meaning {
         let arguments = arguments.into_iter().map(OsString::from_vec);
-        match Arguments::try_parse_from(std::iter::once("runmonitor".into()).chain(arguments)) {
+        let words = std::iter::once("runmonitor".into()).chain(arguments);
+        match Arguments::try_parse_from(cli::expand(words, &mut Arguments::command())) {
             Ok(arguments) => Meaning::Run {
                 bandwidth: arguments.bandwidth,
                 lookback: !arguments.no_lookback,

@@ -11,6 +11,9 @@
 //! Where to read on: [`text`] makes the lines; `terminal` is how they reach a terminal or a pipe, and `writer` the threads
 //! that write them.
 
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
 pub mod json;
 mod plain;
 mod terminal;
@@ -148,6 +151,12 @@ pub trait Output {
     /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the reader of the figures is gone. The messages are shown
     /// nevertheless.
     fn show(&mut self, frame: &Frame) -> io::Result<()>;
+
+    /// Tells the messages and notifications of a tick that is not shown.
+    ///
+    /// # Errors
+    /// As for [`show`](Output::show).
+    fn tell(&mut self, frame: &Frame) -> io::Result<()>;
 
     /// Shows announcements at once.
     ///

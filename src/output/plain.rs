@@ -13,7 +13,7 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use super::text::{self, Figures, local_time};
+use super::text::{Amounts, Figures, amounts, local_time};
 use super::tty::Size;
 use super::{Frame, host};
 use crate::printable::{columns, printable, printable_command};
@@ -56,13 +56,6 @@ pub(super) struct View {
     column: usize,
 }
 
-/// A line for a name.
-struct Entry<'a> {
-    name: &'a [u8],
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
 impl View {
     pub fn new(content: Content) -> Self {
         Self { content, host: printable(host().as_bytes(), 64), since: None, on_foreign_screen: true, column: COLUMN }
@@ -92,17 +85,15 @@ impl View {
 
     /// The lines of the view: no more than the screen has.
     fn lines(&mut self, frame: &Frame, notes: &[&str], size: Size) -> Vec<String> {
-        let rows = text::amounts(self.content.figures, frame.interval, &frame.rows);
-        let unowned = text::amounts(self.content.figures, frame.interval, &frame.unowned);
-        let mut entries: Vec<Entry<'_>> = rows
-            .iter()
-            .chain(&unowned)
-            .map(|(name, bytes_in, bytes_out)| Entry { name, bytes_in: *bytes_in, bytes_out: *bytes_out })
-            .collect();
-        entries.sort_by_key(|entry| (entry.bytes_in.saturating_add(entry.bytes_out), entry.name));
+        let rows = amounts(self.content.figures, frame.interval, &frame.rows);
+        let unowned = amounts(self.content.figures, frame.interval, &frame.unowned);
+        let (processes, has_unowned) = (rows.len(), !unowned.is_empty());
+        let mut entries: Vec<Amounts<'_>> = rows.into_iter().chain(unowned).collect();
+        let size_of = |entry: &Amounts<'_>| entry.bytes_in.saturating_add(entry.bytes_out);
+        entries.sort_by(|a, b| (size_of(a), &a.name).cmp(&(size_of(b), &b.name)));
 
-        let sum = |entries: &[Entry<'_>]| {
-            let add = |sum: (u64, u64), entry: &Entry<'_>| {
+        let sum = |entries: &[Amounts<'_>]| {
+            let add = |sum: (u64, u64), entry: &Amounts<'_>| {
                 (sum.0.saturating_add(entry.bytes_in), sum.1.saturating_add(entry.bytes_out))
             };
             entries.iter().fold((0, 0), add)
@@ -115,11 +106,11 @@ impl View {
             vec![printable(self.content.nothing.as_bytes(), size.columns)]
         } else {
             let (one, several) = self.content.of;
-            let of = match rows.len() {
+            let of = match processes {
                 1 => format!("all: 1 {one}"),
                 count => format!("all {count} {several}"),
             };
-            let and = if unowned.is_empty() { "" } else { ", and without an owner" };
+            let and = if has_unowned { ", and without an owner" } else { "" };
             let line = self.line(total, &printable(format!("{of}{and}").as_bytes(), self.name_columns(size)));
             vec![format!("{BOLD}{line}{NORMAL}")]
         };
@@ -132,14 +123,19 @@ impl View {
         let mut shown: Vec<String> = Vec::new();
         let mut left = entries.as_slice();
         while let Some((entry, smaller)) = left.split_last() {
-            let name = self.name(entry.name, size);
-            let height = if self.content.wide { (self.before_name() + columns(&name)).div_ceil(size.columns) } else { 1 };
-            // All but the smallest line leave room for that of the smaller ones.
+            let name = self.name(&entry.name, size);
+            let mut block = vec![self.line((entry.bytes_in, entry.bytes_out), &name)];
+            for (end, bytes_in, bytes_out) in &entry.remotes {
+                let end = printable(end.as_bytes(), self.name_columns(size));
+                block.push(self.line((*bytes_in, *bytes_out), &end));
+            }
+            let height: usize = block.iter().map(|line| columns(line).div_ceil(size.columns).max(1)).sum();
+            // All but the smallest entry leave room for the line of the smaller ones.
             if height + usize::from(!smaller.is_empty()) > room {
                 break;
             }
             room -= height;
-            shown.push(self.line((entry.bytes_in, entry.bytes_out), &name));
+            shown.extend(block.into_iter().rev());
             left = smaller;
         }
         if !left.is_empty() && room > 0 {
@@ -187,9 +183,9 @@ impl View {
     fn name(&self, name: &[u8], size: Size) -> String {
         if self.content.wide {
             // A command line may be longer than any screen.
-            return printable(name, size.columns * (size.lines / 4).max(1));
+            return printable(name.trim_ascii_end(), size.columns * (size.lines / 4).max(1));
         }
-        printable_command(name, self.name_columns(size))
+        printable_command(name.trim_ascii_end(), self.name_columns(size))
     }
 
     /// What the columns are; at the right since when, from where, on which host, and the time: what does not fit goes, the host
@@ -224,7 +220,12 @@ fn wrapped(notes: &[&str], size: Size) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for note in notes.iter().rev().take(MOST_NOTES) {
         let note = wrap(note, size.columns);
-        if lines.len() + note.len() + 1 > most {
+        let room = most.saturating_sub(lines.len() + 1);
+        if note.len() > room {
+            // The beginning of a long message is better than none.
+            if lines.is_empty() {
+                lines.extend(note.into_iter().take(room));
+            }
             break;
         }
         lines.splice(0..0, note);
@@ -261,4 +262,133 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::output::{Moment, golden};
+
+    fn frame(rows: usize) -> Frame {
+        let mut frame = crate::output::top::frame(rows);
+        frame.rows.iter_mut().for_each(|row| row.detail = None);
+        frame
+    }
+
+    fn view(figures: Figures, wide: bool) -> View {
+        let content = Content { figures, of: ("process", "processes"), wide, nothing: "Nothing has moved yet." };
+        View { host: "atlas".to_owned(), ..View::new(content) }
+    }
+
+    fn plain(lines: &[String]) -> Vec<String> {
+        lines.iter().map(|line| [BOLD, DIM, NORMAL].iter().fold(line.clone(), |line, code| line.replace(code, ""))).collect()
+    }
+
+    fn size(columns: usize, lines: usize) -> Size {
+        Size { columns, lines }
+    }
+
+    /// The figures in and out of a line.
+    fn figures(line: &str) -> (u64, u64) {
+        let (bytes_in, rest) = line.split_once('/').unwrap();
+        (bytes_in.trim().parse().unwrap(), rest.split_once(" -- ").unwrap().0.trim().parse().unwrap())
+    }
+
+    #[test]
+    fn busy_hosts_look_as_documented() {
+        for (figures, columns, height) in [(Figures::Totals, 80, 24), (Figures::Totals, 200, 50), (Figures::Rates, 80, 24)] {
+            let frame = frame(300);
+            let lines = plain(&view(figures, false).lines(&frame, &[], size(columns, height)));
+            let kind = if figures == Figures::Rates { "-rates" } else { "" };
+            let clock = local_time(frame.at.wall_clock).split_off("2012-11-22 ".len());
+            let text = lines.join("\n").replace(&clock, "23:31:00") + "\n";
+            golden::assert_golden(&format!("../../docs/screens/plain{kind}-{columns}x{height}.txt"), &text);
+        }
+    }
+
+    #[test]
+    fn the_biggest_are_last_and_all_lines_add_up() {
+        let lines = plain(&view(Figures::Totals, false).lines(&frame(300), &[], size(80, 24)));
+        assert_eq!(lines.len(), 24);
+        let [_header, entries @ .., total] = &lines[..] else { unreachable!() };
+        let size_of = |line: &String| figures(line).0 + figures(line).1;
+        assert!(entries[0].contains("(279 smaller)"), "{}", entries[0]);
+        assert!(entries[1..].is_sorted_by_key(size_of));
+        let sums = entries.iter().map(|line| figures(line)).fold((0, 0), |sum, line| (sum.0 + line.0, sum.1 + line.1));
+        assert_eq!(sums, figures(total));
+        assert!(total.ends_with(" -- all 300 processes"));
+    }
+
+    #[test]
+    fn messages_stand_below_and_the_newest_is_last() {
+        let notes: Vec<String> = (0..12).map(|note| format!("note {note} {}", "word ".repeat(20))).collect();
+        let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+        let lines = plain(&view(Figures::Totals, false).lines(&frame(300), &notes, size(80, 24)));
+        assert_eq!(lines.len(), 24);
+        let total = lines.iter().position(|line| line.contains(" -- all 300 processes")).unwrap();
+        assert_eq!(lines[total + 1], "");
+        assert!(lines[total + 2].starts_with("note 9 word"), "{lines:#?}");
+        assert!(lines[23].starts_with("  word"), "{lines:#?}");
+        assert!(lines.len() - total - 1 <= 8);
+    }
+
+    #[test]
+    fn without_figures_the_view_says_so() {
+        let frame = Frame::at(Moment { monotonic: Instant::now(), wall_clock: SystemTime::UNIX_EPOCH });
+        let lines = plain(&view(Figures::Totals, false).lines(&frame, &[], size(80, 24)));
+        assert_eq!(lines[1..], ["Nothing has moved yet."]);
+    }
+
+    #[test]
+    fn a_view_is_drawn_over_the_last_one_and_nothing_is_cleared() {
+        let mut view = view(Figures::Totals, false);
+        let mut draw = |seconds| {
+            let mut frame = frame(3);
+            frame.at.wall_clock += Duration::from_secs(seconds);
+            String::from_utf8(view.draw(&frame, &[], size(80, 24))).unwrap()
+        };
+        let (first, second) = (draw(0), draw(1));
+        assert!(first.starts_with(&("\n".repeat(23) + BEGIN)), "{first:?}");
+        assert!(second.starts_with(BEGIN) && second.ends_with(END), "{second:?}");
+        assert_eq!(second.matches("\r\n").count(), second.matches(ERASE_LINE).count() - 1);
+        assert!(!second.contains("\x1b[2J") && !second.contains("\x1b[3J"));
+    }
+
+    #[test]
+    fn wide_names_are_not_cut() {
+        let frame = frame(300);
+        let lines = plain(&view(Figures::Totals, true).lines(&frame, &[], size(60, 24)));
+        assert!(lines.iter().any(|line| line.ends_with("-- /usr/bin/rclone sync b2:archive /srv/archive")), "{lines:#?}");
+        let height: usize = lines.iter().map(|line| columns(line).div_ceil(60).max(1)).sum();
+        assert!(height <= 24, "{height}");
+    }
+
+    #[test]
+    fn remote_ends_stand_below_their_process() {
+        let frame = crate::output::top::samples::frame(300, 3);
+        let lines = plain(&view(Figures::Rates, false).lines(&frame, &[], size(80, 24)));
+        let [.., process, first, _, _, total] = &lines[..] else { unreachable!() };
+        assert!(process.ends_with(" -- /usr/sbin/nginx -g daemon off;"), "{lines:#?}");
+        assert!(first.ends_with(" --   203.0.113.1:51001 tcp"), "{lines:#?}");
+        assert!(total.ends_with(" -- all 300 processes"), "{lines:#?}");
+        assert!(lines.len() <= 24);
+    }
+
+    proptest! {
+        #[test]
+        fn a_view_fits_every_screen(width in 1usize..250, height in 1usize..80, rows in 0usize..90, notes: Vec<String>) {
+            let notes: Vec<String> = notes.iter().map(|note| printable(note.as_bytes(), 300)).collect();
+            let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+            let lines = plain(&view(Figures::Rates, false).lines(&frame(rows), &notes, size(width, height)));
+            prop_assert!(lines.len() <= height);
+            for line in &lines {
+                // Figures are never cut.
+                prop_assert!(columns(line) <= width.max(30), "{}", line);
+            }
+        }
+    }
 }

@@ -8,14 +8,17 @@
 //! Scripts read these lines, so their format is fixed. Subjects with the same name share a line.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::plain::{Content, View};
 use super::terminal::Terminal;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
+use crate::traffic::detail::{Remote, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
 /// The bytes per second that an application must exceed in either direction to have a line.
@@ -54,7 +57,7 @@ impl Text {
     pub fn new(figures: Figures) -> Self {
         let content = Content {
             figures,
-            of: if figures == Figures::ApplicationRates { ("application", "applications") } else { ("process", "processes") },
+            of: ("process", "processes"),
             wide: false,
             nothing: "Nothing has moved yet.",
         };
@@ -103,6 +106,10 @@ impl Output for Text {
         self.terminal.table(table, messages)
     }
 
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        self.terminal.append(&[], messages(frame))
+    }
+
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
         let (mut lines, mut notes) = (Vec::new(), Vec::new());
         for announcement in announcements {
@@ -130,23 +137,37 @@ pub fn table(figures: Figures, frame: &Frame, name_width: usize) -> Vec<u8> {
     text
 }
 
-/// The names that have a line, and their figures in whole bytes or bytes per second.
-pub(super) fn amounts(
-    figures: Figures,
-    interval: Option<Duration>,
-    rows: &[Row],
-) -> Vec<(Cow<'_, [u8]>, u64, u64)> {
-    let floor = if figures == Figures::ApplicationRates { APPLICATION_FLOOR } else { 0.0 };
+/// A name that has a line, and its figures in whole bytes or bytes per second.
+pub(super) struct Amounts<'a> {
+    pub name: Cow<'a, [u8]>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Its remote ends, the biggest first.
+    pub remotes: Vec<(String, u64, u64)>,
+}
+
+/// The names that have a line.
+pub(super) fn amounts(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<Amounts<'_>> {
     match (figures, interval) {
         (Figures::Totals, _) => {
-            let sums = sums(rows, |row| (row.bytes_in, row.bytes_out)).into_iter();
-            let moved = sums.filter(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
-            moved.map(|sum| (sum.name, sum.bytes_in, sum.bytes_out)).collect()
+            let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
+            sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
+            let amounts = sums.into_iter().map(|sum| {
+                let remotes = remote_sums(&sum.remotes, |end| (end.bytes_in, end.bytes_out));
+                Amounts { name: sum.name, bytes_in: sum.bytes_in, bytes_out: sum.bytes_out, remotes }
+            });
+            amounts.collect()
         }
         (Figures::Rates | Figures::ApplicationRates, None) => Vec::new(),
         (Figures::Rates | Figures::ApplicationRates, Some(interval)) => {
-            let rates = rates(rows, interval, floor).into_iter();
-            rates.map(|(name, rate_in, rate_out)| (name, rate_in as u64, rate_out as u64)).collect()
+            let floor = if figures == Figures::ApplicationRates { APPLICATION_FLOOR } else { 0.0 };
+            let whole = |moved| per_second(moved, interval) as u64;
+            let amounts = rates(rows, interval, floor).into_iter().map(|(sum, rate_in, rate_out)| {
+                let ends = remote_sums(&sum.remotes, |end| (end.moved_in, end.moved_out)).into_iter();
+                let remotes = ends.map(|(end, moved_in, moved_out)| (end, whole(moved_in), whole(moved_out))).collect();
+                Amounts { name: sum.name, bytes_in: rate_in as u64, bytes_out: rate_out as u64, remotes }
+            });
+            amounts.collect()
         }
     }
 }
@@ -172,20 +193,27 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row], name_width:
             let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
             sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
             sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
-            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name, name_width));
+            for sum in &sums {
+                line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name, name_width);
+                remote_lines(&mut text, &sum.remotes, |end| (end.bytes_in, end.bytes_out), |bytes| bytes.to_string());
+            }
         }
         // Rates need two readings.
         (Figures::Rates | Figures::ApplicationRates, None) => {}
         // A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
         (Figures::Rates, Some(interval)) => {
-            for (name, rate_in, rate_out) in rates(rows, interval, 0.0) {
-                line(&mut text, &(rate_in as u64), &(rate_out as u64), &name, name_width);
+            let whole = |moved| (per_second(moved, interval) as u64).to_string();
+            for (sum, rate_in, rate_out) in rates(rows, interval, 0.0) {
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &sum.name, name_width);
+                remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), whole);
             }
         }
         (Figures::ApplicationRates, Some(interval)) => {
             let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
-            for (name, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
-                line(&mut text, &kib(rate_in), &kib(rate_out), &name, name_width);
+            let kib_of = |moved| kib(per_second(moved, interval));
+            for (sum, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
+                line(&mut text, &kib(rate_in), &kib(rate_out), &sum.name, name_width);
+                remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), kib_of);
             }
         }
     }
@@ -197,12 +225,15 @@ struct Sum<'a> {
     name: Cow<'a, [u8]>,
     bytes_in: u64,
     bytes_out: u64,
+    /// The remote ends of each of the subjects.
+    remotes: Vec<&'a [RemoteBytes]>,
 }
 
 fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
     let sum = |row| {
         let (bytes_in, bytes_out) = bytes(row);
-        Sum { name: row.subject.name(), bytes_in, bytes_out }
+        let remotes = row.detail.iter().map(|detail| &*detail.remotes).collect();
+        Sum { name: row.subject.name(), bytes_in, bytes_out, remotes }
     };
     let mut sums: Vec<Sum<'_>> = rows.iter().map(sum).collect();
     sums.sort_by(|a, b| a.name.cmp(&b.name));
@@ -211,14 +242,15 @@ fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
         if equal {
             sum.bytes_in += next.bytes_in;
             sum.bytes_out += next.bytes_out;
+            sum.remotes.append(&mut next.remotes);
         }
         equal
     });
     sums
 }
 
-/// A name and its bytes per second in and out.
-type NameRate<'a> = (Cow<'a, [u8]>, f64, f64);
+/// The bytes of a name, and how many that is per second in and out.
+type NameRate<'a> = (Sum<'a>, f64, f64);
 
 /// The rates of the names that exceed `floor` in either direction, ascending.
 fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
@@ -226,11 +258,40 @@ fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
     for sum in sums(rows, |row| (row.moved_in, row.moved_out)) {
         let (rate_in, rate_out) = (per_second(sum.bytes_in, interval), per_second(sum.bytes_out, interval));
         if rate_in > floor || rate_out > floor {
-            shown.push((sum.name, rate_in, rate_out));
+            shown.push((sum, rate_in, rate_out));
         }
     }
-    shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.cmp(&b.0)));
+    shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.name.cmp(&b.0.name)));
     shown
+}
+
+/// A line for each remote end of a name, the biggest first.
+fn remote_lines(
+    text: &mut Vec<u8>,
+    remotes: &[&[RemoteBytes]],
+    bytes: fn(&RemoteBytes) -> (u64, u64),
+    shown: impl Fn(u64) -> String,
+) {
+    for (name, bytes_in, bytes_out) in remote_sums(remotes, bytes) {
+        line(text, &shown(bytes_in), &shown(bytes_out), name.as_bytes(), NAME_WIDTH);
+    }
+}
+
+/// The remote ends of a name and their bytes, the biggest first: as many as one of its subjects has.
+fn remote_sums(remotes: &[&[RemoteBytes]], bytes: fn(&RemoteBytes) -> (u64, u64)) -> Vec<(String, u64, u64)> {
+    let mut sums: HashMap<Remote, (u64, u64)> = HashMap::new();
+    for end in remotes.iter().copied().flatten() {
+        let (sum, (bytes_in, bytes_out)) = (sums.entry(end.remote).or_default(), bytes(end));
+        *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+    }
+    let mut sums: Vec<_> = sums.into_iter().filter(|(_, bytes)| *bytes != (0, 0)).collect();
+    sums.sort_unstable_by_key(|(remote, bytes)| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
+    let most = remotes.iter().map(|remotes| remotes.len()).max().unwrap_or_default();
+    let name = |remote: Remote| {
+        let end = SocketAddr::new(remote.address, remote.port);
+        format!("  {end} {}", remote.protocol_name())
+    };
+    sums.into_iter().take(most).map(|(remote, (bytes_in, bytes_out))| (name(remote), bytes_in, bytes_out)).collect()
 }
 
 fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8], name_width: usize) {

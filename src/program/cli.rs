@@ -5,12 +5,16 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error, Parser};
 
+use super::Schedule;
 use crate::config::nearest;
+use crate::output::top::REMOTES;
+use crate::ledger::Keep;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
 
@@ -20,13 +24,124 @@ use crate::python2::pattern::Pattern;
 /// The exit code with which the program ends at once: success after it has printed the help or the version on stdout, 2
 /// after it has printed on stderr what is wrong with the words, and the usage.
 pub fn parse<Arguments: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ExitCode> {
-    Arguments::try_parse_from(words).map_err(|error| {
+    Arguments::try_parse_from(expand(words, &mut Arguments::command())).map_err(|error| {
         if !error.use_stderr() {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
         print_error(in_our_words(error, &mut Arguments::command()), &mut Arguments::command())
     })
+}
+
+/// The options of the original, and whether each has a value.
+const ORIGINAL: [(&str, bool); 9] = [
+    ("app-config", true),
+    ("auto-group", false),
+    ("bandwidth", false),
+    ("exclude", true),
+    ("ignore-local", false),
+    ("include", true),
+    ("monitor-config", true),
+    ("no-lookback", false),
+    ("notification-config", true),
+];
+
+/// The words, with the options of the original in full: an abbreviation that meant one of them still does, whatever options
+/// there are now.
+pub fn expand(words: impl IntoIterator<Item = OsString>, command: &mut Command) -> Vec<OsString> {
+    command.build();
+    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+    let original: Vec<_> = ORIGINAL.into_iter().filter(|(option, _)| known.contains(option)).collect();
+    let (mut is_value, mut is_over) = (false, false);
+    let expand = |word: OsString| {
+        if std::mem::take(&mut is_value) || is_over {
+            return word;
+        }
+        is_over = word == "--";
+        let Some(text) = word.to_str().and_then(|text| text.strip_prefix("--")).filter(|text| !text.is_empty()) else {
+            return word;
+        };
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let mut meant = original.iter().filter(|(option, _)| option.starts_with(name));
+        let (Some((option, has_value)), None) = (meant.next(), meant.next()) else { return word };
+        if known.contains(&name) && name != *option {
+            return word;
+        }
+        is_value = *has_value && value.is_none();
+        match value {
+            Some(value) => format!("--{option}={value}").into(),
+            None => format!("--{option}").into(),
+        }
+    };
+    words.into_iter().map(expand).collect()
+}
+
+/// How the figures are shown: the arguments that all three programs have.
+#[derive(Debug, clap::Args)]
+pub struct Showing {
+    /// Show one JSON record per line, as docs/json.md describes them
+    #[arg(long)]
+    pub json: bool,
+    /// Cut no names
+    #[arg(long)]
+    pub wide: bool,
+    /// End after this many refreshes
+    #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX), allow_negative_numbers = true)]
+    count: Option<u32>,
+    /// Refresh every so many seconds, 0.1 to 86400
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds, allow_negative_numbers = true)]
+    interval: Duration,
+}
+
+impl Showing {
+    /// When the figures are shown.
+    pub fn schedule(&self) -> Schedule {
+        Schedule { interval: self.interval, count: self.count.map(u64::from) }
+    }
+}
+
+/// What is shown of each process, group or application beside its bytes.
+#[derive(Debug, clap::Args)]
+pub struct Details {
+    /// Show an interactive view, as top does; ? there lists its keys
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    pub top: bool,
+    /// Also show the remote ends with the most bytes, N of each
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "5",
+        value_parser = number(1..=100)
+    )]
+    remotes: Option<u32>,
+    /// Keep the totals of what has ended
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Details {
+    /// What the monitors keep.
+    pub fn keep(&self) -> Keep {
+        Keep { remotes: self.top || self.remotes.is_some(), ended: self.keep }
+    }
+
+    /// The number of remote ends in the details of each row; `None` if details are not shown.
+    pub fn shown(&self, showing: &Showing) -> Option<usize> {
+        match self.remotes {
+            Some(remotes) => Some(remotes as usize),
+            None if self.top => Some(REMOTES),
+            None => showing.json.then_some(0),
+        }
+    }
+}
+
+/// Parses a time from 0.1 seconds to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "a number of seconds from 0.1 to 86400 is expected".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.1..=86400.0).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(wrong()) }
 }
 
 /// Prints what is wrong with a command line whose words are right one by one. Returns the exit code for that.

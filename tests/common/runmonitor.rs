@@ -60,6 +60,17 @@ pub fn is_figure(line: &str) -> bool {
     figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
 }
 
+/// The views on a terminal, without the sequences that move the cursor and change how text looks; first what comes before them.
+pub fn views(shown: &str) -> Vec<String> {
+    let plain = |view: &str| {
+        let mut pieces = view.split("\x1b[");
+        let first = pieces.next().unwrap_or_default().to_owned();
+        let after = |piece: &str| piece.split_once(|c: char| c.is_ascii_alphabetic()).unwrap_or_default().1.to_owned();
+        first + &pieces.map(after).collect::<String>()
+    };
+    shown.split("\x1b[?2026h\x1b[H").map(plain).collect()
+}
+
 /// The exit code of a program that is about to end.
 pub fn exit_code(child: &mut Child) -> Option<i32> {
     wait_for("the program's end", || child.try_wait().unwrap()).code()

@@ -12,4 +12,5 @@ mod readme;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod top;
 mod unseen;

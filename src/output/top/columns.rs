@@ -142,7 +142,7 @@ impl Column {
             Kind::Total => model.unit.total(item.total.0.saturating_add(item.total.1)),
             Kind::Received => model.unit.total(item.total.0),
             Kind::Sent => model.unit.total(item.total.1),
-            Kind::Minute => diagram(&item.history.cells(model.tick, width, both), most, model.look.utf8),
+            Kind::Minute => diagram(&item.history.cells(model.shown_tick, width, both), most, model.look.utf8),
             Kind::Connections => if_any(item.connections),
             Kind::Processes => if_any(item.pids.len() as u64),
             Kind::Pid => item.pids.last().map(u32::to_string).unwrap_or_default(),

@@ -151,9 +151,9 @@ fn head(model: &Model, canvas: &mut Canvas<'_>) {
         if dropped < 3 {
             left.push((&host, look.weak()));
         }
-        left.extend([("  in ", look.weak()), (&rate_in, look.strong()), (" out ", look.weak()), (&rate_out, look.strong())]);
+        left.extend([("  in ", look.weak()), (&rate_in, look.strong()), ("  out ", look.weak()), (&rate_out, look.strong())]);
         if dropped < 1 {
-            left.extend([(" both ", look.weak()), (&*both, look.strong())]);
+            left.extend([("  both ", look.weak()), (&*both, look.strong())]);
         }
         let mut right: Vec<(&str, Style)> = Vec::new();
         if dropped < 2 && !source.is_empty() {
@@ -258,7 +258,7 @@ fn open(model: &Model, item: &Item, canvas: &mut Canvas<'_>, top: usize, lines: 
     canvas.line(line + 1, &pieces);
 
     let cells = if canvas.size.columns >= 80 { 30 } else { 10 };
-    let minute = |of: fn(Rate) -> f64| diagram(&item.history.cells(model.tick, cells, of), 0.0, look.utf8);
+    let minute = |of: fn(Rate) -> f64| diagram(&item.history.cells(model.shown_tick, cells, of), 0.0, look.utf8);
     let (diagram_in, diagram_out) = (minute(|rate| rate.0), minute(|rate| rate.1));
     let (received, sent) = (unit.total(item.total.0), unit.total(item.total.1));
     for (at, (label, rate, diagram, moved, total)) in [
@@ -402,6 +402,10 @@ fn overlay(model: &Model, canvas: &mut Canvas<'_>, lines: Vec<String>) {
     let left = canvas.size.columns.saturating_sub(inner + 2) / 2;
     let top = 2.min(canvas.size.lines.saturating_sub(lines.len() + 2));
     let edge = across.repeat(inner);
+    let blank = " ".repeat(canvas.size.columns);
+    for line in top..(top + lines.len() + 2).min(canvas.size.lines - 1) {
+        canvas.line(line, &[(&blank, Style::new())]);
+    }
     canvas.text(left, top, &[(&corner(0), look.weak()), (&edge, look.weak()), (&corner(1), look.weak())]);
     for (at, line) in lines.iter().enumerate() {
         let padding = " ".repeat((inner - 2).saturating_sub(columns_of(line)));

@@ -88,12 +88,8 @@ fn step(bytes: &[u8]) -> Step {
         [ESC, b'O'] => Step::Incomplete,
         [ESC, b'O', byte, ..] => Step::Done(3, letter(byte)),
         [ESC, b']', ..] => operating_system_command(bytes),
-        [ESC, ESC, ..] => Step::Done(1, Some(Input::Escape)),
-        // Alt and a key: nothing that we know.
-        [ESC, ..] => match step(&bytes[1..]) {
-            Step::Done(length, _) => Step::Done(length + 1, None),
-            Step::Incomplete => Step::Incomplete,
-        },
+        // Typed fast. Alt and a key looks the same, and is nothing that we know.
+        [ESC, ..] => Step::Done(1, Some(Input::Escape)),
         [b'\r' | b'\n', ..] => Step::Done(1, Some(Input::Enter)),
         [b'\t', ..] => Step::Done(1, Some(Input::Tab)),
         [0x7f | 0x08, ..] => Step::Done(1, Some(Input::Backspace)),
@@ -220,6 +216,8 @@ mod tests {
             Input::WheelDown,
             Input::Background { light: true },
             Input::Char('ä'),
+            Input::Escape,
+            Input::Char('x'),
             Input::Function(1),
             Input::Ctrl('l'),
             Input::Enter,

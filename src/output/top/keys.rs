@@ -35,7 +35,9 @@ pub(super) fn press(model: &mut Model, input: Input, size: Size) -> Effect {
 fn edit(model: &mut Model, input: Input) {
     match input {
         Input::Char(c) => model.edit_filter(|filter| filter.push(c)),
-        Input::Backspace => model.edit_filter(|filter| drop(filter.pop())),
+        Input::Backspace => model.edit_filter(|filter| {
+            let _ = filter.pop();
+        }),
         Input::Ctrl('u') | Input::Escape => {
             model.edit_filter(String::clear);
             if input == Input::Escape {

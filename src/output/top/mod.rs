@@ -15,6 +15,8 @@ mod input;
 mod keys;
 mod look;
 mod model;
+#[cfg(test)]
+pub(crate) mod samples;
 mod screen;
 #[cfg(test)]
 mod tests;
@@ -75,6 +77,8 @@ pub struct Rows {
     /// How they can be grouped: the head of the column, and the property. The first one has a row for each subject. Empty if the
     /// rows are no processes.
     pub groupings: Vec<(&'static str, Property)>,
+    /// The one with which the view begins.
+    pub first: usize,
 }
 
 /// Shows frames on the alternate screen.
@@ -158,6 +162,12 @@ impl Output for Top {
         self.screen.enter();
         self.keep(&messages(frame));
         self.send(Event::Frame(Box::new(frame.clone())))
+    }
+
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        let notes = messages(frame);
+        self.keep(&notes);
+        if notes.is_empty() { Ok(()) } else { self.send(Event::Notes(notes)) }
     }
 
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {

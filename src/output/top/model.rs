@@ -50,10 +50,6 @@ impl SortBy {
         let at = Self::ALL.iter().position(|by| *by == self).unwrap_or_default();
         Self::ALL[at.saturating_add_signed(step).min(Self::ALL.len() - 1)]
     }
-
-    fn is_rate(self) -> bool {
-        matches!(self, Self::In | Self::Out | Self::Both)
-    }
 }
 
 /// What covers the list.
@@ -93,7 +89,7 @@ pub(super) struct Item {
 
 impl Item {
     /// Whether this is nobody's.
-    pub fn is_unowned(&self) -> bool {
+    fn is_unowned(&self) -> bool {
         matches!(&self.key, Key::Subject(subject) if matches!(**subject, Subject::Unowned(_)))
     }
 
@@ -146,10 +142,11 @@ pub(super) struct Model {
     pub has_new_note: bool,
 
     names: Names,
-    /// The last frame, and the interval of the one before.
+    /// The last frame.
     pub frame: Frame,
-    before: Vec<Row>,
-    pub tick: u64,
+    /// The number of the last tick, and of the one that the rows are of.
+    tick: u64,
+    pub shown_tick: u64,
     histories: HashMap<Arc<Subject>, History>,
     /// The groups of subjects, where rows are groups.
     groups: HashMap<Arc<Subject>, Vec<u8>>,
@@ -166,13 +163,13 @@ pub(super) struct Model {
 impl Model {
     /// A view without figures.
     pub fn new(host: String, look: Look, rows: Rows, now: Moment) -> Self {
-        let Rows { several, groupings } = rows;
+        let Rows { several, groupings, first } = rows;
         Self {
             host,
             look,
             groupings,
             several,
-            group: 0,
+            group: first,
             unit: Unit::default(),
             totals_first: false,
             sort_by: SortBy::Both,
@@ -189,8 +186,8 @@ impl Model {
             has_new_note: false,
             names: Names::new(),
             frame: Frame::at(now),
-            before: Vec::new(),
             tick: 0,
+            shown_tick: 0,
             histories: HashMap::new(),
             groups: HashMap::new(),
             sum: (0.0, 0.0),
@@ -217,7 +214,7 @@ impl Model {
         }
         let tick = self.tick;
         self.histories.retain(|_, history| history.forget(tick));
-        self.before = std::mem::replace(&mut self.frame, frame).rows;
+        self.frame = frame;
         if self.paused.is_none() {
             self.rebuild();
         }
@@ -269,7 +266,7 @@ impl Model {
     /// How many rows there are, in words.
     pub fn count(&self) -> String {
         let several = if self.is_grouped() { format!("{}s", self.title().to_lowercase()) } else { self.several.to_owned() };
-        format!("{} {several}", self.items.len())
+        format!("{} {several}", self.items.iter().filter(|item| !item.is_unowned()).count())
     }
 
     /// The number of rows.
@@ -289,35 +286,28 @@ impl Model {
 
     /// The biggest rate of any cell of this number, for diagrams.
     pub fn most(&self, cells: usize) -> f64 {
-        let of_item = |item: &Item| item.history.cells(self.tick, cells, both).into_iter().fold(0.0, f64::max);
+        let of_item = |item: &Item| item.history.cells(self.shown_tick, cells, both).into_iter().fold(0.0, f64::max);
         self.items.iter().map(of_item).fold(0.0, f64::max)
     }
 
     /// The remote ends of the opened row, the biggest first, and the bytes of all others.
     pub fn remotes(&self) -> (Vec<RemoteItem>, (u64, u64)) {
         let Some(opened) = &self.opened else { return Default::default() };
-        let mut ends: HashMap<Remote, [(u64, u64); 2]> = HashMap::new();
+        let mut ends: HashMap<Remote, RemoteItem> = HashMap::new();
         let mut others = (0, 0);
-        for (at, rows) in [&self.frame.rows, &self.before].into_iter().enumerate() {
-            for row in rows.iter().filter(|row| self.belongs(row, &opened.key)) {
-                let Some(detail) = &row.detail else { continue };
-                for end in &detail.remotes {
-                    let sum = &mut ends.entry(end.remote).or_default()[at];
-                    *sum = (sum.0 + end.bytes_in, sum.1 + end.bytes_out);
-                }
-                if at == 0 {
-                    others = (others.0 + detail.other_remotes.0, others.1 + detail.other_remotes.1);
-                }
-            }
-        }
         let interval = self.frame.interval.unwrap_or(Duration::from_secs(1));
-        let rate = |now: u64, before: u64| per_second(now.saturating_sub(before), interval);
-        let item = |(remote, [now, before]): (Remote, [(u64, u64); 2])| RemoteItem {
-            remote,
-            rate: if before == (0, 0) { (0.0, 0.0) } else { (rate(now.0, before.0), rate(now.1, before.1)) },
-            total: now,
-        };
-        let mut items: Vec<RemoteItem> = ends.into_iter().filter(|(_, [now, _])| *now != (0, 0)).map(item).collect();
+        for row in self.frame.rows.iter().filter(|row| self.belongs(row, &opened.key)) {
+            let Some(detail) = &row.detail else { continue };
+            for end in &detail.remotes {
+                let new = RemoteItem { remote: end.remote, rate: (0.0, 0.0), total: (0, 0) };
+                let item = ends.entry(end.remote).or_insert(new);
+                item.total = (item.total.0 + end.bytes_in, item.total.1 + end.bytes_out);
+                item.rate.0 += per_second(end.moved_in, interval);
+                item.rate.1 += per_second(end.moved_out, interval);
+            }
+            others = (others.0 + detail.other_remotes.0, others.1 + detail.other_remotes.1);
+        }
+        let mut items: Vec<RemoteItem> = ends.into_values().collect();
         items.sort_by(|a, b| (b.total.0 + b.total.1, b.remote).cmp(&(a.total.0 + a.total.1, a.remote)));
         (items, others)
     }
@@ -340,6 +330,7 @@ impl Model {
             .collect();
         let unowned: &[Row] = if self.shows_unowned { &frame.unowned } else { &[] };
         let mut items: HashMap<Key, Item> = HashMap::new();
+        self.shown_tick = self.tick;
         self.groups.clear();
         self.sum = (0.0, 0.0);
         if let Some(interval) = frame.interval {
@@ -405,7 +396,7 @@ impl Model {
                 let name = name.unwrap_or_else(|| format!("(no {})", title.to_lowercase()).into_bytes());
                 (Key::Group(name.clone()), name)
             }
-            _ => (Key::Subject(Arc::clone(subject)), subject.name().into_owned()),
+            _ => (Key::Subject(Arc::clone(subject)), subject.name().trim_ascii_end().to_vec()),
         };
         let rate = interval.map_or((0.0, 0.0), |interval| {
             (per_second(row.moved_in, interval), per_second(row.moved_out, interval))
@@ -450,7 +441,7 @@ impl Model {
     }
 
     fn sort(&mut self, items: &mut [Item]) {
-        let (tick, by) = (self.tick, self.sort_by);
+        let (tick, by) = (self.shown_tick, self.sort_by);
         let mut ranks = std::mem::take(&mut self.ranks);
         let mut rank = |item: &Item| {
             let mean = item.history.mean(tick);
