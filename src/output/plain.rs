@@ -274,7 +274,7 @@ mod tests {
     use crate::output::{Moment, golden};
 
     fn frame(rows: usize) -> Frame {
-        let mut frame = crate::output::top::frame(rows);
+        let mut frame = crate::output::top::samples::frame(rows, 3);
         frame.rows.iter_mut().for_each(|row| row.detail = None);
         frame
     }

@@ -22,6 +22,10 @@ const BIG: Size = Size { columns: 200, lines: 50 };
 
 /// A view of a host with so many processes after a minute.
 fn model(rows: usize) -> Model {
+    model_after(rows, 70)
+}
+
+fn model_after(rows: usize, seconds: u64) -> Model {
     let program = |subject: &Subject, _: &mut Names| {
         let label = subject.label();
         let program = label.split(|byte| *byte == b' ').next().unwrap_or_default();
@@ -32,7 +36,7 @@ fn model(rows: usize) -> Model {
     let rows_of = Rows { several: "processes", groupings, first: 0 };
     let start = samples::frame(rows, 0).at;
     let mut model = Model::new("atlas".to_owned(), look, rows_of, start);
-    for second in 0..=70 {
+    for second in 0..=seconds {
         model.take(at(samples::frame_with_unowned(rows, second), second, start));
     }
     model
@@ -231,7 +235,7 @@ proptest! {
         keys in proptest::collection::vec("[a-zA-Z/<> ?\u{1}-\u{8}]", 0..40), columns in 1usize..220, lines in 1usize..70, rows in 0usize..30,
     ) {
         let size = Size { columns, lines };
-        let mut model = model(rows);
+        let mut model = model_after(rows, 4);
         for key in keys {
             let input = match key.chars().next().unwrap() {
                 '\u{1}' => Input::Up,
