@@ -202,7 +202,9 @@ impl View {
         let left = format!("{:>width$} / {:>width$} -- {}", titles[0], titles[1], self.content.of.0);
         let now = clock(frame.at.wall_clock);
         let source = frame.facts.counters.unwrap_or_default();
-        for parts in [vec![&*since, source, &self.host, &now], vec![&since, source, &now], vec![&since, source], vec![&since]] {
+        for parts in
+            [vec![&*since, source, &self.host, &now], vec![&since, source, &now], vec![&since, source], vec![&since]]
+        {
             let right: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
             let right = right.join(" | ");
             let gap = size.columns.saturating_sub(columns(&left) + columns(&right));
@@ -285,7 +287,10 @@ mod tests {
     }
 
     fn plain(lines: &[String]) -> Vec<String> {
-        lines.iter().map(|line| [BOLD, DIM, NORMAL].iter().fold(line.clone(), |line, code| line.replace(code, ""))).collect()
+        lines
+            .iter()
+            .map(|line| [BOLD, DIM, NORMAL].iter().fold(line.clone(), |line, code| line.replace(code, "")))
+            .collect()
     }
 
     fn size(columns: usize, lines: usize) -> Size {
@@ -300,7 +305,9 @@ mod tests {
 
     #[test]
     fn busy_hosts_look_as_documented() {
-        for (figures, columns, height) in [(Figures::Totals, 80, 24), (Figures::Totals, 200, 50), (Figures::Rates, 80, 24)] {
+        for (figures, columns, height) in
+            [(Figures::Totals, 80, 24), (Figures::Totals, 200, 50), (Figures::Rates, 80, 24)]
+        {
             let frame = frame(300);
             let lines = plain(&view(figures, false).lines(&frame, &[], size(columns, height)));
             let kind = if figures == Figures::Rates { "-rates" } else { "" };
@@ -362,7 +369,10 @@ mod tests {
     fn wide_names_are_not_cut() {
         let frame = frame(300);
         let lines = plain(&view(Figures::Totals, true).lines(&frame, &[], size(60, 24)));
-        assert!(lines.iter().any(|line| line.ends_with("-- /usr/bin/rclone sync b2:archive /srv/archive")), "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.ends_with("-- /usr/bin/rclone sync b2:archive /srv/archive")),
+            "{lines:#?}"
+        );
         let height: usize = lines.iter().map(|line| columns(line).div_ceil(60).max(1)).sum();
         assert!(height <= 24, "{height}");
     }

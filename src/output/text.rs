@@ -55,12 +55,7 @@ pub struct Text {
 impl Text {
     /// Writes to stdout and stderr of this process.
     pub fn new(figures: Figures) -> Self {
-        let content = Content {
-            figures,
-            of: ("process", "processes"),
-            wide: false,
-            nothing: "Nothing has moved yet.",
-        };
+        let content = Content { figures, of: ("process", "processes"), wide: false, nothing: "Nothing has moved yet." };
         Self { content, terminal: Terminal::of_this_process(), view: None, idle_note: None, frames: 0 }
     }
 

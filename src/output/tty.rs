@@ -17,7 +17,9 @@ pub(super) struct Size {
 /// The size of the terminal on stdout, or the usual one.
 pub(super) fn size() -> Size {
     match rustix::termios::tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Size { columns: size.ws_col.into(), lines: size.ws_row.into() },
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+            Size { columns: size.ws_col.into(), lines: size.ws_row.into() }
+        }
         _ => USUAL,
     }
 }

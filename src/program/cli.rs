@@ -13,8 +13,8 @@ use clap::{Command, Error, Parser};
 
 use super::Schedule;
 use crate::config::nearest;
-use crate::output::top::REMOTES;
 use crate::ledger::Keep;
+use crate::output::top::REMOTES;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
 

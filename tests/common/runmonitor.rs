@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -29,7 +29,7 @@ pub struct Traffic {
     /// The only word of its command line, which no other process has.
     pub name: String,
     process: Child,
-    _client: TcpStream,
+    client: TcpStream,
 }
 
 impl Traffic {
@@ -42,7 +42,19 @@ impl Traffic {
         let mut cat = Command::new("cat");
         let process = cat.arg0(&name).stdin(Stdio::from(server)).stdout(Stdio::null()).spawn().unwrap();
         client.write_all(&[7; 5000]).unwrap();
-        Self { name, process, _client: client }
+        Self { name, process, client }
+    }
+
+    /// The same, and it goes on to receive something for as long as it lives.
+    pub fn flowing() -> Self {
+        let traffic = Self::new();
+        let mut client = traffic.client.try_clone().unwrap();
+        std::thread::spawn(move || {
+            while client.write_all(&[7; 1000]).is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        traffic
     }
 }
 

@@ -65,15 +65,18 @@ impl Tmux {
     }
 
     /// Starts the view of this traffic only.
-    fn start_top(&self, traffic: &Traffic, more: &str) {
+    fn start_top(&self, traffic: &Traffic) {
         let program = env!("CARGO_BIN_EXE_runmonitor");
-        self.command(&format!("echo be''fore; {program} --top --source=sockets --include={} {more}; echo ended $?", traffic.name));
+        self.command(&format!(
+            "echo be''fore; {program} --top --source=sockets --include={}; echo ended $?",
+            traffic.name
+        ));
         self.wait_until("the view", |screen| screen.starts_with(" bwmon ") && screen.contains(&traffic.name));
     }
 
     /// Waits until the shell has the terminal back, with what was there before, and echoes.
-    fn wait_for_the_shell(&self, status: &str) {
-        let screen = self.wait(&format!("ended {status}"));
+    fn wait_for_the_shell(&self) {
+        let screen = self.wait("ended 0");
         assert!(screen.contains("before\n"), "{screen}");
         self.command("stty -a | tr ' ' '\\n' | grep -xe icanon -e echo | tr '\\n' +");
         self.wait("icanon+echo+");
@@ -89,7 +92,8 @@ impl Drop for Tmux {
 /// The process that a shell of ours has started to watch this traffic.
 fn pid_of(traffic: &Traffic) -> Pid {
     let include = format!("--include={}", traffic.name);
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let pids =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     let is_ours = |pid: &i32| {
         let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         command_line.split(|byte| *byte == 0).any(|word| word == include.as_bytes())
@@ -97,10 +101,16 @@ fn pid_of(traffic: &Traffic) -> Pid {
     Pid::from_raw({ pids }.find(is_ours).expect("the program"))
 }
 
+/// Whether a process has not ended.
+fn is_running(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
 #[test]
 fn keys_do_what_the_help_says() {
-    let (tmux, traffic) = (Tmux::new(), Traffic::new());
-    tmux.start_top(&traffic, "");
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top(&traffic);
     tmux.keys(&["?"]);
     tmux.wait("any key closes");
     tmux.keys(&["Escape"]);
@@ -111,7 +121,7 @@ fn keys_do_what_the_help_says() {
     tmux.keys(&["Escape"]);
     tmux.wait_until("the row", |screen| screen.contains(&traffic.name) && !screen.contains("Filter"));
     tmux.keys(&["Down"]);
-    tmux.wait(&format!("\u{203a}"));
+    tmux.wait("\u{203a}");
     tmux.keys(&["Enter"]);
     tmux.wait("REMOTE END");
     tmux.keys(&["Escape", "g"]);
@@ -121,13 +131,13 @@ fn keys_do_what_the_help_says() {
     tmux.keys(&["Space"]);
     tmux.wait("PAUSED at");
     tmux.keys(&["q"]);
-    tmux.wait_for_the_shell("0");
+    tmux.wait_for_the_shell();
 }
 
 #[test]
 fn the_view_follows_the_size_of_the_terminal() {
-    let (tmux, traffic) = (Tmux::new(), Traffic::new());
-    tmux.start_top(&traffic, "");
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top(&traffic);
     tmux.run(&["resize-window", "-x", "200", "-y", "50"]);
     let screen = tmux.wait("UNIT / CONTAINER");
     assert_eq!(screen.lines().count(), 50);
@@ -139,18 +149,38 @@ fn the_view_follows_the_size_of_the_terminal() {
 
 #[test]
 fn the_terminal_is_given_back_after_every_signal() {
-    for (signal, status) in [(Signal::SIGTERM, "0"), (Signal::SIGHUP, "0"), (Signal::SIGINT, "0")] {
-        let (tmux, traffic) = (Tmux::new(), Traffic::new());
-        tmux.start_top(&traffic, "");
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+        tmux.start_top(&traffic);
         kill(pid_of(&traffic), signal).unwrap();
-        tmux.wait_for_the_shell(status);
+        tmux.wait_for_the_shell();
     }
 }
 
 #[test]
+fn a_terminal_that_is_closed_ends_the_program() {
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top(&traffic);
+    let pid = pid_of(&traffic);
+    tmux.run(&["kill-server"]);
+    wait_for("the program's end", || (!is_running(pid)).then_some(()));
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_does_not_keep_the_program_from_ending() {
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top(&traffic);
+    let pid = pid_of(&traffic);
+    // As Ctrl-S does where the terminal has flow control (tcflow(3)).
+    tmux.run(&["send-keys", "C-s"]);
+    kill(pid, Signal::SIGTERM).unwrap();
+    wait_for("the program's end", || (!is_running(pid)).then_some(()));
+}
+
+#[test]
 fn ctrl_z_gives_the_terminal_back_until_fg() {
-    let (tmux, traffic) = (Tmux::new(), Traffic::new());
-    tmux.start_top(&traffic, "");
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top(&traffic);
     tmux.keys(&["C-z"]);
     tmux.wait("Stopped");
     tmux.command("stty -a | tr ' ' '\\n' | grep -xe icanon -e echo | tr '\\n' +; fg");
@@ -161,7 +191,7 @@ fn ctrl_z_gives_the_terminal_back_until_fg() {
 
 #[test]
 fn a_plain_view_does_not_echo_and_keeps_what_was_before_in_the_scrollback() {
-    let (tmux, traffic) = (Tmux::new(), Traffic::new());
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
     let program = env!("CARGO_BIN_EXE_runmonitor");
     tmux.command("echo be''fore");
     tmux.command(&format!("clear; echo first; {program} --source=sockets --include={}", traffic.name));

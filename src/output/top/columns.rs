@@ -105,7 +105,11 @@ impl Column {
         // A title that fills its column has no room for the mark: it is bold.
         let mark = if title.len() < self.width { mark } else { "" };
         let width = self.width;
-        if self.is_left() { format!("{:<width$}", format!("{title}{mark}")) } else { format!("{:>width$}", format!("{title}{mark}")) }
+        if self.is_left() {
+            format!("{:<width$}", format!("{title}{mark}"))
+        } else {
+            format!("{:>width$}", format!("{title}{mark}"))
+        }
     }
 
     /// What a click on the head sorts by.

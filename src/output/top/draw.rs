@@ -151,7 +151,12 @@ fn head(model: &Model, canvas: &mut Canvas<'_>) {
         if dropped < 3 {
             left.push((&host, look.weak()));
         }
-        left.extend([("  in ", look.weak()), (&rate_in, look.strong()), ("  out ", look.weak()), (&rate_out, look.strong())]);
+        left.extend([
+            ("  in ", look.weak()),
+            (&rate_in, look.strong()),
+            ("  out ", look.weak()),
+            (&rate_out, look.strong()),
+        ]);
         if dropped < 1 {
             left.extend([("  both ", look.weak()), (&*both, look.strong())]);
         }
@@ -261,12 +266,10 @@ fn open(model: &Model, item: &Item, canvas: &mut Canvas<'_>, top: usize, lines: 
     let minute = |of: fn(Rate) -> f64| diagram(&item.history.cells(model.shown_tick, cells, of), 0.0, look.utf8);
     let (diagram_in, diagram_out) = (minute(|rate| rate.0), minute(|rate| rate.1));
     let (received, sent) = (unit.total(item.total.0), unit.total(item.total.1));
-    for (at, (label, rate, diagram, moved, total)) in [
-        ("in ", item.rate.0, diagram_in, "received", received),
-        ("out", item.rate.1, diagram_out, "sent    ", sent),
-    ]
-    .into_iter()
-    .enumerate()
+    for (at, (label, rate, diagram, moved, total)) in
+        [("in ", item.rate.0, diagram_in, "received", received), ("out", item.rate.1, diagram_out, "sent    ", sent)]
+            .into_iter()
+            .enumerate()
     {
         let rate = fixed_rate(model, rate);
         let (label, moved) = (format!(" {label} "), format!("  {moved} "));
@@ -336,7 +339,11 @@ fn filter(model: &Model, canvas: &mut Canvas<'_>) {
     let count = format!("{} of {} match   Enter keeps  Esc clears ", model.count_shown(), model.count_all());
     let blank = " ".repeat(canvas.size.columns);
     canvas.line(line, &[(&blank, Style::new())]);
-    canvas.ends(line, &[(" Filter: ", look.strong()), (&text, Style::new()), (cursor, Style::new())], &[(&count, look.weak())]);
+    canvas.ends(
+        line,
+        &[(" Filter: ", look.strong()), (&text, Style::new()), (cursor, Style::new())],
+        &[(&count, look.weak())],
+    );
 }
 
 /// What the keys do, and which rows are on the screen.
@@ -413,5 +420,9 @@ fn overlay(model: &Model, canvas: &mut Canvas<'_>, lines: Vec<String>) {
         let text = format!(" {line}{padding} ");
         canvas.text(left, top + 1 + at, &[(down, look.weak()), (&text, style), (down, look.weak())]);
     }
-    canvas.text(left, top + 1 + lines.len(), &[(&corner(2), look.weak()), (&edge, look.weak()), (&corner(3), look.weak())]);
+    canvas.text(
+        left,
+        top + 1 + lines.len(),
+        &[(&corner(2), look.weak()), (&edge, look.weak()), (&corner(3), look.weak())],
+    );
 }

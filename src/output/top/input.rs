@@ -27,11 +27,16 @@ pub(super) enum Input {
     End,
     Function(u8),
     /// A click of the left button; the first column and line are 0.
-    Click { column: u16, line: u16 },
+    Click {
+        column: u16,
+        line: u16,
+    },
     WheelUp,
     WheelDown,
     /// Whether the background is light.
-    Background { light: bool },
+    Background {
+        light: bool,
+    },
 }
 
 /// Takes bytes as they come, in pieces of any size.
@@ -190,7 +195,8 @@ fn operating_system_command(bytes: &[u8]) -> Step {
 /// `rgb:ffff/ffff/ffff`, with one to four digits each.
 fn background(colour: &str) -> Option<Input> {
     let mut parts = colour.strip_prefix("rgb:")?.split('/').map(|digits| {
-        let highest = 16_u32.checked_pow(u32::try_from(digits.len()).ok()?).filter(|_| (1..=4).contains(&digits.len()))? - 1;
+        let highest =
+            16_u32.checked_pow(u32::try_from(digits.len()).ok()?).filter(|_| (1..=4).contains(&digits.len()))? - 1;
         Some(f64::from(u32::from_str_radix(digits, 16).ok()?) / f64::from(highest))
     });
     let (red, green, blue) = (parts.next()??, parts.next()??, parts.next()??);

@@ -116,7 +116,9 @@ impl Top {
             bail!("--top needs a terminal on stdout; without --top, a pipe or a file gets lines");
         }
         if tty::is_dumb(&std::env::var("TERM").unwrap_or_default()) {
-            bail!("--top needs a terminal that can move its cursor, and TERM names none (TERM=xterm-256color is the most common)");
+            bail!(
+                "--top needs a terminal that can move its cursor, and TERM names none (TERM=xterm-256color is the most common)"
+            );
         }
         let screen = Arc::new(Screen::new());
         Screen::leave_on_panic(&screen);
@@ -270,7 +272,10 @@ fn changes(model: &mut Model, drawn: &mut Buffer, is_known: bool) -> Vec<u8> {
 /// The thread that reads keys. It ends when there are no more: the terminal is gone.
 fn read_keys(events: &SyncSender<Event>) {
     // Keys come from the terminal even if stdin is something else.
-    let Ok(mut terminal) = File::open(if io::stdin().is_terminal() { "/dev/stdin" } else { "/dev/tty" }) else { return };
+    let stdin = io::stdin();
+    let terminal =
+        if stdin.is_terminal() { stdin.as_fd().try_clone_to_owned().map(File::from) } else { File::open("/dev/tty") };
+    let Ok(mut terminal) = terminal else { return };
     let mut parser = Parser::default();
     let mut buffer = [0; 1024];
     loop {

@@ -265,7 +265,8 @@ impl Model {
 
     /// How many rows there are, in words.
     pub fn count(&self) -> String {
-        let several = if self.is_grouped() { format!("{}s", self.title().to_lowercase()) } else { self.several.to_owned() };
+        let several =
+            if self.is_grouped() { format!("{}s", self.title().to_lowercase()) } else { self.several.to_owned() };
         format!("{} {several}", self.items.iter().filter(|item| !item.is_unowned()).count())
     }
 
@@ -357,11 +358,9 @@ impl Model {
                     sum.total = (sum.total.0 + item.total.0, sum.total.1 + item.total.1);
                     sum.history.extend(&item.history);
                     sum.is_alarmed |= item.is_alarmed;
-                    for (one, other) in [
-                        (&mut sum.user, item.user),
-                        (&mut sum.unit, item.unit),
-                        (&mut sum.container, item.container),
-                    ] {
+                    for (one, other) in
+                        [(&mut sum.user, item.user), (&mut sum.unit, item.unit), (&mut sum.container, item.container)]
+                    {
                         if *one != other {
                             "(several)".clone_into(one);
                         }
@@ -398,9 +397,8 @@ impl Model {
             }
             _ => (Key::Subject(Arc::clone(subject)), subject.name().trim_ascii_end().to_vec()),
         };
-        let rate = interval.map_or((0.0, 0.0), |interval| {
-            (per_second(row.moved_in, interval), per_second(row.moved_out, interval))
-        });
+        let rate = interval
+            .map_or((0.0, 0.0), |interval| (per_second(row.moved_in, interval), per_second(row.moved_out, interval)));
         let detail = row.detail.as_deref();
         Item {
             key,

@@ -19,7 +19,12 @@ const BIG: [(&str, &str, u64, u64); 8] = [
     ("postgres: 16/main: shop shop 172.18.0.3(43122) SELECT", "/system.slice/postgresql.service", 3_341_408, 7_604_209),
     ("/usr/bin/restic backup --one-file-system /srv ", "/system.slice/backup.service", 244_246, 149_092),
     ("/usr/bin/redis-server 127.0.0.1:6379 ", "/system.slice/redis-server.service", 113_030, 252_846),
-    ("/usr/bin/prometheus --storage.tsdb.path=/var/lib/prometheus ", "/system.slice/prometheus.service", 227_228, 35_715),
+    (
+        "/usr/bin/prometheus --storage.tsdb.path=/var/lib/prometheus ",
+        "/system.slice/prometheus.service",
+        227_228,
+        35_715,
+    ),
     ("/bin/registry serve /etc/docker/registry/config.yml ", "/system.slice/registry.service", 107_285, 79_468),
 ];
 const SMALL: [&str; 6] = [
@@ -82,7 +87,8 @@ fn row(at: usize, seconds: u64) -> Row {
 }
 
 fn end(last: u8, (moved_in, moved_out): (u64, u64), seconds: u64) -> RemoteBytes {
-    let remote = Remote { address: Ipv4Addr::new(203, 0, 113, last).into(), port: 51_000 + u16::from(last), protocol: 6 };
+    let remote =
+        Remote { address: Ipv4Addr::new(203, 0, 113, last).into(), port: 51_000 + u16::from(last), protocol: 6 };
     RemoteBytes { remote, bytes_in: moved_in * seconds, bytes_out: moved_out * seconds, moved_in, moved_out }
 }
 

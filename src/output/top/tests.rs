@@ -214,7 +214,9 @@ fn who_exceeds_a_threshold_is_marked_without_colours_too() {
     let mut terminal = Terminal::new(backend).unwrap();
     terminal.draw(|frame| super::draw::draw(&mut model, frame.buffer_mut())).unwrap();
     let cells = terminal.backend().buffer().content();
-    assert!(cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset));
+    assert!(
+        cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset)
+    );
     assert!(cells[2 * 80].modifier.contains(Modifier::BOLD));
 }
 
@@ -226,6 +228,7 @@ fn only_what_has_changed_is_sent() {
     assert_eq!(super::changes(&mut model, &mut drawn, true), b"");
     pass(&mut model, 300, 71);
     let second = super::changes(&mut model, &mut drawn, true).len();
+    println!("{all} bytes for a screen, {second} for the second after it");
     assert!(second < all, "{second} of {all}");
 }
 
