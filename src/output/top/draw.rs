@@ -13,7 +13,7 @@ use ratatui::style::Style;
 
 use super::columns::{Kind, columns};
 use super::history::{Rate, diagram};
-use super::model::{Item, Model, Overlay, RemoteItem};
+use super::model::{CHART_TICKS, Item, Model, Overlay, RemoteItem};
 use crate::output::text::local_time;
 use crate::output::tty::Size;
 use crate::printable::{columns as columns_of, printable, printable_command};
@@ -58,14 +58,15 @@ pub(super) fn draw(model: &mut Model, screen: &mut Buffer) {
     model.scroll(list_lines);
 
     head(model, &mut canvas);
-    let mut line = 1;
     if model.has_new_note {
         let note = model.notes.back().map(|note| printable(note.as_bytes(), size.columns - 4)).unwrap_or_default();
-        canvas.line(line, &[(" ! ", model.look.warning()), (&note, model.look.warning())]);
-        line += 1;
+        canvas.line(1, &[(" ! ", model.look.warning()), (&note, model.look.warning())]);
+    }
+    if model.chart_lines(size) > 0 {
+        chart(model, &mut canvas, 1 + usize::from(model.has_new_note));
     }
     if model.opened.is_none() || model.opened_is_below(size) {
-        list(model, &mut canvas, line, list_lines);
+        list(model, &mut canvas, model.head_line(size), list_lines);
     }
     if let Some(opened) = &model.opened {
         let lines = model.opened_lines(size) - usize::from(model.has_new_note && !model.opened_is_below(size));
@@ -173,6 +174,56 @@ fn head(model: &Model, canvas: &mut Canvas<'_>) {
             return canvas.ends(0, &left, &right);
         }
     }
+}
+
+/// Ten minutes of the host: in above the middle, out below, on one scale.
+fn chart(model: &Model, canvas: &mut Canvas<'_>, top: usize) {
+    const HALF: usize = 3;
+    const UP: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+    const DOWN: [&str; 3] = [" ", "▀", "█"];
+    let look = model.look;
+    let width = canvas.size.columns - 24;
+    let means = model.chart(width);
+    let most = |of: fn(Rate) -> f64| means.iter().map(|rate| of(*rate)).fold(0.0, f64::max);
+    let (most_in, most_out) = (most(|rate| rate.0), most(|rate| rate.1));
+    let scale = most_in.max(most_out).max(1.0) / HALF as f64;
+    // How much of a cell is filled whose base has so many cells between it and the middle.
+    let part = |rate: f64, base: usize, levels: &[&'static str]| {
+        let full = levels.len() - 1;
+        let filled = (rate / scale - base as f64) * full as f64;
+        // Whatever moved is seen.
+        let least = usize::from(base == 0 && rate > 0.0);
+        levels[(filled.round().max(0.0) as usize).clamp(least, full)]
+    };
+    let left = 1 + width - means.len();
+    let in_lines = (0..HALF).rev().map(|base| means.iter().map(|rate| part(rate.0, base, &UP)).collect::<String>());
+    let out_lines = (0..HALF).map(|base| means.iter().map(|rate| part(rate.1, base, &DOWN)).collect::<String>());
+    for (at, line) in in_lines.chain(out_lines).enumerate() {
+        canvas.text(left, top + at, &[(&line, look.diagram())]);
+    }
+    let share = |of: fn(Rate) -> f64| {
+        let item = model.biggest(of).filter(|item| of(item.rate) > 0.0)?;
+        let name = printable_command(item.name.split(|byte| *byte == b' ').next().unwrap_or_default(), 14);
+        Some(format!("{name} {:.0} %", of(item.rate) / of(model.sum) * 100.0))
+    };
+    let labels = [
+        Some(format!("in, most {}", rate(model, most_in))),
+        None,
+        share(|rate| rate.0),
+        share(|rate| rate.1),
+        None,
+        Some(format!("out, most {}", rate(model, most_out))),
+    ];
+    for (at, label) in labels.iter().enumerate() {
+        let label = label.as_deref().unwrap_or_default();
+        canvas.text(width + 2, top + at, &[(label, look.weak())]);
+    }
+    let seconds = model.frame.interval.map_or(1.0, |interval| interval.as_secs_f64())
+        * means.len() as f64
+        * CHART_TICKS.div_ceil(width) as f64;
+    let begin = format!("-{:.0} min", (seconds / 60.0).ceil());
+    canvas.text(left.min(width - 12), top + 2 * HALF, &[(&begin, look.weak())]);
+    canvas.text(width - 2, top + 2 * HALF, &[("now", look.weak())]);
 }
 
 /// The heads of the columns in `line`, and below them so many rows.

@@ -91,8 +91,7 @@ fn command(model: &mut Model, input: Input, size: Size) -> Effect {
 }
 
 fn click(model: &mut Model, column: usize, line: usize, size: Size) {
-    // The sums, and the message below them.
-    let head = 1 + usize::from(model.has_new_note);
+    let head = model.head_line(size);
     if model.opened.is_some() && !model.opened_is_below(size) {
         return;
     }

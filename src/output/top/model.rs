@@ -2,6 +2,7 @@
 //!
 //! Here nothing is drawn, and no key is known: [`draw`](super::draw) makes a screen of this, [`keys`](super::keys) calls it.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +28,10 @@ const CHANGE_THAT_MATTERS: f64 = 0.1;
 const MOST_NOTES: usize = 100;
 /// On a screen of so many lines, an opened row has the lower half, and otherwise all of it.
 const LINES_FOR_TWO: usize = 40;
+/// From this width on such a screen also has a chart: so many lines, for so many ticks.
+const COLUMNS_FOR_CHART: usize = 150;
+const CHART_LINES: usize = 7;
+pub(super) const CHART_TICKS: usize = 600;
 /// The longest filter, in characters.
 const LONGEST_FILTER: usize = 100;
 
@@ -150,8 +155,9 @@ pub(super) struct Model {
     histories: HashMap<Arc<Subject>, History>,
     /// The groups of subjects, where rows are groups.
     groups: HashMap<Arc<Subject>, Vec<u8>>,
-    /// The rates in and out of all rows, those that are not shown too.
+    /// The rates in and out of all rows, those that are not shown too; of the last tick, and of those before for the chart.
     pub sum: Rate,
+    sums: VecDeque<Rate>,
     /// All rows in their order, and those of them that the filter lets through.
     items: Vec<Item>,
     shown: Vec<usize>,
@@ -191,6 +197,7 @@ impl Model {
             histories: HashMap::new(),
             groups: HashMap::new(),
             sum: (0.0, 0.0),
+            sums: VecDeque::new(),
             items: Vec::new(),
             shown: Vec::new(),
             ranks: HashMap::new(),
@@ -204,14 +211,18 @@ impl Model {
         self.tick += 1;
         self.names.refresh();
         self.add_notes(messages(&frame));
+        let mut sum = (0.0, 0.0);
         if let Some(interval) = frame.interval {
             for row in frame.rows.iter().chain(&frame.unowned) {
                 let rate = (per_second(row.moved_in, interval), per_second(row.moved_out, interval));
+                sum = (sum.0 + rate.0, sum.1 + rate.1);
                 if rate != (0.0, 0.0) {
                     self.histories.entry(Arc::clone(&row.subject)).or_default().add(self.tick, rate);
                 }
             }
         }
+        self.sums.push_back(sum);
+        self.sums.drain(..self.sums.len().saturating_sub(CHART_TICKS));
         let tick = self.tick;
         self.histories.retain(|_, history| history.forget(tick));
         self.frame = frame;
@@ -309,7 +320,7 @@ impl Model {
             others = (others.0 + detail.other_remotes.0, others.1 + detail.other_remotes.1);
         }
         let mut items: Vec<RemoteItem> = ends.into_values().collect();
-        items.sort_by(|a, b| (b.total.0 + b.total.1, b.remote).cmp(&(a.total.0 + a.total.1, a.remote)));
+        items.sort_unstable_by_key(|item| (Reverse(item.total.0 + item.total.1), item.remote));
         (items, others)
     }
 
@@ -333,13 +344,7 @@ impl Model {
         let mut items: HashMap<Key, Item> = HashMap::new();
         self.shown_tick = self.tick;
         self.groups.clear();
-        self.sum = (0.0, 0.0);
-        if let Some(interval) = frame.interval {
-            for row in frame.rows.iter().chain(&frame.unowned) {
-                self.sum.0 += per_second(row.moved_in, interval);
-                self.sum.1 += per_second(row.moved_out, interval);
-            }
-        }
+        self.sum = self.sums.back().copied().unwrap_or_default();
         for row in frame.rows.iter().chain(unowned) {
             if (row.bytes_in, row.bytes_out, row.moved_in, row.moved_out) == (0, 0, 0, 0) {
                 continue;
@@ -603,7 +608,47 @@ impl Model {
     pub fn list_lines(&self, size: Size) -> usize {
         // The sums, the heads of the columns, the keys; the message; the filter.
         let others = 3 + usize::from(self.has_new_note) + usize::from(self.is_editing);
+        let others = others + self.chart_lines(size);
         size.lines.saturating_sub(others + if self.opened_is_below(size) { self.opened_lines(size) } else { 0 })
+    }
+
+    /// The line with the heads of the columns: below the sums, the message and the chart.
+    pub fn head_line(&self, size: Size) -> usize {
+        1 + usize::from(self.has_new_note) + self.chart_lines(size)
+    }
+
+    /// The lines of the chart on a screen of this size.
+    pub fn chart_lines(&self, size: Size) -> usize {
+        let has_room = size.lines >= LINES_FOR_TWO && size.columns >= COLUMNS_FOR_CHART;
+        if has_room && self.opened.is_none() && self.look.utf8 { CHART_LINES } else { 0 }
+    }
+
+    /// The mean rates in and out of the host in the columns of a chart of this width, the latest last. Where a column begins does not
+    /// depend on the time, so that only the last one changes.
+    pub fn chart(&self, width: usize) -> Vec<Rate> {
+        let ticks_per_column = CHART_TICKS.div_ceil(width.max(1));
+        let first = usize::try_from(self.tick).unwrap_or(usize::MAX) + 1 - self.sums.len();
+        let mut columns: Vec<(Rate, f64)> = Vec::new();
+        // None of what has moved during a pause.
+        let hidden = usize::try_from(self.tick - self.shown_tick).unwrap_or(usize::MAX);
+        for (tick, rate) in (first..).zip(&self.sums).take(self.sums.len().saturating_sub(hidden)) {
+            if columns.is_empty() || tick % ticks_per_column == 0 {
+                columns.push(((0.0, 0.0), 0.0));
+            }
+            if let Some((sum, ticks)) = columns.last_mut() {
+                *sum = (sum.0 + rate.0, sum.1 + rate.1);
+                *ticks += 1.0;
+            }
+        }
+        let means = columns.into_iter().map(|((rate_in, rate_out), ticks)| (rate_in / ticks, rate_out / ticks));
+        let mut means: Vec<Rate> = means.collect();
+        means.drain(..means.len().saturating_sub(CHART_TICKS / ticks_per_column));
+        means
+    }
+
+    /// The row with the highest rate of a direction.
+    pub fn biggest(&self, of: fn(Rate) -> f64) -> Option<&Item> {
+        self.items.iter().max_by(|a, b| of(a.rate).total_cmp(&of(b.rate)))
     }
 
     /// Whether an opened row leaves room for the list above it.

@@ -65,7 +65,7 @@ fn row(at: usize, seconds: u64) -> Row {
     };
     let subject = Subject::Processes {
         command_line: command_line.into_bytes().into(),
-        uid: Some(if at % 3 == 0 { 0 } else { 4_000_001 }),
+        uid: Some(if at.is_multiple_of(3) { 0 } else { 4_000_001 }),
         cgroup: Cgroup::parse(format!("0::{cgroup}").as_bytes(), b""),
         executable: None,
         nameless: false,
@@ -77,7 +77,6 @@ fn row(at: usize, seconds: u64) -> Row {
         connections: 1 + at as u64 % 9,
         remotes: (1..=3).map(|last| end(last, (rate_in >> last, rate_out >> last), seconds)).collect(),
         other_remotes: ((rate_in >> 3) * seconds, (rate_out >> 3) * seconds),
-        ..Detail::default()
     };
     Row {
         subject: Arc::new(subject),
