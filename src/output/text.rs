@@ -26,7 +26,7 @@ const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
 /// After this many frames without a line, the user learns that there is nothing to show yet.
 const IDLE_FRAMES: u32 = 5;
 /// The most columns of a name in a line of figures, and in a message.
-pub const NAME_WIDTH: usize = 60;
+const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;
 
 /// Which figures the lines show.
@@ -91,7 +91,7 @@ impl Output for Text {
             return self.terminal.redraw(|notes, size| view.draw(frame, notes, size), messages);
         }
         let name_width = if self.content.wide { usize::MAX } else { NAME_WIDTH };
-        let table = table(self.content.figures, frame, name_width);
+        let table = table_of_width(self.content.figures, frame, name_width);
         self.frames = self.frames.saturating_add(1);
         if !table.is_empty() {
             self.idle_note = None;
@@ -125,8 +125,13 @@ impl Output for Text {
     }
 }
 
-/// The lines for stdout: the subjects, and below them the bytes without an owner; each name in `name_width` columns.
-pub fn table(figures: Figures, frame: &Frame, name_width: usize) -> Vec<u8> {
+/// The lines for stdout: the subjects, and below them the bytes without an owner.
+pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
+    table_of_width(figures, frame, NAME_WIDTH)
+}
+
+/// The same, with names of at most so many columns.
+fn table_of_width(figures: Figures, frame: &Frame, name_width: usize) -> Vec<u8> {
     let mut text = lines(figures, frame.interval, &frame.rows, name_width);
     text.extend(lines(figures, frame.interval, &frame.unowned, name_width));
     text

@@ -1,4 +1,5 @@
 //! runmonitor on a connection of this host with itself, and on a terminal.
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
