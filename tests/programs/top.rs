@@ -119,7 +119,10 @@ fn keys_do_what_the_help_says() {
     tmux.keys(&["nobody"]);
     tmux.wait("Nothing matches nobody");
     tmux.keys(&["Escape"]);
-    tmux.wait_until("the row", |screen| screen.contains(&traffic.name) && !screen.contains("Filter"));
+    tmux.wait_until("all rows", |screen| screen.contains(&traffic.name) && !screen.contains("Filter"));
+    // Other processes of the host may have left bytes without an owner.
+    tmux.keys(&["/", "TRAFFIC-", "Enter"]);
+    tmux.wait("1 of ");
     tmux.keys(&["Down"]);
     tmux.wait("\u{203a}");
     tmux.keys(&["Enter"]);

@@ -72,8 +72,8 @@ pub type Property = fn(&Subject, &mut Names) -> Option<Vec<u8>>;
 /// What rows are.
 #[derive(Debug, Clone)]
 pub struct Rows {
-    /// Several of them in a word: `processes`.
-    pub several: &'static str,
+    /// One of them, and several, in a word: `("process", "processes")`.
+    pub of: (&'static str, &'static str),
     /// How they can be grouped: the head of the column, and the property. The first one has a row for each subject. Empty if the
     /// rows are no processes.
     pub groupings: Vec<(&'static str, Property)>,
