@@ -27,6 +27,13 @@ const CLOSED_KEPT: u32 = 5;
 const LINGERING_KEPT: u32 = 120;
 /// The most sockets that are kept for so long, the latest ones: some 6 MB.
 const MOST_LINGERING: usize = 32_768;
+/// From this number on, more sockets may have been closed in a tick than the kernel's programs have recorded.
+const MANY_CLOSED: usize = 60_000;
+/// A process with more sockets than this may have made them to fill our memory.
+const MANY_SOCKETS: u32 = 1000;
+/// The most processes that one tick looks at to forget their sockets, 20 µs each.
+const LOOKED_AT_PER_TICK: usize = 1000;
+
 /// Sockets whose process is looked at per tick, if they are silent.
 const SWEPT_PER_TICK: usize = 64;
 /// The number of ticks after which a socket counts as silent.
@@ -113,7 +120,8 @@ impl<'l> AttributingTick<'l> {
         let most = if tick == 1 { usize::MAX } else { LOOKED_UP_PER_TICK };
         let mut due = Vec::new();
         let mut looked_up = 0;
-        let mut later = Vec::new();
+        // Those that this tick does not get to come before those that it looks up in vain, which would keep them out for ever.
+        let (mut later, mut again) = (Vec::new(), Vec::new());
         for pending in ledger.pending.extract_if(.., |pending| pending.due <= tick) {
             let Some((index, key, entry)) = ledger.flows.get_full(&pending.key) else { continue };
             let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
@@ -131,12 +139,13 @@ impl<'l> AttributingTick<'l> {
             let before = due.len();
             due.extend(unclear.map(|side| EndRef { flow: index as u32, side }));
             if postponed {
-                later.push(PendingQuery { due: tick + 1, ..pending });
+                again.push(PendingQuery { due: tick + 1, ..pending });
             } else if due.len() > before && pending.tries < TRIES {
-                later.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
+                again.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
             }
         }
         ledger.pending.append(&mut later);
+        ledger.pending.append(&mut again);
         let mut checked = 0;
         for &(flow, _) in &ledger.moved {
             let entry = &ledger.flows[flow as usize];
@@ -177,9 +186,10 @@ impl<'l> AttributingTick<'l> {
 
     /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
-        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {
-            EndOwner::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
-            _ => None,
+        let owner = |end: &EndRef| {
+            let process = self.ledger.flows[end.flow as usize].owner(end.side).process()?;
+            let process = self.ledger.processes.get(process)?;
+            (!process.is_gone()).then_some(process.identity.pid)
         };
         let mut pids: Vec<u32> = ends.iter().filter_map(owner).collect();
         pids.sort_unstable();
@@ -254,6 +264,9 @@ impl<'l> AttributingTick<'l> {
                 true
             });
         }
+        if ledger.closers_lost {
+            ledger.forget_silent(processes);
+        }
         ledger.sweep(processes);
         ledger.forget_closed();
         for process in ledger.processes.with_open_flows() {
@@ -282,8 +295,9 @@ impl Ledger {
             Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
                 EndOwner::Unowned(Reason::Gone)
             }
-            // A process that was sent the socket of another user, and only closed it, has not moved its bytes.
-            Answer::Closed { pid, .. }
+            // A process that was sent the socket of another user, or inherited it as a set-user-id program, has not moved its
+            // bytes.
+            Answer::Held { pid, .. } | Answer::Closed { pid, .. }
                 if let Some(before) = entry.owner(end.side).process()
                     && !self.processes.may_have_started(before, identify(pid).ok().flatten()) =>
             {
@@ -337,6 +351,7 @@ impl Ledger {
 
     /// Enters the processes that closed sockets in this tick.
     fn enter_closers(&mut self, processes: &mut dyn ProcessLookup) {
+        self.closers_lost = self.closed.len() >= MANY_CLOSED;
         for ClosedSocket { cookie, pid, lingers } in std::mem::take(&mut self.closed) {
             for loopback in [false, true] {
                 let key = FlowKey::Socket { cookie, loopback };
@@ -355,6 +370,34 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Forgets the sockets that may have been closed without record: those that were silent for some ticks, of processes that
+    /// have many or have ended. One that is still open comes back when it moves something, and its owner is looked up.
+    fn forget_silent(&mut self, processes: &mut dyn ProcessLookup) {
+        let (tick, registry, unowned) = (self.tick, &mut self.processes, &mut self.unowned);
+        let mut forgotten = 0;
+        let mut looked_at = HashMap::new();
+        self.flows.retain(|key, entry| {
+            if !key.is_socket() || !entry.open || tick - entry.seen < CLOSED_KEPT {
+                return true;
+            }
+            if let Some(owner) = entry.owner(Side::Original).process() {
+                let left = looked_at.len() < LOOKED_AT_PER_TICK;
+                let may_go = looked_at.entry(owner).or_insert_with(|| {
+                    registry.get(owner).is_none_or(|process| process.sockets() > MANY_SOCKETS)
+                        || (left && registry.is_gone(owner, tick, processes))
+                });
+                if !*may_go {
+                    return true;
+                }
+                registry.remove_socket(owner);
+            }
+            add_unowned(unowned, entry);
+            forgotten += 1;
+            false
+        });
+        self.sockets -= forgotten;
     }
 
     /// Looks at some sockets that were silent for long: if nobody holds them any more, their end was missed.

@@ -91,6 +91,8 @@ pub struct Ledger {
     closed: Vec<ClosedSocket>,
     /// The closed sockets whose connections may go on, with the tick at which they count as over.
     lingering: VecDeque<(u32, FlowKey)>,
+    /// Whether more were closed in this tick than could be recorded.
+    closers_lost: bool,
     /// The sockets that are closed, with the tick at which they are forgotten.
     closing: VecDeque<(u32, FlowKey)>,
     /// The index at which the search for forgotten sockets goes on.
@@ -151,6 +153,7 @@ impl Ledger {
             sockets: 0,
             closed: Vec::new(),
             lingering: VecDeque::new(),
+            closers_lost: false,
             closing: VecDeque::new(),
             swept: 0,
             pending: Vec::new(),

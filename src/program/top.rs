@@ -21,12 +21,12 @@ pub fn processes(group_by: GroupBy) -> Rows {
     };
     let all = GroupBy::value_variants();
     let first = all.iter().position(|by| *by == group_by).unwrap_or_default();
-    Rows { several: "processes", groupings: all.iter().map(grouping).collect(), first }
+    Rows { of: GroupBy::Command.nouns(), groupings: all.iter().map(grouping).collect(), first }
 }
 
 /// Applications, as the configuration has them.
 pub fn applications() -> Rows {
-    Rows { several: "applications", groupings: Vec::new(), first: 0 }
+    Rows { of: ("application", "applications"), groupings: Vec::new(), first: 0 }
 }
 
 fn owned(by: GroupBy, subject: &Subject, names: &mut Names) -> Option<Vec<u8>> {

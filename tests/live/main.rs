@@ -17,6 +17,7 @@ mod aggregator;
 mod counting;
 mod flows;
 mod handing_over;
+mod hostile;
 mod ipv6_pipe;
 mod packets;
 mod pipe;
@@ -75,6 +76,18 @@ const TESTS: &[Test] = tests! {
         handing_over::the_child_of_a_prefork_server_that_accepts_a_connection_is_credited,
     }
     RootAlone {
+        hostile::a_command_line_that_never_comes_keeps_nobody_waiting,
+        hostile::a_daemon_that_only_closes_a_socket_gets_none_of_its_bytes,
+        hostile::a_program_of_root_gets_no_bytes_of_the_user_who_starts_it,
+        hostile::bytes_cannot_be_hidden,
+        hostile::forged_netlink_messages_invent_nothing_and_hold_up_nobody,
+        hostile::many_flows_and_sockets_hold_up_nobody,
+        hostile::many_namespaces_hold_up_nobody,
+        hostile::many_processes_and_descriptors_hold_up_nobody,
+        hostile::memory_is_bounded_whatever_sockets_come_and_go,
+        hostile::programs_that_start_and_end_hold_up_nobody,
+        hostile::who_claims_the_address_of_another_gets_none_of_its_bytes,
+        hostile::who_shares_a_port_with_another_user_gets_only_its_own_bytes,
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
         packets::connections_that_this_side_closes_first_count_to_their_last_segment,
@@ -104,6 +117,6 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules = [aggregator::play, counting::play, flows::play, handing_over::play];
+    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

@@ -124,8 +124,8 @@ pub(super) struct Model {
     pub host: String,
     pub look: Look,
     groupings: Vec<(&'static str, Property)>,
-    /// What a row is called in several: `processes`.
-    several: &'static str,
+    /// What one row is called, and several.
+    of: (&'static str, &'static str),
     group: usize,
 
     pub unit: Unit,
@@ -169,12 +169,12 @@ pub(super) struct Model {
 impl Model {
     /// A view without figures.
     pub fn new(host: String, look: Look, rows: Rows, now: Moment) -> Self {
-        let Rows { several, groupings, first } = rows;
+        let Rows { of, groupings, first } = rows;
         Self {
             host,
             look,
             groupings,
-            several,
+            of,
             group: first,
             unit: Unit::default(),
             totals_first: false,
@@ -276,9 +276,13 @@ impl Model {
 
     /// How many rows there are, in words.
     pub fn count(&self) -> String {
-        let several =
-            if self.is_grouped() { format!("{}s", self.title().to_lowercase()) } else { self.several.to_owned() };
-        format!("{} {several}", self.items.iter().filter(|item| !item.is_unowned()).count())
+        let count = self.items.iter().filter(|item| !item.is_unowned()).count();
+        match (self.is_grouped(), count) {
+            (false, 1) => format!("1 {}", self.of.0),
+            (false, count) => format!("{count} {}", self.of.1),
+            (true, 1) => format!("1 {}", self.title().to_lowercase()),
+            (true, count) => format!("{count} {}s", self.title().to_lowercase()),
+        }
     }
 
     /// The number of rows.

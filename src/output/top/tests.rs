@@ -33,7 +33,7 @@ fn model_after(rows: usize, seconds: u64) -> Model {
     };
     let look = Look { colours: true, light: false, utf8: true };
     let groupings: Vec<(&'static str, Property)> = vec![("COMMAND", |_, _| None), ("PROGRAM", program)];
-    let rows_of = Rows { several: "processes", groupings, first: 0 };
+    let rows_of = Rows { of: ("process", "processes"), groupings, first: 0 };
     let start = samples::frame(rows, 0).at;
     let mut model = Model::new("atlas".to_owned(), look, rows_of, start);
     for second in 0..=seconds {
