@@ -1,7 +1,6 @@
 //! Bandwidth per application, over several monitors and pipes, with notifications.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,8 +11,9 @@ use bwmon::monitor::CountersFrom;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings};
-use bwmon::program::{Signals, cli, run};
+use bwmon::output::top::Top;
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files};
+use bwmon::program::{Signals, cli, run, top};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -80,24 +80,14 @@ fn start(arguments: Arguments) -> Result<()> {
         strict: arguments.strict,
     };
     if arguments.check {
-        let configuration = files.read()?;
-        for warning in &configuration.warnings {
-            let _ = writeln!(std::io::stderr(), "{warning}");
-        }
-        let verdict = match configuration.warnings.len() {
-            0 => "no mistake".to_owned(),
-            1 => "1 warning".to_owned(),
-            count => format!("{count} warnings"),
-        };
-        let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
-        return Ok(());
+        return check_files(&files);
     }
     let mut signals = Signals::take()?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned,
+        unowned: arguments.unowned || arguments.details.top,
         keep: arguments.details.keep(),
     };
     let details = arguments.details.shown(&arguments.showing, !arguments.totals);
@@ -106,9 +96,13 @@ fn start(arguments: Arguments) -> Result<()> {
     let mut program = AggregatorProgram::start(settings, configuration?, details)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let mut output: Box<dyn Output> = match arguments.showing.json {
-        true => Box::new(Json::new(Named::Application)),
-        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    let mut output: Box<dyn Output> = match &arguments.showing {
+        _ if arguments.details.top => Box::new(Top::new(top::applications())?),
+        showing if showing.json => Box::new(Json::new(Named::Application)),
+        showing => {
+            let text = Text::new(figures).of("application", "applications");
+            Box::new(text.wide(showing.wide).with_idle_note(idle))
+        }
     };
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

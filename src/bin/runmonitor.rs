@@ -9,8 +9,9 @@ use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
+use bwmon::output::top::Top;
 use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run};
+use bwmon::program::{Signals, cli, run, top};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
 use clap::Parser;
@@ -58,11 +59,12 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
-        lookback: !arguments.no_lookback && !arguments.bandwidth,
+        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.details.top,
         counters_from: arguments.source,
         keep: arguments.details.keep(),
     };
@@ -71,10 +73,12 @@ fn start(arguments: Arguments) -> Result<()> {
     let group_by = arguments.group_by;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
+        // It groups them itself.
+        _ if arguments.details.top => Box::new(monitor),
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
     let mut program = OneSource::new(source);
-    if arguments.unowned {
+    if arguments.unowned || arguments.details.top {
         program = program.with_unowned();
     }
     if let Some(details) = arguments.details.shown(&arguments.showing, arguments.bandwidth) {
@@ -84,9 +88,17 @@ fn start(arguments: Arguments) -> Result<()> {
     if arguments.showing.json {
         return run(&mut program, &mut Json::new(Named::Group(group_by.name())), schedule, signals);
     }
+    if arguments.details.top {
+        return run(&mut program, &mut Top::new(top::processes(group_by))?, schedule, signals);
+    }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    run(&mut program, &mut Text::new(figures).with_idle_note(idle), schedule, signals)
+    let (one, several) = group_by.nouns();
+    let mut text = Text::new(figures).of(one, several).wide(arguments.showing.wide).with_idle_note(idle);
+    if is_filtered {
+        text = text.with_nothing("Nothing that matches has moved a byte yet.");
+    }
+    run(&mut program, &mut text, schedule, signals)
 }
 
 #[cfg(test)]

@@ -70,6 +70,17 @@ impl GroupBy {
         }
     }
 
+    /// What a row is for, and several of them.
+    pub fn nouns(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Command => ("process", "processes"),
+            Self::Program => ("program", "programs"),
+            Self::User => ("user", "users"),
+            Self::Unit => ("unit", "units"),
+            Self::Container => ("container", "containers"),
+        }
+    }
+
     /// The group of the processes that have no such property.
     fn without(self) -> &'static [u8] {
         match self {

@@ -18,7 +18,7 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
 use super::text::messages;
-use super::{Announcement, Frame, Notification, Output};
+use super::{Announcement, Frame, Notification, Output, host};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
@@ -89,11 +89,6 @@ impl Output for Json {
     fn is_written(&self) -> bool {
         self.terminal.is_written()
     }
-}
-
-/// The name of this host.
-pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Makes the records of a frame.

@@ -1,5 +1,6 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
+use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -377,4 +378,22 @@ impl Program for AggregatorProgram {
         announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }
+}
+
+/// Reads the configuration files, and prints what they hold and how many warnings there are; the warnings go to stderr.
+///
+/// # Errors
+/// All mistakes in the files.
+pub fn check_files(files: &Files) -> Result<()> {
+    let configuration = files.read()?;
+    for warning in &configuration.warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    let verdict = match configuration.warnings.len() {
+        0 => "no mistake".to_owned(),
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
+    };
+    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
+    Ok(())
 }

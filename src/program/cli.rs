@@ -14,6 +14,7 @@ use clap::{Command, Error, Parser};
 use super::Schedule;
 use crate::config::nearest;
 use crate::ledger::Keep;
+use crate::output::top::REMOTES;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
 use crate::traffic::rates::Details;
@@ -82,6 +83,9 @@ pub struct Showing {
     /// Show one JSON record per line, as docs/json.md describes them
     #[arg(long)]
     pub json: bool,
+    /// Cut no names
+    #[arg(long)]
+    pub wide: bool,
     /// End after this many refreshes
     #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX), allow_negative_numbers = true)]
     count: Option<u32>,
@@ -100,6 +104,9 @@ impl Showing {
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
 pub struct Detailing {
+    /// Show an interactive view, as top does; ? there lists its keys
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    pub top: bool,
     /// Also show the remote ends with the most bytes, N of each
     #[arg(
         long,
@@ -118,14 +125,15 @@ pub struct Detailing {
 impl Detailing {
     /// What the monitors keep.
     pub fn keep(&self) -> Keep {
-        Keep { remotes: self.remotes.is_some(), ended: self.keep }
+        Keep { remotes: self.top || self.remotes.is_some(), ended: self.keep }
     }
 
     /// The details of each row, if they are shown: in lines that have `rates`, with the remote ends that move the most.
     pub fn shown(&self, showing: &Showing, rates: bool) -> Option<Details> {
-        let details = Details::new(self.remotes.unwrap_or_default() as usize);
+        let remotes = self.remotes.map_or(if self.top { REMOTES } else { 0 }, |remotes| remotes as usize);
+        let details = Details::new(remotes);
         let details = if rates && !showing.json { details.by_rate() } else { details };
-        (showing.json || self.remotes.is_some()).then_some(details)
+        (showing.json || self.top || self.remotes.is_some()).then_some(details)
     }
 }
 

@@ -8,13 +8,14 @@
 //! calls an output.
 //!
 //! Where to read on: [`one_source`] (runmonitor), [`pipe`] (runpipe) and [`aggregate`] (runaggregator) are the
-//! programs; `signals` waits from one tick to the next; [`cli`] parses the command lines.
+//! programs; `signals` waits from one tick to the next; [`top`] says what the rows of --top are; [`cli`] parses the command lines.
 
 pub mod aggregate;
 pub mod cli;
 pub mod one_source;
 pub mod pipe;
 mod signals;
+pub mod top;
 
 use std::io;
 use std::process::ExitCode;
@@ -164,6 +165,16 @@ fn tick_until_end(
                 Waited::Closed => {
                     has_reader = false;
                     reader_gone(program, output)?
+                }
+                Waited::Signal(Signal::SIGTSTP) => {
+                    output.suspend();
+                    signals::stand_still()?;
+                    output.refresh();
+                    Next::Continue
+                }
+                Waited::Signal(Signal::SIGWINCH) => {
+                    output.refresh();
+                    Next::Continue
                 }
                 Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),

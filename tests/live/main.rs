@@ -120,7 +120,6 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules =
-        [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, workload::play];
+    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, workload::play];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

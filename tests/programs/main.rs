@@ -14,4 +14,5 @@ mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod top;
 mod unseen;
