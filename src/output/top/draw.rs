@@ -423,17 +423,21 @@ fn keys(model: &Model, canvas: &mut Canvas<'_>, list_lines: usize) {
     let last = (model.first + list_lines).min(shown);
     let (of, filter) = (model.count_all(), printable(model.filter.as_bytes(), 20));
     let mut place = format!("{}-{last} of {shown}", (model.first + 1).min(last));
-    if shown < of {
+    if model.is_editing {
+        // The line above says it.
+        place.clear();
+    } else if !model.filter.is_empty() {
         place = format!("{shown} of {of} match {filter}");
     }
     if model.opened.is_some() && !model.opened_is_below(canvas.size) {
         place.clear();
     }
-    canvas.line(canvas.size.lines - 1, &pieces);
-    let used: usize = pieces.iter().map(|(text, _)| columns_of(text)).sum();
-    if used + columns_of(&place) < canvas.size.columns {
-        canvas.ends(canvas.size.lines - 1, &[], &[(&place, look.weak())]);
+    // That rows are left out matters more than the last hints, of three pieces each.
+    let used = |pieces: &[(&str, Style)]| pieces.iter().map(|(text, _)| columns_of(text)).sum::<usize>();
+    while pieces.len() > 3 && used(&pieces) + columns_of(&place) >= canvas.size.columns {
+        pieces.truncate(pieces.len() - 3);
     }
+    canvas.ends(canvas.size.lines - 1, &pieces, &[(&place, look.weak())]);
 }
 
 /// The messages so far, the newest last.
