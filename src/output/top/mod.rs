@@ -5,8 +5,8 @@
 //! keys, by a thread ───▶ │ keys ──▶ model ──▶ draw ──▶ screen │ ──▶ writer ──▶ the terminal
 //!                        └────────────────────────────────────┘
 //! ```
-//! The loop never waits for any of this. Where to read on: [`model`] is what the view shows; [`keys`] changes it; [`draw`] makes
-//! lines of it, with the [`columns`] of the list, in the [`look`] of the terminal; [`screen`] is the terminal itself.
+//! The loop never waits for any of this. Where to read on: `model` is what the view shows; `keys` changes it; `draw` makes
+//! lines of it, with the `columns` of the list, in the `look` of the terminal; `screen` is the terminal itself.
 
 mod columns;
 mod draw;
