@@ -36,6 +36,8 @@ use crate::support::role::{as_role, role_command, start_role, stay, tell, told};
 
 /// The ticks during which an attack goes on.
 const TICKS: usize = 6;
+/// The most memory that a monitor has, in kB: that of the sockets that can move something in six ticks.
+const MOST_MEMORY: u64 = 220_000;
 /// More than anything here moves.
 const INVENTED: u64 = 1 << 39;
 /// An ordinary name of the attacker, and that of the process beside which he lives.
@@ -646,6 +648,19 @@ pub fn bytes_cannot_be_hidden() -> Outcome {
         scene.end();
         drop(hostile);
     }
+    Ok(())
+}
+
+pub fn memory_is_bounded_whatever_sockets_come_and_go() -> Outcome {
+    needs_packets()?;
+    let host = &Namespace::here();
+    let mut scene = Scene::new(host, "packets", "sockets that come and go");
+    let hostile = [(); 4].map(|()| start_role(host, HOSTILE, "hostile churn"));
+    scene.pass(25);
+    let memory = scene.memory("VmHWM:");
+    assert!(memory < MOST_MEMORY, "{memory} kB");
+    scene.end();
+    drop(hostile);
     Ok(())
 }
 
