@@ -40,7 +40,7 @@ enum Handle {
 }
 
 impl Stream {
-    // Only the descriptor: the buffers of std, and their locks, would hold up whoever shares them.
+    // Only the descriptor: a thread that waits in a write must not hold the locks of the buffers in std.
     fn handle(self) -> Handle {
         match self {
             Self::Stdout => Handle::Stdout(io::stdout()),
@@ -270,7 +270,7 @@ fn write_all(stream: Stream, bytes: &[u8], shared: &Shared) -> (usize, Option<Er
                 shared.changed.notify_all();
             }
             Err(Errno::EINTR) => {}
-            // Whoever shares the descriptor has made it non-blocking.
+            // Another process that shares the descriptor has made it non-blocking.
             Err(Errno::EAGAIN) => {
                 has_room(stream, PollTimeout::NONE);
             }
