@@ -11,9 +11,10 @@ use bwmon::monitor::CountersFrom;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check};
+use bwmon::output::top::Top;
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
-use bwmon::program::{Signals, cli, run};
+use bwmon::program::{Signals, cli, run, top};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -59,8 +60,18 @@ struct Arguments {
     /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
+    /// Show an interactive view, as top does; ? there lists its keys. With --report, N is the number of names
+    /// [default: 10, and all with --json or --csv]
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = cli::number(1..=1_000_000)
+    )]
+    top: Option<Option<u32>>,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     history: HistoryArguments,
     #[command(flatten)]
@@ -70,14 +81,18 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bwmon::program::cli::parse(std::env::args_os()) {
-        Ok(arguments) => bwmon::program::exit_code("runaggregator", start(arguments)),
-        Err(code) => code,
+    let arguments: Arguments = match cli::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    match arguments.report.check_top(arguments.top, &arguments.showing) {
+        Ok(()) => bwmon::program::exit_code("runaggregator", start(arguments)),
+        Err(wrong) => cli::usage_error::<Arguments>(wrong),
     }
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    if arguments.report.print(&arguments.history, arguments.showing.json)? {
+    if arguments.report.print(&arguments.history, arguments.top.flatten(), arguments.showing.json)? {
         return Ok(());
     }
     let files = Files {
@@ -88,26 +103,30 @@ fn start(arguments: Arguments) -> Result<()> {
         has_history: arguments.history.is_kept(),
     };
     if arguments.check {
-        return check(&files);
+        return check_files(&files);
     }
     let mut signals = Signals::take()?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned,
-        keep: arguments.history.keep(arguments.details.keep()),
-        details: arguments.details.shown(&arguments.showing),
+        unowned: arguments.unowned || arguments.top.is_some(),
+        keep: arguments.history.keep(arguments.details.keep(arguments.top.is_some())),
     };
+    let details = arguments.details.shown(&arguments.showing, arguments.top.is_some(), !arguments.totals);
     let files = settings.files.clone();
     let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?, recording)?;
+    let mut program = AggregatorProgram::start(settings, configuration?, details, recording)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let mut output: Box<dyn Output> = match arguments.showing.json {
-        true => Box::new(Json::new(Named::Application)),
-        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    let mut output: Box<dyn Output> = match &arguments.showing {
+        _ if arguments.top.is_some() => Box::new(Top::new(top::applications())?),
+        showing if showing.json => Box::new(Json::new(Named::Application)),
+        showing => {
+            let text = Text::new(figures).of("application", "applications");
+            Box::new(text.wide(showing.wide).with_idle_note(idle))
+        }
     };
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

@@ -9,9 +9,10 @@ use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
+use bwmon::output::top::Top;
 use bwmon::program::history::HistoryArguments;
 use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run};
+use bwmon::program::{Signals, cli, run, top};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
 use clap::Parser;
@@ -45,8 +46,11 @@ struct Arguments {
     /// Add processes up that have this in common: command (the command line), program, user, unit or container
     #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
     group_by: GroupBy,
+    /// Show an interactive view, as top does; ? there lists its keys
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    top: bool,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     history: HistoryArguments,
     #[command(flatten)]
@@ -61,13 +65,14 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
-        lookback: !arguments.no_lookback && !arguments.bandwidth,
+        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.top,
         counters_from: arguments.source,
-        keep: arguments.history.keep(arguments.details.keep()),
+        keep: arguments.history.keep(arguments.details.keep(arguments.top)),
     };
     let mut signals = Signals::take()?;
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
@@ -75,25 +80,35 @@ fn start(arguments: Arguments) -> Result<()> {
     let group_by = arguments.group_by;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
+        // It groups them itself.
+        _ if arguments.top => Box::new(monitor),
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
     let mut program = OneSource::new(source);
     if let Some(recording) = recording {
         program = program.with_recording(recording);
     }
-    if arguments.unowned {
+    if arguments.unowned || arguments.top {
         program = program.with_unowned();
     }
-    if let Some(remotes) = arguments.details.shown(&arguments.showing) {
-        program = program.with_details(remotes);
+    if let Some(details) = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth) {
+        program = program.with_details(details);
     }
     let schedule = arguments.showing.schedule();
     if arguments.showing.json {
         return run(&mut program, &mut Json::new(Named::Group(group_by.name())), schedule, signals);
     }
+    if arguments.top {
+        return run(&mut program, &mut Top::new(top::processes(group_by))?, schedule, signals);
+    }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    run(&mut program, &mut Text::new(figures).with_idle_note(idle), schedule, signals)
+    let (one, several) = group_by.nouns();
+    let mut text = Text::new(figures).of(one, several).wide(arguments.showing.wide).with_idle_note(idle);
+    if is_filtered {
+        text = text.with_nothing("Nothing that matches has moved a byte yet.");
+    }
+    run(&mut program, &mut text, schedule, signals)
 }
 
 #[cfg(test)]

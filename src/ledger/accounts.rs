@@ -388,6 +388,16 @@ mod tests {
     }
 
     #[test]
+    fn the_totals_of_what_has_ended_stay_if_they_are_to_be_kept() {
+        let now = Instant::now();
+        let mut accounts = Accounts::new(vec![Selection::default()], Keep { ended: true, ..Keep::default() });
+        accounts.credit(&process(1, "curl ", "/"), (4, 0), None, false, now);
+        accounts.match_waiting();
+        accounts.forget(now + 2 * MEMORY, |_, _| false);
+        assert_eq!(accounts.readings().iter().map(|reading| reading.bytes_in).sum::<u64>(), 4);
+    }
+
+    #[test]
     fn the_bytes_of_command_lines_that_take_too_long_to_match_wait() {
         let exclude = vec![Pattern::new(b"(?=x)(?=(a+)+b)|(?=(a|aa)+c)").unwrap()];
         let filter = Filter::new(Vec::new(), exclude);

@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::entry::{EndOwner, FlowKey, Side, SocketState};
+use super::entry::{EndOwner, FlowEntry, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::bpf::packet_counters::ClosedSocket;
-use crate::kernel::flow::Tuple;
+use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::process::{Handle, Unreadable};
 
 /// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
@@ -21,8 +21,10 @@ const LOOKED_UP_PER_TICK: usize = 10_000;
 /// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 128;
 
-/// How many ticks a closed socket is kept: its last bytes may come in the next tick.
+/// How many ticks a closed TCP socket is kept: the kernel still sends for it what is not acknowledged.
 const CLOSED_KEPT: u32 = 5;
+/// The same for other sockets, whose last bytes come in the next tick at the latest.
+const CLOSED_KEPT_WITHOUT_CONNECTION: u32 = 2;
 /// How many ticks more, if the other side has not closed: 60 s in FIN_WAIT2 (tcp_fin_timeout in tcp(7)), and 60 s in TIME_WAIT.
 const LINGERING_KEPT: u32 = 120;
 /// The most sockets that are kept for so long, the latest ones: some 6 MB.
@@ -360,7 +362,7 @@ impl Ledger {
                 if lingers {
                     self.lingering.push_back((self.tick + LINGERING_KEPT, key));
                 } else {
-                    self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                    self.closing.entry(self.tick + kept(entry)).or_default().push(key);
                 }
                 // A child that closes its copy last has not moved what its parent's socket moved.
                 let keeps = entry.is_made() && entry.is_owned();
@@ -414,7 +416,7 @@ impl Ledger {
             };
             if gone {
                 entry.open = false;
-                self.closing.push_back((self.tick, key));
+                self.closing.entry(self.tick).or_default().push(key);
             }
         }
     }
@@ -425,15 +427,14 @@ impl Ledger {
             && (due <= self.tick || self.lingering.len() > MOST_LINGERING)
         {
             self.lingering.pop_front();
-            self.closing.push_back((self.tick + CLOSED_KEPT, key));
+            self.closing.entry(self.tick + CLOSED_KEPT).or_default().push(key);
         }
-        while let Some(&(due, key)) = self.closing.front()
-            && due <= self.tick
-        {
-            self.closing.pop_front();
+        let later = self.closing.split_off(&(self.tick + 1));
+        for key in std::mem::replace(&mut self.closing, later).into_values().flatten() {
             let Some(entry) = self.flows.get(&key) else { continue };
-            if self.tick - entry.seen < CLOSED_KEPT {
-                self.closing.push_back((self.tick + CLOSED_KEPT, key));
+            let kept = kept(entry);
+            if self.tick - entry.seen < kept {
+                self.closing.entry(self.tick + kept).or_default().push(key);
                 continue;
             }
             add_unowned(&mut self.unowned, entry);
@@ -443,5 +444,13 @@ impl Ledger {
             self.flows.swap_remove(&key);
             self.sockets -= 1;
         }
+    }
+}
+
+/// How many ticks a closed socket is kept after its last bytes.
+fn kept(entry: &FlowEntry) -> u32 {
+    match entry.socket() {
+        Some((Some(tuple), _)) if tuple.protocol != Protocol::Tcp => CLOSED_KEPT_WITHOUT_CONNECTION,
+        _ => CLOSED_KEPT,
     }
 }

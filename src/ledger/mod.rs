@@ -93,8 +93,8 @@ pub struct Ledger {
     lingering: VecDeque<(u32, FlowKey)>,
     /// Whether more were closed in this tick than could be recorded.
     closers_lost: bool,
-    /// The sockets that are closed, with the tick at which they are forgotten.
-    closing: VecDeque<(u32, FlowKey)>,
+    /// The sockets that are closed, by the tick at which they are forgotten.
+    closing: BTreeMap<u32, Vec<FlowKey>>,
     /// The index at which the search for forgotten sockets goes on.
     swept: usize,
     pending: Vec<PendingQuery>,
@@ -154,7 +154,7 @@ impl Ledger {
             closed: Vec::new(),
             lingering: VecDeque::new(),
             closers_lost: false,
-            closing: VecDeque::new(),
+            closing: BTreeMap::new(),
             swept: 0,
             pending: Vec::new(),
             processes: Registry::default(),

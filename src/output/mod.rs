@@ -11,9 +11,15 @@
 //! Where to read on: [`text`] makes the lines; `terminal` is how they reach a terminal or a pipe, and `writer` the threads
 //! that write them.
 
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
 pub mod json;
+mod plain;
 mod terminal;
 pub mod text;
+pub mod top;
+mod tty;
 mod writer;
 
 use std::fmt;
@@ -43,7 +49,7 @@ impl Moment {
 }
 
 /// The result of one tick.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Frame {
     /// When the tick was.
     pub at: Moment,
@@ -158,6 +164,11 @@ pub enum Announcement {
     Note(String),
 }
 
+/// The name of this host.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// Writes the error that ends a program to stderr, unless nobody reads it.
 pub fn write_error(line: String) {
     terminal::write_error(line);
@@ -184,4 +195,15 @@ pub trait Output {
     /// # Errors
     /// As for [`show`](Output::show).
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()>;
+
+    /// Whether everything is written, or never will be.
+    fn is_written(&self) -> bool {
+        true
+    }
+
+    /// Gives the terminal back, since the program is about to stand still (SIGTSTP).
+    fn suspend(&mut self) {}
+
+    /// The program goes on, or the terminal has another size (SIGWINCH).
+    fn refresh(&mut self) {}
 }

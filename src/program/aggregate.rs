@@ -39,8 +39,6 @@ pub struct AggregatorSettings {
     pub unowned: bool,
     /// What monitors keep beside the bytes of those that run.
     pub keep: Keep,
-    /// The number of remote ends in the details of each row; `None` unless there are details.
-    pub details: Option<usize>,
 }
 
 /// The program that [`run`](crate::program::run) runs.
@@ -192,32 +190,16 @@ impl Source for Part {
     }
 }
 
-/// Reports every mistake in the files: warnings on stderr, and what they have on stdout.
-///
-/// # Errors
-/// The mistakes.
-pub fn check(files: &Files) -> Result<()> {
-    let configuration = files.read()?;
-    for warning in &configuration.warnings {
-        let _ = writeln!(std::io::stderr(), "{warning}");
-    }
-    let verdict = match configuration.warnings.len() {
-        0 => "no mistake".to_owned(),
-        1 => "1 warning".to_owned(),
-        count => format!("{count} warnings"),
-    };
-    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
-    Ok(())
-}
-
 impl AggregatorProgram {
-    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count, and to record.
+    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count, and to record. Rows have
+    /// `details`, if there are any.
     ///
     /// # Errors
     /// All ports on which a pipe cannot listen, or the error of [`Monitor::of_this_host`].
     pub fn start(
         settings: AggregatorSettings,
         configuration: Configuration,
+        details: Option<Details>,
         recording: Option<Recording>,
     ) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
@@ -234,7 +216,7 @@ impl AggregatorProgram {
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
-            details: settings.details.map(Details::new),
+            details,
             notifier,
             quotas,
             recording,
@@ -428,8 +410,7 @@ impl Program for AggregatorProgram {
 
     fn last_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
-        notes.extend(self.aggregator.sources().flat_map(Part::last_notes));
-        notes.extend(self.aggregator.notes());
+        notes.extend(self.aggregator.last_notes());
         notes.extend(self.notifier.notes());
         notes.extend(self.recording.as_mut().into_iter().flat_map(|recording| recording.history().finish()));
         notes
@@ -446,4 +427,22 @@ impl Program for AggregatorProgram {
         announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }
+}
+
+/// Reads the configuration files, and prints what they hold and how many warnings there are; the warnings go to stderr.
+///
+/// # Errors
+/// All mistakes in the files.
+pub fn check_files(files: &Files) -> Result<()> {
+    let configuration = files.read()?;
+    for warning in &configuration.warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    let verdict = match configuration.warnings.len() {
+        0 => "no mistake".to_owned(),
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
+    };
+    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
+    Ok(())
 }

@@ -14,8 +14,10 @@ use clap::{Command, Error, Parser};
 use super::Schedule;
 use crate::config::nearest;
 use crate::ledger::Keep;
+use crate::output::top::REMOTES;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
+use crate::traffic::rates::Details;
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -82,6 +84,9 @@ pub struct Showing {
     /// Show one JSON record per line, as docs/json.md describes them
     #[arg(long)]
     pub json: bool,
+    /// Cut no names
+    #[arg(long)]
+    pub wide: bool,
     /// End after this many refreshes
     #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX), allow_negative_numbers = true)]
     count: Option<u32>,
@@ -99,7 +104,7 @@ impl Showing {
 
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
-pub struct Details {
+pub struct Detailing {
     /// Also show the remote ends with the most bytes, N of each
     #[arg(
         long,
@@ -115,15 +120,19 @@ pub struct Details {
     keep: bool,
 }
 
-impl Details {
-    /// What the monitors keep.
-    pub fn keep(&self) -> Keep {
-        Keep { remotes: self.remotes.is_some(), ended: self.keep }
+impl Detailing {
+    /// What the monitors keep; `top`: for the interactive view.
+    pub fn keep(&self, top: bool) -> Keep {
+        Keep { remotes: top || self.remotes.is_some(), ended: self.keep }
     }
 
-    /// The number of remote ends in the details of each row; `None` if details are not shown.
-    pub fn shown(&self, showing: &Showing) -> Option<usize> {
-        (showing.json || self.remotes.is_some()).then(|| self.remotes.unwrap_or_default() as usize)
+    /// The details of each row, if they are shown, as they are in the interactive view (`top`): in lines that have `rates`, with the
+    /// remote ends that move the most.
+    pub fn shown(&self, showing: &Showing, top: bool, rates: bool) -> Option<Details> {
+        let remotes = self.remotes.map_or(if top { REMOTES } else { 0 }, |remotes| remotes as usize);
+        let details = Details::new(remotes);
+        let details = if rates && !showing.json { details.by_rate() } else { details };
+        (showing.json || top || self.remotes.is_some()).then_some(details)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use jiff::tz::TimeZone;
 
 use super::Signals;
-use super::cli::number;
+use super::cli::{Showing, number};
 use super::recording::Recording;
 use crate::calendar::{self, Period};
 use crate::history::report::{Query, Report};
@@ -17,7 +17,7 @@ use crate::history::{HistorySettings, Kept};
 use crate::ledger::Keep;
 use crate::python2::int::int;
 
-/// The names of a section of the text, unless `--top` says otherwise.
+/// The names of a section of the text, unless `--top=N` says otherwise.
 const TOP: usize = 10;
 
 /// What is recorded.
@@ -89,20 +89,32 @@ pub struct ReportArguments {
     /// End the report before the period that begins then
     #[arg(long, value_name = "TIME", requires = "report")]
     until: Option<String>,
-    /// Report the N largest by name [default: 10, and all with --json or --csv]
-    #[arg(long, value_name = "N", value_parser = number(1..=1_000_000), requires = "report")]
-    top: Option<u32>,
     /// Report as comma-separated values
     #[arg(long, requires = "report", conflicts_with = "json")]
     csv: bool,
 }
 
 impl ReportArguments {
-    /// Prints the report, if one is asked for; `json`: as JSON lines. Returns whether that was all there is to do.
+    /// Checks `--top`, which alone is the interactive view, and with a number belongs to a report.
+    ///
+    /// # Errors
+    /// If it is said in a way that is neither.
+    pub fn check_top(&self, top: Option<Option<u32>>, showing: &Showing) -> Result<(), &'static str> {
+        match (top, self.report.is_some()) {
+            (Some(None), true) => Err("a --report has no interactive view; --top=10 is the number of its names"),
+            (Some(Some(_)), false) => Err("--top has a number only with --report; alone it is the interactive view"),
+            (Some(None), false) if showing.json => Err("the argument '--top' cannot be used with '--json'"),
+            (Some(None), false) if showing.wide => Err("the argument '--top' cannot be used with '--wide'"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints the report, if one is asked for: with the `top` largest names, and if `json`, as JSON lines. Returns whether that was all
+    /// there is to do.
     ///
     /// # Errors
     /// Why there is no report, or that stdout cannot be written to.
-    pub fn print(&self, history: &HistoryArguments, json: bool) -> Result<bool> {
+    pub fn print(&self, history: &HistoryArguments, top: Option<u32>, json: bool) -> Result<bool> {
         let (Some(period), Some(file)) = (self.report, &history.history) else { return Ok(false) };
         let (now, zone) = (calendar::seconds(SystemTime::now()), TimeZone::system());
         let time = |argument: &str, text: &Option<String>| {
@@ -110,7 +122,7 @@ impl ReportArguments {
             time.map_err(|error| anyhow!("{argument}: {error}"))
         };
         let (since, until) = (time("--since", &self.since)?, time("--until", &self.until)?);
-        let top = self.top.map(|top| top as usize).or((!json && !self.csv).then_some(TOP));
+        let top = top.map(|top| top as usize).or((!json && !self.csv).then_some(TOP));
         let report = Report::read(&Query { file: PathBuf::from(file), period, since, until, top, now, zone })?;
         let text = match (json, self.csv) {
             (true, _) => report.json(),

@@ -31,9 +31,9 @@ impl<S: Source> OneSource<S> {
         Self { unowned: Some(Rates::new()), ..self }
     }
 
-    /// Also shows what else is known of each subject, with this number of remote ends.
-    pub fn with_details(self, remotes: usize) -> Self {
-        Self { details: Some(Details::new(remotes)), ..self }
+    /// Also shows what else is known of each subject.
+    pub fn with_details(self, details: Details) -> Self {
+        Self { details: Some(details), ..self }
     }
 
     /// Also records what moves.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::detail::{Detail, Remote};
+use super::detail::{Detail, Remotes};
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -28,40 +28,42 @@ pub struct Row {
     pub detail: Option<Box<Detail>>,
 }
 
-/// What else is known of the subjects of rows, from one tick to the next.
+/// What else is known of the subjects of rows, from one frame to the next.
 #[derive(Debug)]
 pub struct Details {
     /// The number of remote ends of each row.
     remotes: usize,
-    before: HashMap<Arc<Subject>, HashMap<Remote, (u64, u64)>>,
+    /// Whether these are the ones that have moved the most since the last frame.
+    by_rate: bool,
+    before: HashMap<Arc<Subject>, Remotes>,
 }
 
 impl Details {
-    /// With this number of remote ends for each row.
+    /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, before: HashMap::new() }
+        Self { remotes, by_rate: false, before: HashMap::new() }
+    }
+
+    /// With those that move the most bytes instead.
+    pub fn by_rate(self) -> Self {
+        Self { by_rate: true, ..self }
     }
 
     /// Enters into each row what `source` knows of its subject.
     pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
-        let before = std::mem::take(&mut self.before);
-        let mut details = HashMap::new();
+        let mut before = std::mem::take(&mut self.before);
+        let mut rows: HashMap<Arc<Subject>, &mut Row> =
+            rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
         source.each_detail(&mut |subject, mut detail, ends| {
+            let Some(row) = rows.get_mut(subject) else { return };
             if let Some(ends) = ends {
-                ends.enter(self.remotes, &mut detail);
-                let known = before.get(subject);
-                for end in &mut detail.remotes {
-                    let known = known.and_then(|known| known.get(&end.remote)).copied().unwrap_or_default();
-                    (end.moved_in, end.moved_out) = (moved(end.bytes_in, known.0), moved(end.bytes_out, known.1));
-                }
-                let now = detail.remotes.iter().map(|end| (end.remote, (end.bytes_in, end.bytes_out))).collect();
+                let known = before.remove(subject);
+                ends.enter(self.remotes, self.by_rate, known.as_ref(), &mut detail);
+                let now = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
                 self.before.insert(Arc::clone(subject), now);
             }
-            details.insert(Arc::clone(subject), Box::new(detail));
+            row.detail = Some(Box::new(detail));
         });
-        for row in rows {
-            row.detail = details.remove(&row.subject);
-        }
     }
 }
 

@@ -22,6 +22,7 @@ mod ipv6_pipe;
 mod packets;
 mod pipe;
 mod tcp_owners;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -95,6 +96,8 @@ const TESTS: &[Test] = tests! {
         packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,
+        workload::an_application_is_what_its_units_containers_users_and_programs_use,
+        workload::each_unit_container_user_and_program_has_its_bytes,
     }
 };
 
@@ -117,6 +120,6 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play];
+    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, workload::play];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

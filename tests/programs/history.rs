@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::common::program::{Running, listening_port, wait_for};
 use crate::common::user::User;
+use crate::json::Schema;
 
 fn runaggregator(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runaggregator"));
@@ -72,11 +73,16 @@ const RUN: [&str; 6] = [
     "--notification-config=n.cfg",
 ];
 
-/// Waits for the end of this number of ticks.
-fn ticks(program: &Running, count: usize) {
+/// Waits for the end of this number of ticks. Returns their lines.
+fn ticks(program: &Running, count: usize) -> Vec<String> {
+    let mut lines = Vec::new();
     for _ in 0..count {
-        while !program.line().contains("\"kind\":\"tick\"") {}
+        lines.push(program.line());
+        while !lines.last().is_some_and(|line| line.contains("\"kind\":\"tick\"")) {
+            lines.push(program.line());
+        }
     }
+    lines
 }
 
 /// Sends this number of bytes through a pipe.
@@ -92,6 +98,7 @@ fn what_a_pipe_carries_is_in_the_report_and_a_quota_is_told_once_across_restarts
     let directory = directory(server());
     let path = directory.path();
     let events = || fs::read_to_string(path.join("events")).unwrap_or_default();
+    let (schema, mut records) = (Schema::new(), Vec::new());
     let mut sent = 0;
     // Each run sends some: half of the quota, then more than all of it, then nothing that is news.
     for (bytes, expected) in [(60_000, 1), (50_000, 2), (40_000, 2)] {
@@ -102,13 +109,16 @@ fn what_a_pipe_carries_is_in_the_report_and_a_quota_is_told_once_across_restarts
         send(port, bytes);
         sent += bytes;
         wait_for("the command of the quota", || (events().lines().count() >= expected).then_some(()));
-        program.stdout.so_far();
-        ticks(&program, 2);
+        let lines = program.stdout.so_far();
+        let lines = lines.into_iter().chain(ticks(&program, 2));
+        records.extend(lines.map(|line| schema.record(&line)).filter(|record| record["kind"] == "quota"));
         program.signal(Signal::SIGTERM);
         assert!(program.end().0.success());
         let [(name, bytes_in, bytes_out)] = &report(path)[..] else { panic!("{:?}", report(path)) };
         assert_eq!((&**name, *bytes_in, *bytes_out), ("Web", sent as u64, 0));
     }
+    let seen: Vec<_> = records.iter().map(|record| (&record["event"], &record["used_bytes"])).collect();
+    assert_eq!(seen, [(&"quota_warning".into(), &60_000.into()), (&"quota_exceeded".into(), &110_000.into())]);
     let events = events();
     let events: Vec<&str> = events.lines().collect();
     assert_eq!(events.len(), 2, "{events:?}");
@@ -169,7 +179,10 @@ fn what_cannot_be_done_is_said_with_the_argument_and_the_file() {
             "runaggregator: --since: not a time such as 2026-11-25, \"2026-11-25 14:00\", today, yesterday or \"3 days\"\n",
         ),
         (&["--report"], 2, "--history <FILE>"),
-        (&["--top=3", "--history=h"], 2, "--report"),
+        (&["--top=3", "--history=h"], 2, "--top has a number only with --report"),
+        (&["--history=h", "--report", "--top"], 2, "--top=10 is the number of its names"),
+        (&["--top", "--json"], 2, "'--top' cannot be used with '--json'"),
+        (&["--top", "--wide"], 2, "'--top' cannot be used with '--wide'"),
         (&["--history=h", "--report=year"], 2, "not hour, day, week or month"),
         (&["--history=h", "--history-keep=1,2"], 2, "not three whole numbers from 1 to 1000000, such as 1440,744,731"),
         (&["--history=h", "--history-interval=61"], 2, "not between 1 and 60"),
