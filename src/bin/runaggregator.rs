@@ -8,13 +8,9 @@ use anyhow::Result;
 use bwmon::config::Files;
 use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
-use bwmon::output::Output;
-use bwmon::output::json::{Json, Named};
-use bwmon::output::text::{Figures, Text};
-use bwmon::output::top::Top;
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files};
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files, output};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
-use bwmon::program::{Signals, cli, run, top};
+use bwmon::program::{Signals, cli, run};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -60,22 +56,12 @@ struct Arguments {
     /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
-    /// Show an interactive view, as top does; ? there lists its keys. With --report, N is the number of names
-    /// [default: 10, and all with --json or --csv]
-    #[arg(
-        long,
-        value_name = "N",
-        num_args = 0..=1,
-        require_equals = true,
-        value_parser = cli::number(1..=1_000_000)
-    )]
-    top: Option<Option<u32>>,
-    #[command(flatten)]
-    details: cli::Detailing,
     #[command(flatten)]
     history: HistoryArguments,
     #[command(flatten)]
     report: ReportArguments,
+    #[command(flatten)]
+    details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
 }
@@ -85,14 +71,14 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    match arguments.report.check_top(arguments.top, &arguments.showing) {
+    match arguments.report.check(&arguments.showing) {
         Ok(()) => bwmon::program::exit_code("runaggregator", start(arguments)),
         Err(wrong) => cli::usage_error::<Arguments>(wrong),
     }
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    if arguments.report.print(&arguments.history, arguments.top.flatten(), arguments.showing.json)? {
+    if arguments.report.print(&arguments.history, &arguments.showing)? {
         return Ok(());
     }
     let files = Files {
@@ -106,27 +92,19 @@ fn start(arguments: Arguments) -> Result<()> {
         return check_files(&files);
     }
     let mut signals = Signals::take()?;
+    let top = arguments.report.is_top();
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned || arguments.top.is_some(),
-        keep: arguments.history.keep(arguments.details.keep(arguments.top.is_some())),
+        unowned: arguments.unowned || top,
+        keep: arguments.history.keep(arguments.details.keep(top)),
     };
-    let details = arguments.details.shown(&arguments.showing, arguments.top.is_some(), !arguments.totals);
+    let details = arguments.details.shown(&arguments.showing, top, !arguments.totals);
     let files = settings.files.clone();
     let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
     let mut program = AggregatorProgram::start(settings, configuration?, details, recording)?;
-    let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
-    let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let mut output: Box<dyn Output> = match &arguments.showing {
-        _ if arguments.top.is_some() => Box::new(Top::new(top::applications())?),
-        showing if showing.json => Box::new(Json::new(Named::Application)),
-        showing => {
-            let text = Text::new(figures).of("application", "applications");
-            Box::new(text.wide(showing.wide).with_idle_note(idle))
-        }
-    };
+    let mut output = output(&arguments.showing, top, arguments.totals)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

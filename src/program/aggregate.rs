@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use jiff::tz::TimeZone;
 
+use super::cli::Showing;
 use super::recording::Recording;
-use super::{Next, Program};
+use super::{Next, Program, top};
 use crate::calendar;
 use crate::config::{self, Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection};
 use crate::grouping::{Aggregator, GroupBy, Grouping};
@@ -17,7 +18,10 @@ use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
 use crate::notify::{Commands, Notifier, Quotas};
-use crate::output::{Announcement, Frame, Moment, QuotaNotification};
+use crate::output::json::{Json, Named};
+use crate::output::text::{Figures, Text};
+use crate::output::top::Top;
+use crate::output::{Announcement, Frame, Moment, Output, QuotaNotification};
 use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
 use crate::traffic::rates::{Details, Rates, Row};
@@ -188,6 +192,22 @@ impl Source for Part {
             Self::Pipe { pipe, .. } => pipe.facts(),
         }
     }
+}
+
+/// How the applications are shown: with `top`, in the interactive view; `totals`: with totals instead of bandwidth.
+///
+/// # Errors
+/// Those of [`Top::new`].
+pub fn output(showing: &Showing, top: bool, totals: bool) -> Result<Box<dyn Output>> {
+    if top {
+        return Ok(Box::new(Top::new(top::applications())?));
+    }
+    if showing.json {
+        return Ok(Box::new(Json::new(Named::Application)));
+    }
+    let figures = if totals { Figures::Totals } else { Figures::ApplicationRates };
+    let text = Text::new(figures).of("application", "applications").wide(showing.wide);
+    Ok(Box::new(text.with_idle_note("nothing to show yet: no application has moved more than 1 KiB/s")))
 }
 
 impl AggregatorProgram {

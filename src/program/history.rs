@@ -89,6 +89,16 @@ pub struct ReportArguments {
     /// End the report before the period that begins then
     #[arg(long, value_name = "TIME", requires = "report")]
     until: Option<String>,
+    /// Show an interactive view, as top does; ? there lists its keys. With --report, N is the number of names
+    /// [default: 10, and all with --json or --csv]
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = number(1..=1_000_000)
+    )]
+    top: Option<Option<u32>>,
     /// Report as comma-separated values
     #[arg(long, requires = "report", conflicts_with = "json")]
     csv: bool,
@@ -99,8 +109,8 @@ impl ReportArguments {
     ///
     /// # Errors
     /// If it is said in a way that is neither.
-    pub fn check_top(&self, top: Option<Option<u32>>, showing: &Showing) -> Result<(), &'static str> {
-        match (top, self.report.is_some()) {
+    pub fn check(&self, showing: &Showing) -> Result<(), &'static str> {
+        match (self.top, self.report.is_some()) {
             (Some(None), true) => Err("a --report has no interactive view; --top=10 is the number of its names"),
             (Some(Some(_)), false) => Err("--top has a number only with --report; alone it is the interactive view"),
             (Some(None), false) if showing.json => Err("the argument '--top' cannot be used with '--json'"),
@@ -109,12 +119,16 @@ impl ReportArguments {
         }
     }
 
-    /// Prints the report, if one is asked for: with the `top` largest names, and if `json`, as JSON lines. Returns whether that was all
-    /// there is to do.
+    /// Whether applications are to be shown in the interactive view.
+    pub fn is_top(&self) -> bool {
+        self.top.is_some()
+    }
+
+    /// Prints the report, if one is asked for. Returns whether that was all there is to do.
     ///
     /// # Errors
     /// Why there is no report, or that stdout cannot be written to.
-    pub fn print(&self, history: &HistoryArguments, top: Option<u32>, json: bool) -> Result<bool> {
+    pub fn print(&self, history: &HistoryArguments, showing: &Showing) -> Result<bool> {
         let (Some(period), Some(file)) = (self.report, &history.history) else { return Ok(false) };
         let (now, zone) = (calendar::seconds(SystemTime::now()), TimeZone::system());
         let time = |argument: &str, text: &Option<String>| {
@@ -122,9 +136,9 @@ impl ReportArguments {
             time.map_err(|error| anyhow!("{argument}: {error}"))
         };
         let (since, until) = (time("--since", &self.since)?, time("--until", &self.until)?);
-        let top = top.map(|top| top as usize).or((!json && !self.csv).then_some(TOP));
+        let top = self.top.flatten().map(|top| top as usize).or((!showing.json && !self.csv).then_some(TOP));
         let report = Report::read(&Query { file: PathBuf::from(file), period, since, until, top, now, zone })?;
-        let text = match (json, self.csv) {
+        let text = match (showing.json, self.csv) {
             (true, _) => report.json(),
             (false, true) => report.csv().into_bytes(),
             (false, false) => report.text().into_bytes(),
