@@ -90,11 +90,11 @@ impl Usage {
 }
 
 impl Report {
-    /// Reads the history.
+    /// Reads what the history has of the names that `selects` selects.
     ///
     /// # Errors
     /// Why that is not possible, with the name of the file; or that the range is none.
-    pub fn read(query: &Query) -> Result<Self> {
+    pub fn read(query: &Query, selects: &dyn Fn(&str) -> bool) -> Result<Self> {
         let Query { period, zone, now, .. } = query;
         let since = period.start(query.since.unwrap_or(*now), zone);
         let until = query.until.unwrap_or_else(|| period.end(period.start(*now, zone), zone));
@@ -114,9 +114,13 @@ impl Report {
             let mut sections: Vec<Section> = Vec::new();
             while let Some(row) = rows.next()? {
                 let start = period.start(row.get(0)?, zone);
+                let name: String = row.get(2)?;
+                if !selects(&name) {
+                    continue;
+                }
                 let usage = Usage {
                     kind: row.get(1)?,
-                    name: row.get(2)?,
+                    name,
                     uid: row.get(3)?,
                     user: row.get(4)?,
                     bytes_in: row.get::<_, i64>(5)?.unsigned_abs(),
@@ -139,8 +143,8 @@ impl Report {
         Ok(Self { period: *period, zone: zone.clone(), range: (since, until), sections })
     }
 
-    /// For a person: a section for each period, with a line for each name.
-    pub fn text(&self) -> String {
+    /// For a person: a section for each period, with a line for each name. Long names are cut, unless `wide`.
+    pub fn text(&self, wide: bool) -> String {
         let time = |at, format| local(at, &self.zone).strftime(format).to_string();
         if self.sections.is_empty() {
             let [since, until] = [self.range.0, self.range.1].map(|at| time(at, "%F %H:%M"));
@@ -167,7 +171,7 @@ impl Report {
                 let share = row.total() as f64 / (total.total().max(1)) as f64;
                 let bar = "#".repeat((share * BAR_WIDTH as f64).round() as usize);
                 let user = row.user.as_ref().map(|user| format!(" ({})", shown(user, 32))).unwrap_or_default();
-                let name = shown(&row.name, NAME_WIDTH);
+                let name = shown(&row.name, if wide { usize::MAX } else { NAME_WIDTH });
                 text.push_str(&format!(
                     "{}  {:>5.1} %  {bar:<BAR_WIDTH$}  {name}{user}\n",
                     figures(row),

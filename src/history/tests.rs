@@ -82,7 +82,7 @@ fn the_hour_that_comes_twice_is_two_hours_of_one_day() {
     write(&mut store, &minute(2, two_summer + 3600, "web", 2)).unwrap();
     assert_eq!(rows(&path, "hour"), [(two_summer - 1800, 1), (two_summer + 1800, 2)]);
     assert_eq!(rows(&path, "day").len(), 1);
-    let text = Report::read(&query(&path, Period::Hour, two_summer)).unwrap().text();
+    let text = Report::read(&query(&path, Period::Hour, two_summer), &|_| true).unwrap().text(false);
     assert!(text.contains("2026-10-25 02:00 CEST\n") && text.contains("2026-10-25 02:00 CET\n"), "{text}");
 }
 
@@ -124,7 +124,7 @@ fn what_is_kept_is_bounded_and_its_sums_stay() {
     assert!(size < 1_500_000, "{size}");
     assert_eq!(rows(&path, "month").iter().map(|row| row.1).sum::<i64>(), total);
     assert_eq!(rows(&path, "day").iter().map(|row| row.1).sum::<i64>(), total);
-    let largest = Report::read(&query(&path, Period::Month, NOON)).unwrap();
+    let largest = Report::read(&query(&path, Period::Month, NOON), &|_| true).unwrap();
     assert!(largest.csv().contains("others,(others)"), "{}", largest.csv());
 }
 
@@ -223,14 +223,14 @@ fn a_damaged_file_is_an_error_and_no_panic() {
         damaged[at..].iter_mut().take(64).for_each(|byte| *byte ^= 0xa5);
         std::fs::write(&path, &damaged).unwrap();
         // It may still be read, in part; or it is an error.
-        let _ =
-            Report::read(&query(&path, Period::Hour, NOON)).map(|report| (report.text(), report.csv(), report.json()));
+        let _ = Report::read(&query(&path, Period::Hour, NOON), &|_| true)
+            .map(|report| (report.text(false), report.csv(), report.json()));
         if let Ok(mut store) = open(&path, "b") {
             let _ = write(&mut store, &minute(1, NOON, "web", 1));
         }
     }
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    let error = format!("{:#}", Report::read(&query(&path, Period::Hour, NOON)).unwrap_err());
+    let error = format!("{:#}", Report::read(&query(&path, Period::Hour, NOON), &|_| true).unwrap_err());
     assert!(error.contains("the file is damaged; move it away"), "{error}");
 }
 
@@ -248,9 +248,9 @@ fn a_report_has_the_largest_and_the_rest() {
         (Who::others(), [0, 2 << 20]),
     ];
     store.write(&Minute { at: NOON, batch: 1, rows }, |uid| format!("user {uid}")).unwrap();
-    let report = Report::read(&query(&path, Period::Day, NOON)).unwrap();
+    let report = Report::read(&query(&path, Period::Day, NOON), &|_| true).unwrap();
     assert_eq!(
-        report.text(),
+        report.text(false),
         "Thursday 2026-11-26
         in         out       total
    4.0 MiB     1.0 MiB     5.0 MiB   50.0 %  ##########            web (user 33)
@@ -268,12 +268,12 @@ day,2026-11-26T00:00:00+01:00,2026-11-27T00:00:00+01:00,others,(others),,,104857
     let json = String::from_utf8(report.json()).unwrap();
     let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
     assert_eq!((&first["name"], &first["in_bytes"], &first["uid"]), (&"web".into(), &4_194_304.into(), &33.into()));
-    let week = Report::read(&query(&path, Period::Week, NOON)).unwrap().text();
+    let week = Report::read(&query(&path, Period::Week, NOON), &|_| true).unwrap().text(false);
     assert!(week.starts_with("2026-11-23 to 2026-11-29\n"), "{week}");
     let nothing = Query { since: Some(0), until: Some(NOON - 86_400 * 3), ..query(&path, Period::Day, 0) };
-    let nothing = Report::read(&nothing).unwrap().text();
+    let nothing = Report::read(&nothing, &|_| true).unwrap().text(false);
     assert_eq!(nothing, "nothing was recorded from 1970-01-01 01:00 to 2026-11-23 13:00\n");
     let backwards = Query { until: Some(NOON - 86_400), ..query(&path, Period::Day, NOON) };
-    let error = Report::read(&backwards).unwrap_err().to_string();
+    let error = Report::read(&backwards, &|_| true).unwrap_err().to_string();
     assert_eq!(error, "the report would end before it begins: --until has to be later than --since");
 }

@@ -9,13 +9,15 @@ use anyhow::{Context, Result, anyhow};
 use jiff::tz::TimeZone;
 
 use super::Signals;
-use super::cli::{Showing, number};
+use super::cli::{Showing, number, pattern};
 use super::recording::Recording;
 use crate::calendar::{self, Period};
 use crate::history::report::{Query, Report};
 use crate::history::{HistorySettings, Kept};
 use crate::ledger::Keep;
+use crate::ledger::selection::Filter;
 use crate::python2::int::int;
+use crate::python2::pattern::Pattern;
 
 /// The names of a section of the text, unless `--top=N` says otherwise.
 const TOP: usize = 10;
@@ -29,7 +31,7 @@ pub struct HistoryArguments {
     /// Record each remote address by itself
     #[arg(long, requires = "history")]
     history_remotes: bool,
-    /// Keep the last M minutes, H hours and D days with traffic; months stay
+    /// Keep the last M minutes, H hours and D days with traffic, D at least 31; months stay
     #[arg(long, value_name = "M,H,D", value_parser = kept, default_value = "1440,744,731")]
     history_keep: Kept,
     /// Keep less than that in a file of more than this many MiB
@@ -89,6 +91,12 @@ pub struct ReportArguments {
     /// End the report before the period that begins then
     #[arg(long, value_name = "TIME", requires = "report")]
     until: Option<String>,
+    /// Report only names that match; may be given several times
+    #[arg(long, value_name = "REGEX", value_parser = pattern(), allow_hyphen_values = true, requires = "report")]
+    include: Vec<Pattern>,
+    /// Do not report names that match; wins over --include
+    #[arg(long, value_name = "REGEX", value_parser = pattern(), allow_hyphen_values = true, requires = "report")]
+    exclude: Vec<Pattern>,
     /// Show an interactive view, as top does; ? there lists its keys. With --report, N is the number of names
     /// [default: 10, and all with --json or --csv]
     #[arg(
@@ -137,11 +145,16 @@ impl ReportArguments {
         };
         let (since, until) = (time("--since", &self.since)?, time("--until", &self.until)?);
         let top = self.top.flatten().map(|top| top as usize).or((!showing.json && !self.csv).then_some(TOP));
-        let report = Report::read(&Query { file: PathBuf::from(file), period, since, until, top, now, zone })?;
+        let query = Query { file: PathBuf::from(file), period, since, until, top, now, zone };
+        let filter = Filter::new(self.include.clone(), self.exclude.clone());
+        let report = Report::read(&query, &|name| filter.matches(format!("{name} ").as_bytes()))?;
+        for message in filter.patterns_over_limit().filter_map(Pattern::limit_message_once) {
+            let _ = writeln!(std::io::stderr(), "{message}");
+        }
         let text = match (showing.json, self.csv) {
             (true, _) => report.json(),
             (false, true) => report.csv().into_bytes(),
-            (false, false) => report.text().into_bytes(),
+            (false, false) => report.text(showing.wide).into_bytes(),
         };
         match std::io::stdout().write_all(&text) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
@@ -156,11 +169,11 @@ fn period(text: &str) -> Result<Period, String> {
 }
 
 fn kept(text: &str) -> Result<Kept, String> {
-    let wrong = || "not three whole numbers from 1 to 1000000, such as 1440,744,731".to_owned();
+    let wrong = || "not three whole numbers such as 1440,744,731: M and H from 1, D from 31, to 1000000".to_owned();
     let number = |text: &str| int(text).ok().and_then(|number| u32::try_from(number).ok());
     let numbers: Option<Vec<u32>> = text.split(',').map(number).collect();
     match numbers.as_deref() {
-        Some(&[minutes @ 1..=1_000_000, hours @ 1..=1_000_000, days @ 1..=1_000_000]) => {
+        Some(&[minutes @ 1..=1_000_000, hours @ 1..=1_000_000, days @ 31..=1_000_000]) => {
             Ok(Kept { minutes, hours, days, ..Kept::default() })
         }
         _ => Err(wrong()),

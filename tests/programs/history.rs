@@ -119,6 +119,12 @@ fn what_a_pipe_carries_is_in_the_report_and_a_quota_is_told_once_across_restarts
     }
     let seen: Vec<_> = records.iter().map(|record| (&record["event"], &record["used_bytes"])).collect();
     assert_eq!(seen, [(&"quota_warning".into(), &60_000.into()), (&"quota_exceeded".into(), &110_000.into())]);
+    let of = |filter: &str| {
+        let arguments = ["--history=h", "--report=month", "--csv", filter];
+        text(&runaggregator(path).args(arguments).output().unwrap()).1.lines().count() - 1
+    };
+    let filters = ["--include=^W", "--include=x", "--exclude=eb$", "--exclude=x"];
+    assert_eq!(filters.map(of), [1, 0, 0, 1]);
     let events = events();
     let events: Vec<&str> = events.lines().collect();
     assert_eq!(events.len(), 2, "{events:?}");
@@ -184,7 +190,9 @@ fn what_cannot_be_done_is_said_with_the_argument_and_the_file() {
         (&["--top", "--json"], 2, "'--top' cannot be used with '--json'"),
         (&["--top", "--wide"], 2, "'--top' cannot be used with '--wide'"),
         (&["--history=h", "--report=year"], 2, "not hour, day, week or month"),
-        (&["--history=h", "--history-keep=1,2"], 2, "not three whole numbers from 1 to 1000000, such as 1440,744,731"),
+        (&["--history=h", "--history-keep=1,2"], 2, "not three whole numbers such as 1440,744,731"),
+        (&["--history=h", "--history-keep=60,24,30"], 2, "D from 31"),
+        (&["--include=web"], 2, "--report"),
         (&["--history=h", "--history-interval=61"], 2, "not between 1 and 60"),
     ] {
         let (status, stdout, stderr) = run(arguments);
