@@ -85,6 +85,7 @@ const TESTS: &[Test] = tests! {
         hostile::many_flows_and_sockets_hold_up_nobody,
         hostile::many_namespaces_hold_up_nobody,
         hostile::many_processes_and_descriptors_hold_up_nobody,
+        hostile::many_sockets_of_one_leave_room_for_others,
         hostile::memory_is_bounded_whatever_sockets_come_and_go,
         hostile::programs_that_start_and_end_hold_up_nobody,
         hostile::who_claims_the_address_of_another_gets_none_of_its_bytes,

@@ -1,5 +1,6 @@
 //! What the live tests are made of.
 
+pub mod cgroups;
 pub mod harness;
 pub mod machine;
 pub mod monitor;
