@@ -28,6 +28,13 @@ pub struct Row {
     pub detail: Option<Box<Detail>>,
 }
 
+impl Row {
+    /// Its bytes alone.
+    pub fn without_detail(&self) -> Self {
+        Self { subject: Arc::clone(&self.subject), detail: None, ..*self }
+    }
+}
+
 /// Enters into each row what `source` knows of its subject, with the `remotes` biggest remote ends.
 pub fn enter_details(rows: &mut [Row], source: &dyn Source, remotes: usize) {
     let mut details = HashMap::new();
