@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bwmon::attribution::{Answer, Attribution, Identity, ProcessLookup};
 use bwmon::config::{Diagnostics, applications, notifications};
-use bwmon::grouping::{Aggregator, Grouping};
+use bwmon::grouping::{Aggregator, GroupBy, Grouping};
 use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, OpenTick, Selection};
@@ -136,7 +136,10 @@ fn status_kib(key: &str) -> u64 {
 
 fn memory(case: &str) {
     let mut diagnostics = Diagnostics::default();
-    let mut grouping = Grouping { applications: Vec::new(), auto_group: case == "by program" };
+    let mut grouping = Grouping {
+        applications: Vec::new(),
+        group_by: if case == "by program" { GroupBy::Program } else { GroupBy::Command },
+    };
     if case == "by application" {
         grouping.applications = applications("a.cfg", b"[Tools]\na=tool-\\d*[02468]\\s\n", &mut diagnostics);
     }
@@ -219,7 +222,7 @@ fn cpu() {
     measure("runmonitor", |now| rates.rows(now, source.read(now).unwrap()).1.len());
 
     let (mut aggregator, mut rates) =
-        (Aggregator::new(Grouping { applications, auto_group: true }, vec![Busy::new()]), Rates::new());
+        (Aggregator::new(Grouping { applications, group_by: GroupBy::Program }, vec![Busy::new()]), Rates::new());
     measure("runaggregator", |now| rates.rows(now, aggregator.read(now).unwrap()).1.len());
 }
 

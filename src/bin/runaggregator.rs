@@ -4,13 +4,17 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use bwmon::config::Files;
+use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
+use bwmon::output::Output;
+use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
 use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings};
-use bwmon::program::{Signals, run};
+use bwmon::program::{Signals, cli, run};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -29,9 +33,23 @@ struct Arguments {
     /// When to notify, and how
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     notification_config: Option<OsString>,
-    /// Group processes that belong to no application by their program
+    /// Group processes that belong to no application by their program, or by PROPERTY: program, user, unit or container
+    #[arg(
+        long,
+        value_name = "PROPERTY",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "program",
+        value_enum,
+        hide_possible_values = true
+    )]
+    auto_group: Option<GroupBy>,
+    /// Show totals instead of bandwidth
     #[arg(long)]
-    auto_group: bool,
+    totals: bool,
+    /// Also show the bytes that belong to no process, one line for each reason
+    #[arg(long)]
+    unowned: bool,
     /// Report every mistake in the files, and exit
     #[arg(long)]
     check: bool,
@@ -42,6 +60,12 @@ struct Arguments {
     /// payload) or auto (the first of these that works here)
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
+    #[command(flatten)]
+    details: cli::Details,
+    #[command(flatten)]
+    showing: cli::Showing,
+    #[command(flatten)]
+    serving: cli::Serving,
 }
 
 fn main() -> ExitCode {
@@ -72,11 +96,25 @@ fn start(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
     let mut signals = Signals::take()?;
-    let settings = AggregatorSettings { files, auto_group: arguments.auto_group, counters_from: arguments.source };
-    let files = settings.files.clone();
-    let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?)?;
+    let read = files.clone();
+    let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
+    let configuration = configuration?;
+    let web = arguments.serving.start(Named::Application, Vec::new(), configuration.application_names())?;
+    let settings = AggregatorSettings {
+        files,
+        group_by: arguments.auto_group.unwrap_or_default(),
+        counters_from: arguments.source,
+        unowned: arguments.unowned,
+        keep: arguments.details.keep(&arguments.serving),
+        details: arguments.details.shown(&arguments.showing),
+        interest: web.as_ref().map(|web| Arc::clone(web.interest())),
+    };
+    let mut program = AggregatorProgram::start(settings, configuration)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
-    let mut output = Text::new(Figures::ApplicationRates).with_idle_note(idle);
-    run(&mut program, &mut output, signals)
+    let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
+    let output: Box<dyn Output> = match arguments.showing.json {
+        true => Box::new(Json::new(Named::Application)),
+        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    };
+    run(&mut program, &mut *cli::with_web(output, web)?, arguments.showing.schedule(), signals)
 }

@@ -3,13 +3,20 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bwmon::grouping::{Aggregator, GroupBy, Grouping};
+use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
-use bwmon::ledger::{Keep, Selection};
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
+use bwmon::output::Output;
+use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
 use bwmon::program::one_source::OneSource;
 use bwmon::program::{Signals, cli, run};
 use bwmon::python2::pattern::Pattern;
+use bwmon::traffic::rates::Details;
+use bwmon::traffic::source::Source;
+use bwmon::web::Web;
+use bwmon::web::metrics::Label;
 use clap::Parser;
 
 /// Shows how many bytes each process has received and sent, once a second.
@@ -38,6 +45,18 @@ struct Arguments {
     /// Also show the bytes that belong to no process, one line for each reason
     #[arg(long)]
     unowned: bool,
+    /// Add processes up that have this in common: command (the command line), program, user, unit or container
+    #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
+    group_by: GroupBy,
+    #[command(flatten)]
+    details: cli::Details,
+    #[command(flatten)]
+    showing: cli::Showing,
+    #[command(flatten)]
+    serving: cli::Serving,
+    /// Tell applications apart by these, too, in the metrics: unit, container, user, separated by commas
+    #[arg(long, value_name = "LABELS", value_enum, value_delimiter = ',', hide_possible_values = true)]
+    metrics_labels: Vec<Label>,
 }
 
 fn main() -> ExitCode {
@@ -54,16 +73,34 @@ fn start(arguments: Arguments) -> Result<()> {
         // Rates need only the bytes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth,
         counters_from: arguments.source,
-        keep: Keep::default(),
+        keep: arguments.details.keep(&arguments.serving),
     };
     let signals = Signals::take()?;
-    let mut program = OneSource::new(Monitor::of_this_host(settings)?);
+    let monitor = Monitor::of_this_host(settings)?;
+    let group_by = arguments.group_by;
+    let source: Box<dyn Source> = match group_by {
+        GroupBy::Command => Box::new(monitor),
+        _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
+    };
+    let named = Named::Group(group_by.name());
+    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
+    let mut program = OneSource::new(source);
     if arguments.unowned {
         program = program.with_unowned();
+    } else if web.is_some() {
+        program = program.with_hidden_unowned();
+    }
+    let shown = arguments.details.shown(&arguments.showing);
+    if let Some(details) = Details::of(shown, web.as_ref().map(Web::interest)) {
+        program = program.with_details(details);
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    run(&mut program, &mut Text::new(figures).with_idle_note(idle), signals)
+    let output: Box<dyn Output> = match arguments.showing.json {
+        true => Box::new(Json::new(named)),
+        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    };
+    run(&mut program, &mut *cli::with_web(output, web)?, arguments.showing.schedule(), signals)
 }
 
 #[cfg(test)]
@@ -73,6 +110,7 @@ mod vectors;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
     use clap::error::ErrorKind;
     use serde_json::Value;
     use std::ffi::OsString;
@@ -89,7 +127,8 @@ mod tests {
 
     fn parse(arguments: impl IntoIterator<Item = Vec<u8>>) -> Meaning {
         let arguments = arguments.into_iter().map(OsString::from_vec);
-        match Arguments::try_parse_from(std::iter::once("runmonitor".into()).chain(arguments)) {
+        let words = std::iter::once("runmonitor".into()).chain(arguments);
+        match Arguments::try_parse_from(cli::expand(words, &mut Arguments::command())) {
             Ok(arguments) => Meaning::Run {
                 bandwidth: arguments.bandwidth,
                 lookback: !arguments.no_lookback,

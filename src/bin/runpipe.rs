@@ -5,8 +5,12 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Result;
+use bwmon::output::Output;
+use bwmon::output::json::{Json, Named};
+use bwmon::output::text::{Figures, Text};
 use bwmon::pipe::PipeSettings;
-use bwmon::program::{self, cli};
+use bwmon::program::{self, Signals, cli};
 use bwmon::python2::int;
 use bwmon::traffic::rates::BYTES_PER_KB;
 use clap::Parser;
@@ -43,6 +47,8 @@ struct Args {
     /// Close connections in which nothing has moved for this many seconds
     #[arg(long, value_name = "S", value_parser = cli::number(1..=u32::MAX), allow_negative_numbers = true)]
     idle_timeout: Option<u32>,
+    #[command(flatten)]
+    showing: cli::Showing,
 }
 
 fn main() -> ExitCode {
@@ -62,5 +68,15 @@ fn main() -> ExitCode {
         idle_timeout: args.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         ..PipeSettings::new(args.port, args.host, args.remote_port.unwrap_or(args.port))
     };
-    program::exit_code("runpipe", program::pipe::run(settings))
+    program::exit_code("runpipe", start(settings, &args.showing))
+}
+
+fn start(settings: PipeSettings, showing: &cli::Showing) -> Result<()> {
+    // Before the threads of the output start.
+    let signals = Signals::take()?;
+    let mut output: Box<dyn Output> = match showing.json {
+        true => Box::new(Json::new(Named::Pipe)),
+        false => Box::new(Text::new(Figures::Totals)),
+    };
+    program::pipe::run(settings, &mut *output, showing.schedule(), signals)
 }

@@ -74,7 +74,7 @@ fn same_applications(read: &[Application], expected: &[Value]) -> bool {
             let patterns = expected["regexes"].as_array().unwrap();
             expected["app"] == *application.name
                 && application.patterns.len() == patterns.len()
-                && application.patterns.iter().zip(patterns).all(|(pattern, expected)| same(pattern, expected))
+                && application.patterns.iter().zip(patterns).all(|((_, pattern), expected)| same(pattern, expected))
         })
 }
 

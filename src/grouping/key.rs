@@ -1,11 +1,32 @@
-//! The key by which automatic grouping groups the subjects that belong to no application of the file.
+//! The properties of a subject by which it is grouped, and which an application's patterns match.
 //!
 //! ```text
 //! /usr/bin/python3 sync.py           →   python3
+//! 0::/system.slice/nginx.service     →   nginx.service
 //! ```
-//! A further key is another function from a [`Subject`](crate::traffic::subject::Subject) to a name.
+//! A further property is another function from a [`Subject`] to a name.
 
+use std::borrow::Cow;
+
+use super::GroupBy;
 use crate::python2::shlex;
+use crate::traffic::subject::Subject;
+use crate::workload::names::Names;
+
+/// A property of a subject; `None` if it has none.
+pub fn property<'a>(by: GroupBy, subject: &'a Subject, names: &mut Names) -> Option<Cow<'a, [u8]>> {
+    let Subject::Processes { uid, cgroup, .. } = subject else {
+        return (by == GroupBy::Command).then(|| subject.label());
+    };
+    let cgroup = cgroup.as_ref();
+    match by {
+        GroupBy::Command => Some(subject.label()),
+        GroupBy::Program => Some(program(&subject.name()).into()),
+        GroupBy::User => uid.map(|uid| names.user(uid).into_bytes().into()),
+        GroupBy::Unit => Some(cgroup?.workload().unit_label()?.into_owned().into_bytes().into()),
+        GroupBy::Container => names.container(cgroup?).map(Cow::Owned),
+    }
+}
 
 /// The program that a command line names: its first word, as a shell splits words, without the directories.
 ///

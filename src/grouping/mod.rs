@@ -1,7 +1,7 @@
-//! Groups of subjects, with one total each: applications, programs and single command lines.
+//! Groups of subjects, with one total each: applications, single command lines, programs, users, units or containers.
 //!
-//! A subject belongs to the first application of the file that has a pattern matching its label. If there is none, it
-//! belongs with automatic grouping to the program that its command line names, and without it is a group of its own.
+//! A subject belongs to the first application of the file that has a pattern matching its label or another property. If
+//! there is none, it belongs to the group of those that share the property by which the rest is [grouped](GroupBy).
 //! Pipes are grouped by their names in the same way.
 //!
 //! ```text
@@ -12,7 +12,7 @@
 
 pub mod key;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use crate::traffic::rates::moved;
 use crate::traffic::rounds::forget_until;
 use crate::traffic::source::{Facts, Reading, Source};
 use crate::traffic::subject::Subject;
+use crate::workload::names::Names;
 
 /// The most programs without a process whose totals automatic grouping remembers. On a host that keeps starting new
 /// programs, it forgets those that have been silent the longest.
@@ -37,39 +38,96 @@ const MATCHING_PER_TICK: Duration = Duration::from_millis(200);
 pub struct Application {
     /// The name that the output shows.
     pub name: String,
-    /// A command line that matches any of these belongs to the application.
-    pub patterns: Vec<Pattern>,
+    /// A subject of which this property matches any of these belongs to the application.
+    pub patterns: Vec<(GroupBy, Pattern)>,
 }
 
-/// The rules by which command lines become applications.
+/// A property of processes by which they are grouped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, clap::ValueEnum)]
+pub enum GroupBy {
+    /// The command line.
+    #[default]
+    Command,
+    /// The program that the command line names.
+    Program,
+    /// The user that the process runs as.
+    User,
+    /// The systemd unit.
+    Unit,
+    /// The container.
+    Container,
+}
+
+impl GroupBy {
+    /// Its name, as an argument and in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Program => "program",
+            Self::User => "user",
+            Self::Unit => "unit",
+            Self::Container => "container",
+        }
+    }
+
+    /// The group of the processes that have no such property.
+    fn without(self) -> &'static [u8] {
+        match self {
+            Self::Unit => b"(no unit)",
+            Self::Container => b"(no container)",
+            Self::Command | Self::Program | Self::User => b"(user unknown)",
+        }
+    }
+}
+
+/// The rules by which subjects become groups.
 #[derive(Debug, Default)]
 pub struct Grouping {
     /// The applications of the file; the first that matches wins.
     pub applications: Vec<Application>,
-    /// Whether a command line that matches none of them is grouped by program.
-    pub auto_group: bool,
+    /// What groups a subject that matches none of them.
+    pub group_by: GroupBy,
 }
 
 impl Grouping {
-    /// The group of a subject, and what kind of group that is; `None` if there is no time to find out in this tick.
-    fn group(&self, subject: &Subject, matching: &mut MatchBudget) -> Option<(Subject, GroupKind)> {
-        let label = subject.label();
+    /// Whether any rule needs the names of containers.
+    fn needs_container_names(&self) -> bool {
+        let of_applications = self.applications.iter().flat_map(|application| &application.patterns);
+        self.group_by == GroupBy::Container || of_applications.into_iter().any(|(by, _)| *by == GroupBy::Container)
+    }
+
+    /// The group of a subject, and what kind of group that is; `None` if that cannot be found out in this tick.
+    fn group(&self, subject: &Subject, matching: &mut MatchBudget, names: &mut Names) -> Option<(Subject, GroupKind)> {
+        if let Subject::Processes { cgroup: Some(cgroup), .. } = subject
+            && self.needs_container_names()
+            && names.is_looked_up(cgroup)
+        {
+            return None;
+        }
         let application = matching.decide(|budget| {
             for application in &self.applications {
-                for pattern in &application.patterns {
-                    if budget.matches(pattern, &label)? {
+                for (by, pattern) in &application.patterns {
+                    if let Some(property) = key::property(*by, subject, names)
+                        && budget.matches(pattern, &property)?
+                    {
                         return Some(Some(application));
                     }
                 }
             }
             Some(None)
         })?;
-        let (name, kind) = if let Some(application) = application {
-            (application.name.as_bytes().into(), GroupKind::Application)
-        } else if self.auto_group {
-            (key::program(&subject.name()).into(), GroupKind::Program)
-        } else {
-            (subject.name().into(), GroupKind::CommandLine)
+        let (name, kind) = match (application, self.group_by) {
+            (Some(application), _) => (application.name.as_bytes().into(), GroupKind::Application),
+            (None, GroupBy::Command) => (subject.name().into(), GroupKind::CommandLine),
+            (None, GroupBy::Program) => (key::program(&subject.name()).into(), GroupKind::Program),
+            (None, by) => match subject {
+                Subject::Processes { .. } => {
+                    let property = key::property(by, subject, names);
+                    (property.map_or(by.without().into(), |property| property.into()), GroupKind::Program)
+                }
+                // A pipe, or what is not told apart.
+                _ => (subject.name().into(), GroupKind::CommandLine),
+            },
         };
         Some((Subject::Named(name), kind))
     }
@@ -81,7 +139,7 @@ impl Grouping {
 enum GroupKind {
     /// A command line or pipe by itself: kept as long as its source knows it.
     CommandLine,
-    /// A program that automatic grouping found: kept until too many others were active later.
+    /// A program, user, unit or container: kept until too many others were active later.
     Program,
     /// An application of the file: kept for the whole run, since the file bounds their number.
     Application,
@@ -98,6 +156,7 @@ pub struct Aggregator<S> {
     /// The number of ticks so far, to tell which subjects the latest one had.
     round: u64,
     matching: MatchBudget,
+    names: Names,
     notes: Vec<String>,
 }
 
@@ -142,6 +201,7 @@ impl<S: Source> Aggregator<S> {
             groups: HashMap::new(),
             round: 0,
             matching: MatchBudget::new(MATCHING_PER_TICK),
+            names: Names::new(),
             notes: Vec::new(),
         };
         sources.into_iter().for_each(|source| aggregator.add(source));
@@ -189,7 +249,9 @@ impl<S: Source> Aggregator<S> {
         // The shortest first: where time is short, long command lines are what takes it.
         pending.sort_by_cached_key(|(subject, _)| subject.label().len());
         for (subject, reading) in pending {
-            let Some((name, kind)) = self.grouping.group(subject, &mut self.matching) else { continue };
+            let Some((name, kind)) = self.grouping.group(subject, &mut self.matching, &mut self.names) else {
+                continue;
+            };
             let name = Arc::new(name);
             let group = self.groups.entry(Arc::clone(&name)).or_insert(Group::new(kind));
             group.kind = group.kind.max(kind);
@@ -214,6 +276,7 @@ impl<S: Source> Source for Aggregator<S> {
     fn read(&mut self, now: Instant) -> Result<Vec<Reading>> {
         self.round += 1;
         self.notes.extend(self.matching.begin_tick());
+        self.names.refresh();
         let mut readings = Vec::with_capacity(self.members.len());
         for member in &mut self.members {
             let of_member = member.source.read(now)?;
@@ -267,8 +330,19 @@ impl<S: Source> Source for Aggregator<S> {
         }
     }
 
+    fn unowned(&self) -> Vec<Reading> {
+        let mut sums: BTreeMap<Arc<Subject>, (u64, u64)> = BTreeMap::new();
+        for Reading { subject, bytes_in, bytes_out } in self.members.iter().flat_map(|member| member.source.unowned()) {
+            let sum = sums.entry(subject).or_default();
+            *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+        }
+        let reading = |(subject, (bytes_in, bytes_out))| Reading { subject, bytes_in, bytes_out };
+        sums.into_iter().map(reading).collect()
+    }
+
     fn notes(&mut self) -> Vec<String> {
         let patterns = self.grouping.applications.iter().flat_map(|application| &application.patterns);
+        let patterns = patterns.map(|(_, pattern)| pattern);
         let sources = self.members.iter_mut().flat_map(|member| member.source.notes());
         let ours = std::mem::take(&mut self.notes);
         sources.chain(ours).chain(patterns.filter_map(Pattern::limit_message_once)).collect()

@@ -26,7 +26,7 @@ fn grouping(file: &str, auto_group: bool) -> Grouping {
     let mut diagnostics = Diagnostics::default();
     let applications = applications("apps.cfg", file.as_bytes(), &mut diagnostics);
     assert!(!diagnostics.has_errors(), "{diagnostics:?}");
-    Grouping { applications, auto_group }
+    Grouping { applications, group_by: if auto_group { GroupBy::Program } else { GroupBy::Command } }
 }
 
 fn aggregator(grouping: Grouping) -> (Aggregator<Counted>, Counted) {

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
+use super::text::messages;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
@@ -53,13 +54,22 @@ impl Json {
     pub fn new(named: Named) -> Self {
         Self { named, host: host(), names: Names::new(), terminal: Terminal::of_this_process() }
     }
+
+    fn records(&mut self) -> Records<'_> {
+        Records { named: self.named, host: &self.host, names: &mut self.names }
+    }
 }
 
 impl Output for Json {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
         self.names.refresh();
-        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
-        self.terminal.append(&text, super::text::messages(frame))
+        let text = self.records().of_frame(frame);
+        self.terminal.table_below(text, messages(frame))
+    }
+
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        let text = self.records().of_events(frame);
+        self.terminal.table_below(text, messages(frame))
     }
 
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
@@ -99,21 +109,16 @@ impl<'a> Records<'a> {
         let mut text = Vec::with_capacity(1024 * (frame.rows.len() + 1));
         let mut sums = Bytes::default();
         let mut records = 0;
-        for row in frame.rows.iter().chain(&frame.unowned) {
+        for row in frame.rows.iter().chain(frame.shown_unowned()) {
             let bytes = Bytes::of(row, frame.interval);
             if bytes == Bytes::default() {
                 continue;
             }
             sums.add(&bytes);
             records += 1;
-            write(&mut text, &self.row(row, bytes, &timestamp, boot));
+            write(&mut text, &self.row(row, frame.interval, &timestamp, boot));
         }
-        for notification in &frame.notifications {
-            write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
-        }
-        for message in &frame.notes {
-            write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
-        }
+        text.extend(self.of_events(frame));
         let tick = Tick {
             timestamp: &timestamp,
             host: self.host,
@@ -129,7 +134,26 @@ impl<'a> Records<'a> {
         text
     }
 
-    fn row<'r>(&mut self, row: &'r Row, bytes: Bytes, timestamp: &'r str, boot: SystemTime) -> RowRecord<'r>
+    /// The lines of a frame's notifications and messages.
+    pub fn of_events(&self, frame: &Frame) -> Vec<u8> {
+        let timestamp = timestamp(frame.at.wall_clock);
+        let mut text = Vec::new();
+        for notification in &frame.notifications {
+            write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
+        }
+        for message in &frame.notes {
+            write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
+        }
+        text
+    }
+
+    fn row<'r>(
+        &mut self,
+        row: &'r Row,
+        interval: Option<Duration>,
+        timestamp: &'r str,
+        boot: SystemTime,
+    ) -> RowRecord<'r>
     where
         'a: 'r,
     {
@@ -145,8 +169,8 @@ impl<'a> Records<'a> {
             },
             Subject::Unowned(reason) => Who::Unowned { reason: reason.text() },
         };
-        let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, boot));
-        RowRecord { timestamp, host: self.host, who, bytes, detail }
+        let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, interval, boot));
+        RowRecord { timestamp, host: self.host, who, bytes: Bytes::of(row, interval), detail }
     }
 
     fn process(
@@ -199,13 +223,11 @@ struct Bytes {
 
 impl Bytes {
     fn of(row: &Row, interval: Option<Duration>) -> Self {
-        // At the first tick nothing has moved that is known of.
-        let rate = |moved| interval.map_or(0, |interval| per_second(moved, interval).round() as u64);
         Self {
             in_bytes_total: row.bytes_in,
             out_bytes_total: row.bytes_out,
-            in_bytes_per_second: rate(row.moved_in),
-            out_bytes_per_second: rate(row.moved_out),
+            in_bytes_per_second: rate(row.moved_in, interval),
+            out_bytes_per_second: rate(row.moved_out, interval),
         }
     }
 
@@ -215,6 +237,11 @@ impl Bytes {
         self.in_bytes_per_second += other.in_bytes_per_second;
         self.out_bytes_per_second += other.out_bytes_per_second;
     }
+}
+
+/// Bytes per second. At the first tick nothing has moved that is known of.
+fn rate(moved: u64, interval: Option<Duration>) -> u64 {
+    interval.map_or(0, |interval| per_second(moved, interval).round() as u64)
 }
 
 /// Text that need not be UTF-8: then the string has U+FFFD in place of what is none, and `hex` has all bytes.
@@ -305,7 +332,7 @@ struct DetailRecord {
 }
 
 impl DetailRecord {
-    fn of(detail: &Detail, boot: SystemTime) -> Self {
+    fn of(detail: &Detail, interval: Option<Duration>, boot: SystemTime) -> Self {
         let started =
             |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
         let has_remotes = !detail.remotes.is_empty() || detail.other_remotes != (0, 0);
@@ -314,7 +341,7 @@ impl DetailRecord {
             pids: detail.processes.iter().map(|(pid, _)| *pid).collect(),
             started: detail.processes.iter().map(started).min().map(timestamp),
             connections: detail.connections,
-            remotes: has_remotes.then(|| detail.remotes.iter().map(RemoteRecord::of).collect()),
+            remotes: has_remotes.then(|| detail.remotes.iter().map(|end| RemoteRecord::of(end, interval)).collect()),
             other_remotes: has_remotes.then_some(OtherRemotes { in_bytes_total, out_bytes_total }),
         }
     }
@@ -335,18 +362,22 @@ struct RemoteRecord {
     address: IpAddr,
     port: u16,
     protocol: String,
-    in_bytes_total: u64,
-    out_bytes_total: u64,
+    #[serde(flatten)]
+    bytes: Bytes,
 }
 
 impl RemoteRecord {
-    fn of(end: &RemoteBytes) -> Self {
+    fn of(end: &RemoteBytes, interval: Option<Duration>) -> Self {
         Self {
             address: end.remote.address,
             port: end.remote.port,
             protocol: end.remote.protocol_name(),
-            in_bytes_total: end.bytes_in,
-            out_bytes_total: end.bytes_out,
+            bytes: Bytes {
+                in_bytes_total: end.bytes_in,
+                out_bytes_total: end.bytes_out,
+                in_bytes_per_second: rate(end.moved_in, interval),
+                out_bytes_per_second: rate(end.moved_out, interval),
+            },
         }
     }
 }

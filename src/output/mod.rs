@@ -12,6 +12,7 @@
 //! that write them.
 
 pub mod json;
+pub mod several;
 mod terminal;
 pub mod text;
 mod writer;
@@ -50,8 +51,10 @@ pub struct Frame {
     pub interval: Option<Duration>,
     /// The bytes of each subject, in no particular order.
     pub rows: Vec<Row>,
-    /// The bytes without an owner, one row per reason; empty unless the program shows them.
+    /// The bytes without an owner, one row per reason; empty unless an output shows them.
     pub unowned: Vec<Row>,
+    /// Whether only outputs that show all there is are to show `unowned`.
+    pub hides_unowned: bool,
     /// The applications that exceed a threshold, and those that no longer do.
     pub notifications: Vec<Notification>,
     /// Messages for the user, one line each, that were not in an earlier frame.
@@ -70,11 +73,17 @@ impl Frame {
             interval: None,
             rows: Vec::new(),
             unowned: Vec::new(),
+            hides_unowned: false,
             notifications: Vec::new(),
             notes: Vec::new(),
             facts: Facts::default(),
             took: Duration::ZERO,
         }
+    }
+
+    /// The bytes without an owner, unless they are hidden.
+    pub fn shown_unowned(&self) -> &[Row] {
+        if self.hides_unowned { &[] } else { &self.unowned }
     }
 }
 
@@ -140,6 +149,12 @@ pub trait Output {
     /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the reader of the figures is gone. The messages are shown
     /// nevertheless.
     fn show(&mut self, frame: &Frame) -> io::Result<()>;
+
+    /// Tells the messages and notifications of a tick that is not shown.
+    ///
+    /// # Errors
+    /// As for [`show`](Output::show).
+    fn tell(&mut self, frame: &Frame) -> io::Result<()>;
 
     /// Shows announcements at once.
     ///

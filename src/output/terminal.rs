@@ -65,6 +65,15 @@ impl Terminal {
         gone(loss)
     }
 
+    /// Writes a table below the present contents of the screen.
+    pub fn table_below(&mut self, table: Vec<u8>, mut notes: Vec<String>) -> io::Result<()> {
+        self.figures.table(table, false);
+        let loss = self.figures.loss();
+        notes.extend(self.note_about(loss));
+        self.write_notes(notes, false);
+        gone(loss)
+    }
+
     /// Writes below the present contents of the screen.
     pub fn append(&mut self, lines: &[u8], notes: Vec<String>) -> io::Result<()> {
         self.figures.lines(Stream::Stdout, lines.to_vec());

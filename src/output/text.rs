@@ -8,13 +8,16 @@
 //! Scripts read these lines, so their format is fixed. Subjects with the same name share a line.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use super::terminal::Terminal;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
+use crate::traffic::detail::{Remote, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
 /// The bytes per second that an application must exceed in either direction to have a line.
@@ -71,6 +74,10 @@ impl Output for Text {
         self.terminal.replace(&table, messages)
     }
 
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        self.terminal.append(&[], messages(frame))
+    }
+
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()> {
         let (mut lines, mut notes) = (Vec::new(), Vec::new());
         for announcement in announcements {
@@ -87,7 +94,7 @@ impl Output for Text {
 /// The lines for stdout: the subjects, and below them the bytes without an owner.
 pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
     let mut text = lines(figures, frame.interval, &frame.rows);
-    text.extend(lines(figures, frame.interval, &frame.unowned));
+    text.extend(lines(figures, frame.interval, frame.shown_unowned()));
     text
 }
 
@@ -112,20 +119,27 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> 
             let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
             sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
             sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
-            sums.iter().for_each(|sum| line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name));
+            for sum in &sums {
+                line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name);
+                remote_lines(&mut text, &sum.remotes, |end| (end.bytes_in, end.bytes_out), |bytes| bytes.to_string());
+            }
         }
         // Rates need two readings.
         (Figures::Rates | Figures::ApplicationRates, None) => {}
         // A rate below one byte per second is still a line, `0 / 0`, as it was in the original.
         (Figures::Rates, Some(interval)) => {
-            for (name, rate_in, rate_out) in rates(rows, interval, 0.0) {
-                line(&mut text, &(rate_in as u64), &(rate_out as u64), &name);
+            let whole = |moved| (per_second(moved, interval) as u64).to_string();
+            for (sum, rate_in, rate_out) in rates(rows, interval, 0.0) {
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &sum.name);
+                remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), whole);
             }
         }
         (Figures::ApplicationRates, Some(interval)) => {
             let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
-            for (name, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
-                line(&mut text, &kib(rate_in), &kib(rate_out), &name);
+            let kib_of = |moved| kib(per_second(moved, interval));
+            for (sum, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
+                line(&mut text, &kib(rate_in), &kib(rate_out), &sum.name);
+                remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), kib_of);
             }
         }
     }
@@ -137,12 +151,15 @@ struct Sum<'a> {
     name: Cow<'a, [u8]>,
     bytes_in: u64,
     bytes_out: u64,
+    /// The remote ends of each of the subjects.
+    remotes: Vec<&'a [RemoteBytes]>,
 }
 
 fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
     let sum = |row| {
         let (bytes_in, bytes_out) = bytes(row);
-        Sum { name: row.subject.name(), bytes_in, bytes_out }
+        let remotes = row.detail.iter().map(|detail| &*detail.remotes).collect();
+        Sum { name: row.subject.name(), bytes_in, bytes_out, remotes }
     };
     let mut sums: Vec<Sum<'_>> = rows.iter().map(sum).collect();
     sums.sort_by(|a, b| a.name.cmp(&b.name));
@@ -151,14 +168,15 @@ fn sums(rows: &[Row], bytes: fn(&Row) -> (u64, u64)) -> Vec<Sum<'_>> {
         if equal {
             sum.bytes_in += next.bytes_in;
             sum.bytes_out += next.bytes_out;
+            sum.remotes.append(&mut next.remotes);
         }
         equal
     });
     sums
 }
 
-/// A name and its bytes per second in and out.
-type NameRate<'a> = (Cow<'a, [u8]>, f64, f64);
+/// The bytes of a name, and how many that is per second in and out.
+type NameRate<'a> = (Sum<'a>, f64, f64);
 
 /// The rates of the names that exceed `floor` in either direction, ascending.
 fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
@@ -166,11 +184,33 @@ fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
     for sum in sums(rows, |row| (row.moved_in, row.moved_out)) {
         let (rate_in, rate_out) = (per_second(sum.bytes_in, interval), per_second(sum.bytes_out, interval));
         if rate_in > floor || rate_out > floor {
-            shown.push((sum.name, rate_in, rate_out));
+            shown.push((sum, rate_in, rate_out));
         }
     }
-    shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.cmp(&b.0)));
+    shown.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)).then_with(|| a.0.name.cmp(&b.0.name)));
     shown
+}
+
+/// A line for each remote end of a name, the biggest first: as many as one of its subjects has.
+fn remote_lines(
+    text: &mut Vec<u8>,
+    remotes: &[&[RemoteBytes]],
+    bytes: fn(&RemoteBytes) -> (u64, u64),
+    shown: impl Fn(u64) -> String,
+) {
+    let mut sums: HashMap<Remote, (u64, u64)> = HashMap::new();
+    for end in remotes.iter().copied().flatten() {
+        let (sum, (bytes_in, bytes_out)) = (sums.entry(end.remote).or_default(), bytes(end));
+        *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+    }
+    let mut sums: Vec<_> = sums.into_iter().filter(|(_, bytes)| *bytes != (0, 0)).collect();
+    sums.sort_unstable_by_key(|(remote, bytes)| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
+    let most = remotes.iter().map(|remotes| remotes.len()).max().unwrap_or_default();
+    for (remote, (bytes_in, bytes_out)) in sums.into_iter().take(most) {
+        let end = SocketAddr::new(remote.address, remote.port);
+        let name = format!("  {end} {}", remote.protocol_name());
+        line(text, &shown(bytes_in), &shown(bytes_out), name.as_bytes());
+    }
 }
 
 fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8]) {

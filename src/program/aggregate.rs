@@ -1,5 +1,7 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,7 @@ use anyhow::{Result, anyhow};
 use super::{Next, Program};
 
 use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
-use crate::grouping::{Aggregator, Grouping};
+use crate::grouping::{Aggregator, GroupBy, Grouping};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
@@ -16,7 +18,7 @@ use crate::notify::{Commands, Notifier};
 use crate::output::{Announcement, Frame, Moment};
 use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
-use crate::traffic::rates::Rates;
+use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::{Facts, Reading, Source};
 
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
@@ -27,10 +29,18 @@ const RELOAD_AT_ONCE: Duration = Duration::from_millis(90);
 pub struct AggregatorSettings {
     /// The configuration files.
     pub files: Files,
-    /// Whether command lines that belong to no application are grouped by program.
-    pub auto_group: bool,
+    /// What groups the processes that belong to no application.
+    pub group_by: GroupBy,
     /// Where the monitors' counters come from.
     pub counters_from: CountersFrom,
+    /// Whether the bytes without an owner are shown.
+    pub unowned: bool,
+    /// What monitors keep beside the bytes of those that run.
+    pub keep: Keep,
+    /// The number of remote ends in the details of each row; `None` unless there are details.
+    pub details: Option<usize>,
+    /// How many more ticks are to show all there is, also what this does not ask for; `None` without an output that would.
+    pub interest: Option<Arc<AtomicU32>>,
 }
 
 /// The program that [`run`](crate::program::run) runs.
@@ -38,6 +48,10 @@ pub struct AggregatorProgram {
     settings: AggregatorSettings,
     aggregator: Aggregator<Part>,
     rates: Rates,
+    /// The figures at the last tick that was shown, and those of the bytes without an owner; `None` unless they are shown.
+    shown_rates: Rates,
+    unowned: Option<Rates>,
+    details: Option<Details>,
     notifier: Notifier,
     commands: Commands,
     notes: Vec<String>,
@@ -74,9 +88,10 @@ enum Stage {
 }
 
 impl Part {
-    fn monitor(selections: Vec<Selection>, counters_from: CountersFrom) -> Result<Self> {
+    fn monitor(selections: Vec<Selection>, settings: &AggregatorSettings) -> Result<Self> {
         // The output shows rates, so only bytes from now on are needed.
-        let settings = MonitorSettings { selections, lookback: false, counters_from, keep: Keep::default() };
+        let (counters_from, keep) = (settings.counters_from, settings.keep);
+        let settings = MonitorSettings { selections, lookback: false, counters_from, keep };
         Ok(Self::Monitor(Box::new(Monitor::of_this_host(settings)?)))
     }
 
@@ -152,6 +167,13 @@ impl Source for Part {
         }
     }
 
+    fn unowned(&self) -> Vec<Reading> {
+        match self {
+            Self::Monitor(monitor) => monitor.unowned(),
+            Self::Pipe { .. } => Vec::new(),
+        }
+    }
+
     fn notes(&mut self) -> Vec<String> {
         self.source().notes()
     }
@@ -177,18 +199,21 @@ impl AggregatorProgram {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
-            parts.push(Part::monitor(monitors.selections, settings.counters_from)?);
+            parts.push(Part::monitor(monitors.selections, &settings)?);
         }
-        let grouping = Grouping { applications, auto_group: settings.auto_group };
+        let grouping = Grouping { applications, group_by: settings.group_by };
         Ok(Self {
-            settings,
             aggregator: Aggregator::new(grouping, parts),
             rates: Rates::new(),
+            shown_rates: Rates::new(),
+            unowned: (settings.unowned || settings.interest.is_some()).then(Rates::new),
+            details: Details::of(settings.details, settings.interest.as_ref()),
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
             shape,
             reload: None,
+            settings,
         })
     }
 
@@ -248,7 +273,7 @@ impl AggregatorProgram {
         let is_monitored = !monitors.selections.is_empty();
         let mut selections = monitors.selections;
         if is_monitored && !has_monitor {
-            parts.push(Part::monitor(std::mem::take(&mut selections), self.settings.counters_from)?);
+            parts.push(Part::monitor(std::mem::take(&mut selections), &self.settings)?);
         }
 
         for (part, kept) in self.aggregator.sources().zip(kept) {
@@ -261,7 +286,7 @@ impl AggregatorProgram {
             self.select(selections);
         }
         parts.into_iter().for_each(|part| self.aggregator.add(part));
-        self.aggregator.regroup(Grouping { applications, auto_group: self.settings.auto_group });
+        self.aggregator.regroup(Grouping { applications, group_by: self.settings.group_by });
         self.notifier.replace(notifications);
         self.shape = shape;
         Ok(notes)
@@ -300,7 +325,7 @@ impl AggregatorProgram {
 }
 
 impl Program for AggregatorProgram {
-    fn tick(&mut self, at: Moment) -> Result<Frame> {
+    fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame> {
         let now = at.monotonic;
         let mut frame = Frame::at(at);
         frame.notes = std::mem::take(&mut self.notes);
@@ -309,8 +334,18 @@ impl Program for AggregatorProgram {
         frame.notes.extend(self.aggregator.notes());
         frame.facts = self.aggregator.facts();
         self.aggregator.retain(|part| !part.is_over());
-        (frame.interval, frame.rows) = self.rates.rows(now, readings);
-        frame.notifications = self.notifier.tick(now, &frame.rows);
+        if shown {
+            (frame.interval, frame.rows) = self.shown_rates.rows(now, readings.clone());
+            if let Some(details) = &mut self.details {
+                details.enter(&mut frame.rows, &self.aggregator);
+            }
+            if let Some(unowned) = &mut self.unowned {
+                frame.hides_unowned = !self.settings.unowned;
+                (_, frame.unowned) = unowned.rows(now, self.aggregator.unowned());
+            }
+        }
+        let (_, rows) = self.rates.rows(now, readings);
+        frame.notifications = self.notifier.tick(now, &rows);
         for notification in &mut frame.notifications {
             let Some(rule) = self.notifier.rule(notification.rule) else { continue };
             if let Err(full) = self.commands.queue(notification.rule, rule, notification) {

@@ -2,17 +2,26 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error, Parser};
 
+use super::Schedule;
 use crate::config::nearest;
+use crate::ledger::Keep;
 use crate::python2::int::{int, port};
+use crate::output::json::Named;
+use crate::output::several::Several;
+use crate::output::{Announcement, Output};
 use crate::python2::pattern::Pattern;
+use crate::web::Web;
+use crate::web::metrics::{Label, MetricsSettings};
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -20,13 +29,166 @@ use crate::python2::pattern::Pattern;
 /// The exit code with which the program ends at once: success after it has printed the help or the version on stdout, 2
 /// after it has printed on stderr what is wrong with the words, and the usage.
 pub fn parse<Arguments: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ExitCode> {
-    Arguments::try_parse_from(words).map_err(|error| {
+    Arguments::try_parse_from(expand(words, &mut Arguments::command())).map_err(|error| {
         if !error.use_stderr() {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
         print_error(in_our_words(error, &mut Arguments::command()), &mut Arguments::command())
     })
+}
+
+/// The options of the original, and whether each has a value.
+const ORIGINAL: [(&str, bool); 10] = [
+    ("app-config", true),
+    ("auto-group", false),
+    ("bandwidth", false),
+    ("exclude", true),
+    ("help", false),
+    ("ignore-local", false),
+    ("include", true),
+    ("monitor-config", true),
+    ("no-lookback", false),
+    ("notification-config", true),
+];
+
+/// The words, with the options of the original in full: an abbreviation that meant one of them still does, whatever options
+/// there are now.
+pub fn expand(words: impl IntoIterator<Item = OsString>, command: &mut Command) -> Vec<OsString> {
+    command.build();
+    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+    let original: Vec<_> = ORIGINAL.into_iter().filter(|(option, _)| known.contains(option)).collect();
+    let (mut is_value, mut is_over) = (false, false);
+    let expand = |word: OsString| {
+        if std::mem::take(&mut is_value) || is_over {
+            return word;
+        }
+        is_over = word == "--";
+        let Some(text) = word.to_str().and_then(|text| text.strip_prefix("--")).filter(|text| !text.is_empty()) else {
+            return word;
+        };
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let mut meant = original.iter().filter(|(option, _)| option.starts_with(name));
+        let (Some((option, has_value)), None) = (meant.next(), meant.next()) else { return word };
+        if known.contains(&name) && name != *option {
+            return word;
+        }
+        is_value = *has_value && value.is_none();
+        match value {
+            Some(value) => format!("--{option}={value}").into(),
+            None => format!("--{option}").into(),
+        }
+    };
+    words.into_iter().map(expand).collect()
+}
+
+/// How the figures are shown: the arguments that all three programs have.
+#[derive(Debug, clap::Args)]
+pub struct Showing {
+    /// Show one JSON record per line, as docs/json.md describes them
+    #[arg(long)]
+    pub json: bool,
+    /// End after this many refreshes
+    #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX), allow_negative_numbers = true)]
+    count: Option<u32>,
+    /// Refresh every so many seconds, 0.1 to 86400
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds, allow_negative_numbers = true)]
+    interval: Duration,
+}
+
+impl Showing {
+    /// When the figures are shown.
+    pub fn schedule(&self) -> Schedule {
+        Schedule { interval: self.interval, count: self.count.map(u64::from) }
+    }
+}
+
+/// What is shown of each process, group or application beside its bytes.
+#[derive(Debug, clap::Args)]
+pub struct Details {
+    /// Also show the remote ends with the most bytes, N of each
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "5",
+        value_parser = number(1..=100)
+    )]
+    remotes: Option<u32>,
+    /// Keep the totals of what has ended
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Details {
+    /// What the monitors keep.
+    pub fn keep(&self, serving: &Serving) -> Keep {
+        Keep { remotes: self.remotes.is_some() || serving.http.is_some(), ended: self.keep }
+    }
+
+    /// The number of remote ends in the details of each row; `None` if details are not shown.
+    pub fn shown(&self, showing: &Showing) -> Option<usize> {
+        (showing.json || self.remotes.is_some()).then(|| self.remotes.unwrap_or_default() as usize)
+    }
+}
+
+/// The arguments of the server.
+#[derive(Debug, clap::Args)]
+pub struct Serving {
+    /// Also serve a live page, JSON and metrics for Prometheus over HTTP [default: 127.0.0.1:8000]
+    #[arg(
+        long,
+        value_name = "[ADDRESS:]PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "8000",
+        value_parser = listen
+    )]
+    http: Option<SocketAddr>,
+    /// The most applications that have metrics of their own; the others have one sum
+    #[arg(long, value_name = "N", default_value = "100", value_parser = number(1..=10_000), allow_negative_numbers = true)]
+    metrics_top: u32,
+}
+
+impl Serving {
+    /// Starts the server, if there is to be one. `named` is what rows with a name are; the applications that are known now have
+    /// metrics from the start.
+    ///
+    /// # Errors
+    /// As for [`Web::start`].
+    pub fn start(&self, named: Named, labels: Vec<Label>, applications: Vec<String>) -> Result<Option<Web>> {
+        let settings = MetricsSettings { labels, top: self.metrics_top as usize, applications };
+        self.http.map(|address| Web::start(address, named, settings)).transpose()
+    }
+}
+
+/// An output that also serves, if there is a server, and has said where.
+///
+/// # Errors
+/// As for [`Output::announce`].
+pub fn with_web(output: Box<dyn Output>, web: Option<Web>) -> Result<Box<dyn Output>> {
+    let Some(web) = web else { return Ok(output) };
+    let note = Announcement::Note(web.note());
+    let mut both = Several(vec![output, Box::new(web)]);
+    both.announce(&[note])?;
+    Ok(Box::new(both))
+}
+
+/// Parses the address and port to serve on; a port alone is one of the loopback address.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || "a port, or an address and a port, such as 8000, 0.0.0.0:8000 or [::1]:8000, is expected".to_owned();
+    match text.parse::<u16>() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse().map_err(|_| wrong()),
+    }
+}
+
+/// Parses a time from 0.1 seconds to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "a number of seconds from 0.1 to 86400 is expected".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.1..=86400.0).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(wrong()) }
 }
 
 /// Prints what is wrong with a command line whose words are right one by one. Returns the exit code for that.

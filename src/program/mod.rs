@@ -27,8 +27,32 @@ use crate::output::{self, Announcement, Frame, Moment, Output};
 pub use signals::Signals;
 use signals::Waited;
 
-/// The time from one tick to the next.
+/// The longest time from one tick to the next.
 pub const TICK: Duration = Duration::from_secs(1);
+
+/// When frames are shown, and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// The time from one frame to the next.
+    pub interval: Duration,
+    /// How many frames are shown, each of which has an interval; `None` for as many as the time brings.
+    pub count: Option<u64>,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { interval: TICK, count: None }
+    }
+}
+
+impl Schedule {
+    /// The time from one tick to the next, and the number of ticks from one frame to the next: what the kernel counts has to be read
+    /// each second.
+    fn ticks(&self) -> (Duration, u32) {
+        let ticks = u32::try_from(self.interval.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u32::MAX).max(1);
+        (self.interval / ticks, ticks)
+    }
+}
 
 /// Whether the loop goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +65,12 @@ pub enum Next {
 
 /// A program that the loop runs.
 pub trait Program {
-    /// Reads the figures as of `at`.
+    /// Reads the figures as of `at`. A frame that is not `shown` has no rows, and the next one has what moved since the last that
+    /// was.
     ///
     /// # Errors
     /// An error after which the program cannot go on.
-    fn tick(&mut self, at: Moment) -> Result<Frame>;
+    fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame>;
 
     /// Handles SIGINT (Ctrl-C). By default, the program ends.
     fn interrupted(&mut self, _announcements: &mut Vec<Announcement>) -> Next {
@@ -81,36 +106,50 @@ pub trait Program {
 /// Runs `program` until it ends by itself or by a signal, or, if it only shows figures, until the reader of stdout is
 /// gone (`| head -1`), which is a success.
 ///
-/// Ticks keep to a schedule: whole seconds after the first, however long each takes. If one takes longer than a second,
-/// the loop skips the ticks whose time has passed.
+/// Ticks keep to the `schedule`, normally whole seconds after the first, however long each takes. If one takes longer, the
+/// loop skips the ticks whose time has passed.
 ///
 /// # Errors
 /// The error of a tick.
-pub fn run(program: &mut dyn Program, output: &mut dyn Output, signals: Signals) -> Result<()> {
-    let result = tick_until_end(program, output, signals);
+pub fn run(program: &mut dyn Program, output: &mut dyn Output, schedule: Schedule, signals: Signals) -> Result<()> {
+    let result = tick_until_end(program, output, schedule, signals);
     let last_notes: Vec<_> = program.last_notes().into_iter().map(Announcement::Note).collect();
     closed(output.announce(&last_notes))?;
     result
 }
 
-fn tick_until_end(program: &mut dyn Program, output: &mut dyn Output, mut signals: Signals) -> Result<()> {
+fn tick_until_end(
+    program: &mut dyn Program,
+    output: &mut dyn Output,
+    schedule: Schedule,
+    mut signals: Signals,
+) -> Result<()> {
+    let (tick, ticks_per_frame) = schedule.ticks();
     let mut has_reader = true;
     let mut next_tick = Instant::now();
+    let (mut ticks, mut frames_left) = (0, schedule.count);
     loop {
         let at = Moment::now();
-        let mut frame = program.tick(at)?;
+        let is_frame = ticks == 0;
+        ticks = (ticks + 1) % ticks_per_frame;
+        let mut frame = program.tick(at, is_frame)?;
         frame.took = at.monotonic.elapsed();
-        let is_gone = closed(output.show(&frame))?;
-        if program.next() == Next::End {
+        // With a number of frames, the first one, from which the others count, is none of them.
+        let is_shown = is_frame && (frames_left.is_none() || frame.interval.is_some());
+        let is_gone = closed(if is_shown { output.show(&frame) } else { output.tell(&frame) })?;
+        if is_shown {
+            frames_left = frames_left.map(|left| left.saturating_sub(1));
+        }
+        if program.next() == Next::End || frames_left == Some(0) {
             return Ok(());
         }
         if is_gone && std::mem::replace(&mut has_reader, false) && reader_gone(program, output)? == Next::End {
             return Ok(());
         }
-        next_tick += TICK;
+        next_tick += tick;
         let now = Instant::now();
         while next_tick <= now {
-            next_tick += TICK;
+            next_tick += tick;
         }
         loop {
             let mut announcements = Vec::new();

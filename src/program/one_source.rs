@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Program;
 use crate::output::{Frame, Moment};
-use crate::traffic::rates::Rates;
+use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::Source;
 
 /// A source, and its figures at the last tick.
@@ -14,17 +14,30 @@ pub struct OneSource<S> {
     rates: Rates,
     /// The figures of the bytes without an owner at the last tick; `None` unless they are shown.
     unowned: Option<Rates>,
+    hides_unowned: bool,
+    /// `None` unless details are shown.
+    details: Option<Details>,
 }
 
 impl<S: Source> OneSource<S> {
     /// Shows what each subject has moved.
     pub fn new(source: S) -> Self {
-        Self { source, rates: Rates::new(), unowned: None }
+        Self { source, rates: Rates::new(), unowned: None, hides_unowned: false, details: None }
     }
 
     /// Also shows the bytes without an owner, by reason.
     pub fn with_unowned(self) -> Self {
         Self { unowned: Some(Rates::new()), ..self }
+    }
+
+    /// The same, for outputs that show all there is.
+    pub fn with_hidden_unowned(self) -> Self {
+        Self { hides_unowned: true, ..self.with_unowned() }
+    }
+
+    /// Also shows what else is known of each subject.
+    pub fn with_details(self, details: Details) -> Self {
+        Self { details: Some(details), ..self }
     }
 
     /// The source.
@@ -34,11 +47,18 @@ impl<S: Source> OneSource<S> {
 }
 
 impl<S: Source> Program for OneSource<S> {
-    fn tick(&mut self, at: Moment) -> Result<Frame> {
+    fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame> {
         let mut frame = Frame::at(at);
-        (frame.interval, frame.rows) = self.rates.rows(at.monotonic, self.source.read(at.monotonic)?);
-        if let Some(unowned) = &mut self.unowned {
-            (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
+        let readings = self.source.read(at.monotonic)?;
+        if shown {
+            (frame.interval, frame.rows) = self.rates.rows(at.monotonic, readings);
+            if let Some(details) = &mut self.details {
+                details.enter(&mut frame.rows, &self.source);
+            }
+            if let Some(unowned) = &mut self.unowned {
+                frame.hides_unowned = self.hides_unowned;
+                (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
+            }
         }
         frame.notes = self.source.notes();
         frame.facts = self.source.facts();

@@ -3,28 +3,26 @@
 use anyhow::Result;
 
 use super::one_source::OneSource;
-use super::{Next, Program, Signals};
+use super::{Next, Program, Schedule, Signals};
 use crate::kernel::process::raise_descriptor_limit;
-use crate::output::text::{Figures, Text};
-use crate::output::{Announcement, Frame, Moment};
+use crate::output::{Announcement, Frame, Moment, Output};
 use crate::pipe::{Pipe, PipeSettings};
 
 /// How many ticks SIGTERM leaves to open connections.
 const LAST_TICKS: u32 = 5;
 
-/// Forwards as `settings` say and shows the totals, until SIGINT or SIGTERM: the first one closes the port and lets open
+/// Forwards as `settings` say and shows the totals by `output`, until SIGINT or SIGTERM: the first one closes the port and lets open
 /// connections finish, the second one resets them. After SIGTERM they have five seconds.
 ///
 /// # Errors
 /// When the pipe cannot listen on the port, stdout cannot be written to, or the kernel refuses a descriptor or a
 /// thread.
-pub fn run(settings: PipeSettings) -> Result<()> {
-    let signals = Signals::take()?;
+pub fn run(settings: PipeSettings, output: &mut dyn Output, schedule: Schedule, signals: Signals) -> Result<()> {
     // If this fails, fewer connections can be open at a time, and further clients wait.
     let _ = raise_descriptor_limit();
     let figures = OneSource::new(Pipe::bind(settings)?);
     let mut program = PipeProgram { figures, stopping: false, ticks_left: None, finished: false };
-    super::run(&mut program, &mut Text::new(Figures::Totals), signals)
+    super::run(&mut program, output, schedule, signals)
 }
 
 struct PipeProgram {
@@ -48,11 +46,11 @@ impl PipeProgram {
 }
 
 impl Program for PipeProgram {
-    fn tick(&mut self, at: Moment) -> Result<Frame> {
+    fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame> {
         // Before the totals are read: if the pipe has finished, they are final.
         self.finished = self.figures.source().is_finished() || self.ticks_left == Some(0);
         self.ticks_left = self.ticks_left.map(|left| left.saturating_sub(1));
-        self.figures.tick(at)
+        self.figures.tick(at, shown)
     }
 
     fn interrupted(&mut self, announcements: &mut Vec<Announcement>) -> Next {

@@ -63,6 +63,10 @@ pub struct RemoteBytes {
     pub bytes_in: u64,
     /// Bytes that went there.
     pub bytes_out: u64,
+    /// Bytes that came from there since the last tick, or since it was not among the biggest.
+    pub moved_in: u64,
+    /// Bytes that went there since then.
+    pub moved_out: u64,
 }
 
 impl Detail {
@@ -133,8 +137,13 @@ impl Remotes {
 
     /// Enters the `most` biggest into `detail`, and the sum of the others.
     pub fn enter(&self, most: usize, detail: &mut Detail) {
-        let bytes =
-            |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| RemoteBytes { remote, bytes_in, bytes_out };
+        let bytes = |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| RemoteBytes {
+            remote,
+            bytes_in,
+            bytes_out,
+            moved_in: 0,
+            moved_out: 0,
+        };
         let mut remotes: Vec<RemoteBytes> = self.bytes.iter().map(bytes).collect();
         remotes.sort_unstable_by_key(|end| (std::cmp::Reverse(end.bytes_in + end.bytes_out), end.remote));
         detail.other_remotes = self.folded;

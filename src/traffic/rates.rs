@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::detail::Detail;
+use super::detail::{Detail, Remote};
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -35,17 +36,57 @@ impl Row {
     }
 }
 
-/// Enters into each row what `source` knows of its subject, with the `remotes` biggest remote ends.
-pub fn enter_details(rows: &mut [Row], source: &dyn Source, remotes: usize) {
-    let mut details = HashMap::new();
-    source.each_detail(&mut |subject, mut detail, ends| {
-        if let Some(ends) = ends {
-            ends.enter(remotes, &mut detail);
+/// The remote ends of each row where nobody has said how many.
+const REMOTES_WANTED: usize = 12;
+
+/// What else is known of the subjects of rows, from one tick to the next.
+#[derive(Debug)]
+pub struct Details {
+    /// The number of remote ends of each row.
+    remotes: usize,
+    before: HashMap<Arc<Subject>, HashMap<Remote, (u64, u64)>>,
+    /// Details are entered only while this is not 0.
+    wanted: Option<Arc<AtomicU32>>,
+}
+
+impl Details {
+    /// With this number of remote ends for each row.
+    pub fn new(remotes: usize) -> Self {
+        Self { remotes, before: HashMap::new(), wanted: None }
+    }
+
+    /// With this number of remote ends if details are always `shown`, and else with [`REMOTES_WANTED`] while they are `wanted`.
+    pub fn of(shown: Option<usize>, wanted: Option<&Arc<AtomicU32>>) -> Option<Self> {
+        match (shown, wanted) {
+            (Some(remotes), _) => Some(Self::new(remotes)),
+            (None, Some(wanted)) => Some(Self { wanted: Some(Arc::clone(wanted)), ..Self::new(REMOTES_WANTED) }),
+            (None, None) => None,
         }
-        details.insert(Arc::clone(subject), Box::new(detail));
-    });
-    for row in rows {
-        row.detail = details.remove(&row.subject);
+    }
+
+    /// Enters into each row what `source` knows of its subject.
+    pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
+        let before = std::mem::take(&mut self.before);
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
+            return;
+        }
+        let mut details = HashMap::new();
+        source.each_detail(&mut |subject, mut detail, ends| {
+            if let Some(ends) = ends {
+                ends.enter(self.remotes, &mut detail);
+                let known = before.get(subject);
+                for end in &mut detail.remotes {
+                    let known = known.and_then(|known| known.get(&end.remote)).copied().unwrap_or_default();
+                    (end.moved_in, end.moved_out) = (moved(end.bytes_in, known.0), moved(end.bytes_out, known.1));
+                }
+                let now = detail.remotes.iter().map(|end| (end.remote, (end.bytes_in, end.bytes_out))).collect();
+                self.before.insert(Arc::clone(subject), now);
+            }
+            details.insert(Arc::clone(subject), Box::new(detail));
+        });
+        for row in rows {
+            row.detail = details.remove(&row.subject);
+        }
     }
 }
 

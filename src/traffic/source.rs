@@ -65,3 +65,29 @@ pub struct Facts {
     /// The number of ticks in which the kernel's events were lost, so that figures may be incomplete.
     pub ticks_with_lost_events: u64,
 }
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn read(&mut self, now: Instant) -> anyhow::Result<Vec<Reading>> {
+        (**self).read(now)
+    }
+
+    fn unowned(&self) -> Vec<Reading> {
+        (**self).unowned()
+    }
+
+    fn each_detail(&self, visit: &mut VisitDetail<'_>) {
+        (**self).each_detail(visit);
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        (**self).notes()
+    }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        (**self).last_notes()
+    }
+
+    fn facts(&self) -> Facts {
+        (**self).facts()
+    }
+}

@@ -70,7 +70,7 @@ pub struct History {
 
 impl History {
     /// Adds what `rows` have moved until `now`.
-    pub fn tick<'a>(&mut self, now: Instant, rows: impl Iterator<Item = &'a Row>) {
+    pub fn tick(&mut self, now: Instant, rows: &[Row]) {
         let at = *self.at.get_or_insert(now);
         // To the nearest: a tick is never quite on time.
         let seconds = (now.saturating_duration_since(at) + Duration::from_millis(500)).as_secs();
@@ -80,7 +80,7 @@ impl History {
 
         let spread = seconds.max(1);
         let mut new = Vec::new();
-        for row in rows.filter(|row| row.moved_in + row.moved_out > 0) {
+        for row in rows.iter().filter(|row| row.moved_in + row.moved_out > 0) {
             match self.subjects.get_mut(&row.subject) {
                 Some(series) => series.spread(spread, (row.moved_in, row.moved_out)),
                 None => new.push(row),
@@ -144,7 +144,7 @@ mod tests {
     fn a_tick_that_is_late_or_long_fills_the_seconds_that_it_covers() {
         let (start, mut history) = (Instant::now(), History::default());
         for (millis, moved) in [(0, 1), (1010, 10), (1990, 20), (5000, 300), (5400, 7), (6010, 9)] {
-            history.tick(start + Duration::from_millis(millis), [row("a", moved, 0)].iter());
+            history.tick(start + Duration::from_millis(millis), &[row("a", moved, 0)]);
         }
         let (_, series) = history.subjects().next().unwrap();
         assert_eq!(last(series, 7), [1, 10, 20, 100, 100, 107, 9]);
@@ -153,12 +153,12 @@ mod tests {
     #[test]
     fn what_is_older_than_ten_minutes_is_forgotten() {
         let (start, mut history) = (Instant::now(), History::default());
-        history.tick(start, [row("a", 1, 2)].iter());
-        history.tick(start + Duration::from_secs(599), [].iter());
+        history.tick(start, &[row("a", 1, 2)]);
+        history.tick(start + Duration::from_secs(599), &[]);
         assert_eq!(history.subjects().count(), 1);
-        history.tick(start + Duration::from_secs(600), [].iter());
+        history.tick(start + Duration::from_secs(600), &[]);
         assert_eq!(history.subjects().count(), 0);
-        history.tick(start + Duration::from_secs(100_000), [].iter());
+        history.tick(start + Duration::from_secs(100_000), &[]);
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
         let (start, mut history) = (Instant::now(), History::default());
         for second in 0..50 {
             let rows: Vec<Row> = (0..40).map(|n| row(&format!("{second}.{n}"), 100 * second + n, 1)).collect();
-            history.tick(start + Duration::from_secs(second), rows.iter());
+            history.tick(start + Duration::from_secs(second), &rows);
         }
         assert_eq!(history.subjects().count(), MOST_SUBJECTS);
         let all = history.subjects().map(|(_, series)| series).chain([history.others()]).map(Series::sums);

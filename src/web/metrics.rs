@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::grouping::key;
-use crate::output::{Direction, Frame};
+use crate::output::{Direction, Frame, Notification};
 use crate::printable::printable;
 use crate::traffic::subject::{Reason, Subject};
 use crate::workload::names::Names;
@@ -119,7 +119,7 @@ pub struct Metrics {
     /// The rules and applications that exceed a threshold now.
     exceeded: HashSet<(u64, Vec<u8>, Direction)>,
     /// The notifications so far, in and out.
-    notifications: [u64; 2],
+    notified: [u64; 2],
     source: Option<&'static str>,
     ticks_with_lost_events: u64,
     ticks: u64,
@@ -139,7 +139,7 @@ impl Metrics {
             unowned: Reason::ALL.iter().map(|&reason| (reason, Bytes::default())).collect(),
             all: Bytes::default(),
             exceeded: HashSet::new(),
-            notifications: [0; 2],
+            notified: [0; 2],
             source: None,
             ticks_with_lost_events: 0,
             ticks: 0,
@@ -186,16 +186,7 @@ impl Metrics {
             };
             series.add((received, sent));
         }
-        for notification in &frame.notifications {
-            let name = notification.application.name().into_owned();
-            let exceeds = (notification.rule, name, notification.direction);
-            if notification.recovered {
-                self.exceeded.remove(&exceeds);
-            } else {
-                self.notifications[usize::from(notification.direction == Direction::Out)] += 1;
-                self.exceeded.insert(exceeds);
-            }
-        }
+        self.notifications(&frame.notifications);
         self.source = frame.facts.counters;
         self.ticks_with_lost_events = frame.facts.ticks_with_lost_events;
         self.ticks += 1;
@@ -204,6 +195,20 @@ impl Metrics {
             *count += u64::from(frame.took <= bound);
         }
         self.last_tick = frame.at.wall_clock;
+    }
+
+    /// Counts notifications.
+    pub fn notifications(&mut self, notifications: &[Notification]) {
+        for notification in notifications {
+            let name = notification.application.name().into_owned();
+            let exceeds = (notification.rule, name, notification.direction);
+            if notification.recovered {
+                self.exceeded.remove(&exceeds);
+            } else {
+                self.notified[usize::from(notification.direction == Direction::Out)] += 1;
+                self.exceeded.insert(exceeds);
+            }
+        }
     }
 
     /// The values of a subject's labels.
@@ -274,7 +279,7 @@ impl Metrics {
             text.sample("bwmon_notifications_active", &[direction_label(direction)], active);
         }
         text.counter("bwmon_notifications", "", "Times that an application began to exceed a rule.");
-        for (direction, count) in [Direction::In, Direction::Out].into_iter().zip(self.notifications) {
+        for (direction, count) in [Direction::In, Direction::Out].into_iter().zip(self.notified) {
             text.sample("bwmon_notifications_total", &[direction_label(direction)], count);
         }
 

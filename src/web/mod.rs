@@ -1,10 +1,10 @@
 //! The figures over HTTP: a live page, JSON, and metrics for Prometheus.
 //!
 //! ```text
-//! the loop:    Output::show ──▶ Tick: what moved, or the whole frame ──▶ channel
-//! one thread:  server: clients and ticks ──▶ site: GET / · /data.json · /metrics · /healthz
+//! the loop:    Output::show ──▶ Message: what moved, or the whole frame ──▶ channel
+//! one thread:  server: clients and messages ──▶ site: GET / · /data.json · /metrics · /healthz
 //! ```
-//! The loop only sends: everything that is remembered belongs to the thread, so neither waits for the other. A tick has all rows
+//! The loop only sends: everything that is remembered belongs to the thread, so neither waits for the other. A message has all rows
 //! only if somebody has lately asked for them; the metrics and the chart need no more than what moved.
 //!
 //! Where to read on: `request` parses what clients send, `server` waits for them, `site` answers; `history` is the chart,
@@ -30,11 +30,14 @@ use crate::output::{Announcement, Frame, Output};
 use metrics::MetricsSettings;
 use site::Site;
 
-/// One tick, as the server gets it.
-struct Tick {
-    /// Its frame. Unless it is whole, it has only the rows that moved, without details.
-    frame: Frame,
-    is_whole: bool,
+/// What the loop sends to the server.
+enum Message {
+    /// A frame with all its rows.
+    Whole(Frame),
+    /// A frame with the rows that moved, without details.
+    Moved(Frame),
+    /// The messages and notifications of a tick that is not shown.
+    Events(Frame),
 }
 
 /// The output that serves HTTP. The server ends when it is dropped.
@@ -42,7 +45,7 @@ struct Tick {
 pub struct Web {
     address: SocketAddr,
     /// `None` only while it is dropped.
-    ticks: Option<Sender<Tick>>,
+    messages: Option<Sender<Message>>,
     wakeup: Arc<EventFd>,
     interest: Arc<AtomicU32>,
 }
@@ -59,13 +62,13 @@ impl Web {
         let address = listener.local_addr().with_context(cannot_listen)?;
         let wakeup = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wakeup = Arc::new(wakeup.context("--http: eventfd(2)")?);
-        let (sender, ticks) = channel();
+        let (sender, messages) = channel();
         let interest = Arc::new(AtomicU32::new(0));
         let site = Site::new(named, metrics, Arc::clone(&interest));
         let wakes = Arc::clone(&wakeup);
         let thread = std::thread::Builder::new().name("http".into());
-        thread.spawn(move || server::serve(&listener, &ticks, &wakes, site)).context("--http: cannot start a thread")?;
-        Ok(Self { address, ticks: Some(sender), wakeup, interest })
+        thread.spawn(move || server::serve(&listener, &messages, &wakes, site)).context("--http: cannot start a thread")?;
+        Ok(Self { address, messages: Some(sender), wakeup, interest })
     }
 
     /// The message that says where the page is.
@@ -73,9 +76,18 @@ impl Web {
         format!("the figures are at http://{}/", self.address)
     }
 
-    /// Whether the next frame should have the details of its rows: somebody looks at them.
-    pub fn wants_details(&self) -> bool {
-        self.interest.load(Ordering::Relaxed) > 0
+    /// How many more frames are to have all there is: somebody looks at them.
+    pub fn interest(&self) -> &Arc<AtomicU32> {
+        &self.interest
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(messages) = &self.messages {
+            // Without the thread, nobody can ask.
+            let _ = messages.send(message);
+        }
+        // A counter that is full has woken it already.
+        let _ = self.wakeup.write(1);
     }
 }
 
@@ -89,19 +101,17 @@ impl Output for Web {
         let frame = Frame {
             rows: rows.collect(),
             unowned: frame.unowned.clone(),
-            notifications: frame.notifications.clone(),
-            notes: frame.notes.clone(),
             interval: frame.interval,
             facts: frame.facts,
             took: frame.took,
-            ..Frame::at(frame.at)
+            ..events(frame)
         };
-        if let Some(ticks) = &self.ticks {
-            // Without the thread, nobody can ask.
-            let _ = ticks.send(Tick { frame, is_whole });
-        }
-        // A counter that is full has woken it already.
-        let _ = self.wakeup.write(1);
+        self.send(if is_whole { Message::Whole(frame) } else { Message::Moved(frame) });
+        Ok(())
+    }
+
+    fn tell(&mut self, frame: &Frame) -> io::Result<()> {
+        self.send(Message::Events(events(frame)));
         Ok(())
     }
 
@@ -112,7 +122,12 @@ impl Output for Web {
 
 impl Drop for Web {
     fn drop(&mut self) {
-        self.ticks = None;
+        self.messages = None;
         let _ = self.wakeup.write(1);
     }
+}
+
+/// The messages and notifications of a frame.
+fn events(frame: &Frame) -> Frame {
+    Frame { notifications: frame.notifications.clone(), notes: frame.notes.clone(), ..Frame::at(frame.at) }
 }

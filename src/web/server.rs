@@ -15,7 +15,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::request::{MOST_BYTES, Request, Status, parse};
 use super::site::{Response, Site};
-use super::Tick;
+use super::Message;
 
 /// The most clients at a time.
 const MOST_CLIENTS: usize = 64;
@@ -188,8 +188,8 @@ impl Client {
     }
 }
 
-/// Serves `site` until the sender of the ticks is gone.
-pub fn serve(listener: &TcpListener, ticks: &Receiver<Tick>, wakeup: &EventFd, mut site: Site) {
+/// Serves `site` until the sender of the messages is gone.
+pub fn serve(listener: &TcpListener, messages: &Receiver<Message>, wakeup: &EventFd, mut site: Site) {
     // A local address that cannot be told is no reason to trust names.
     let is_loopback = listener.local_addr().map_or(true, |address| address.ip().is_loopback());
     let mut clients: Vec<Client> = Vec::new();
@@ -215,8 +215,8 @@ pub fn serve(listener: &TcpListener, ticks: &Receiver<Tick>, wakeup: &EventFd, m
         if ready[0] {
             let _ = wakeup.read();
             loop {
-                match ticks.try_recv() {
-                    Ok(tick) => site.tick(tick),
+                match messages.try_recv() {
+                    Ok(message) => site.take(message),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
-use super::Tick;
+use super::Message;
 use super::history::{History, Series};
 use super::metrics::{Metrics, MetricsSettings};
 use super::request::{Request, Status};
@@ -108,27 +108,36 @@ impl Site {
         self.interval
     }
 
-    /// Takes in a tick.
-    pub fn tick(&mut self, Tick { mut frame, is_whole }: Tick) {
+    /// Takes in what the loop has sent.
+    pub fn take(&mut self, message: Message) {
+        let (frame, is_whole) = match message {
+            Message::Whole(frame) => (frame, true),
+            Message::Moved(frame) => (frame, false),
+            Message::Events(frame) => {
+                self.metrics.notifications(&frame.notifications);
+                return self.remember(&frame);
+            }
+        };
         self.names.refresh();
         self.ticks += 1;
         self.last_tick = Some(frame.at.monotonic);
         self.interval = frame.interval.unwrap_or(self.interval);
-        self.history.tick(frame.at.monotonic, frame.rows.iter());
+        self.history.tick(frame.at.monotonic, &frame.rows);
         self.metrics.tick(&frame, &mut self.names);
-        let events = Frame {
-            notifications: std::mem::take(&mut frame.notifications),
-            notes: std::mem::take(&mut frame.notes),
-            ..Frame::at(frame.at)
-        };
-        let notifications = events.notifications.len();
-        for (at, line) in self.lines(&events).into_iter().enumerate() {
-            let kept = if at < notifications { &mut self.notifications } else { &mut self.notes };
-            kept.push_back(line);
-            kept.drain(..kept.len().saturating_sub(MOST_EVENTS));
-        }
+        self.remember(&frame);
         self.frame = is_whole.then_some(frame);
         self.bodies = [None, None];
+    }
+
+    /// Keeps the latest notifications and messages.
+    fn remember(&mut self, frame: &Frame) {
+        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_events(frame);
+        for (at, record) in split(&text).enumerate() {
+            let is_notification = at < frame.notifications.len();
+            let kept = if is_notification { &mut self.notifications } else { &mut self.notes };
+            kept.push_back(record);
+            kept.drain(..kept.len().saturating_sub(MOST_EVENTS));
+        }
     }
 
     /// The response to a request; `None` if it has to wait for a tick.
@@ -220,7 +229,9 @@ impl Site {
             detail: None,
         };
         let rows = Frame { rows: subjects.iter().map(row).collect(), ..Frame::at(frame.at) };
-        let mut series = self.lines(&rows);
+        let mut series = self.records(&rows);
+        // The tick.
+        series.pop();
         for (line, (_, bytes)) in series.iter_mut().zip(&subjects) {
             line.pop();
             line.extend(format!(",{bytes}}}").bytes());
@@ -231,15 +242,13 @@ impl Site {
     /// The records of a frame; the last is the tick.
     fn records(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
         let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
-        text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+        split(&text).collect()
     }
+}
 
-    /// The same without the tick.
-    fn lines(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
-        let mut lines = self.records(frame);
-        lines.pop();
-        lines
-    }
+/// The lines of a text.
+fn split(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec)
 }
 
 /// The bytes of each second as two fields of JSON.

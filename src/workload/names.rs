@@ -79,6 +79,14 @@ impl Names {
         workload.container_label(self.container_name(cgroup))
     }
 
+    /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up.
+    pub fn is_looked_up(&mut self, cgroup: &Cgroup) -> bool {
+        if cgroup.workload().container.is_none() || self.container_name(cgroup).is_some() {
+            return false;
+        }
+        self.containers.get(cgroup).is_some_and(|known| known.waits)
+    }
+
     /// What the engine's files call the container that a cgroup tells, as soon as they have been read.
     pub fn container_name(&mut self, cgroup: &Cgroup) -> Option<&ContainerName> {
         if !self.containers.contains_key(cgroup) && self.containers.len() >= MOST_CONTAINERS {

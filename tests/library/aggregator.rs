@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use bwmon::config::{Diagnostics, applications, notifications};
-use bwmon::grouping::{Aggregator, Grouping};
+use bwmon::grouping::{Aggregator, GroupBy, Grouping};
 use bwmon::notify::Notifier;
 use bwmon::output::text::{self, Figures};
 use bwmon::output::{Frame, Moment};
@@ -91,7 +91,7 @@ fn replay(vector: &Value) -> Vec<(String, String)> {
     }
     let grouping = Grouping {
         applications: applications("apps.cfg", app_file.as_bytes(), &mut diagnostics),
-        auto_group: options["auto_group"] == true,
+        group_by: if options["auto_group"] == true { GroupBy::Program } else { GroupBy::Command },
     };
     let mut notifier = Notifier::new(notifications("n.cfg", notification_file.as_bytes(), &mut diagnostics));
     assert!(!diagnostics.has_errors(), "{diagnostics:?}");

@@ -182,7 +182,7 @@ fn play(case: &Value) -> Vec<String> {
         host.write("net/tcp", bytes(&tick["tcp"]));
         host.write("net/nf_conntrack", bytes(&tick["conntrack"]));
         let monotonic = start + Duration::from_secs_f64(seconds);
-        let frame = program.tick(Moment { monotonic, wall_clock: SystemTime::UNIX_EPOCH }).unwrap();
+        let frame = program.tick(Moment { monotonic, wall_clock: SystemTime::UNIX_EPOCH }, true).unwrap();
         assert_eq!(frame.notes, [""; 0]);
         String::from_utf8(text::table(figures, &frame)).unwrap()
     };

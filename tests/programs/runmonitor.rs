@@ -101,7 +101,10 @@ fn an_unknown_option_gets_the_tip_that_helps() {
         ),
         (
             "--i=x",
-            &["error: '--i' may be --ignore-local or --include; write more of it", "Usage: runmonitor [OPTIONS]"],
+            &[
+                "error: '--i' may be --ignore-local or --include or --interval; write more of it",
+                "Usage: runmonitor [OPTIONS]",
+            ],
         ),
     ] {
         let output = runmonitor(&[option]).output().unwrap();
