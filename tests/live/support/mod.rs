@@ -1,5 +1,6 @@
 //! What the live tests are made of.
 
+pub mod browser;
 pub mod harness;
 pub mod machine;
 pub mod monitor;
