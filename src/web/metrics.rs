@@ -416,10 +416,12 @@ mod tests {
 
     fn metrics(settings: MetricsSettings, ticks: &[&[(Subject, u64, u64)]]) -> Metrics {
         let mut metrics = Metrics::new(settings, SystemTime::now());
+        let mut names = Names::new();
+        names.refresh();
         for rows in ticks {
             let mut frame = Frame::at(Moment::now());
             frame.rows = rows.iter().map(|(subject, i, o)| row(subject.clone(), *i, *o)).collect();
-            metrics.tick(&frame, &mut Names::new());
+            metrics.tick(&frame, &mut names);
         }
         metrics
     }

@@ -67,7 +67,9 @@ impl Web {
         let site = Site::new(named, metrics, Arc::clone(&interest));
         let wakes = Arc::clone(&wakeup);
         let thread = std::thread::Builder::new().name("http".into());
-        thread.spawn(move || server::serve(&listener, &messages, &wakes, site)).context("--http: cannot start a thread")?;
+        thread
+            .spawn(move || server::serve(&listener, &messages, &wakes, site))
+            .context("--http: cannot start a thread")?;
         Ok(Self { address, messages: Some(sender), wakeup, interest })
     }
 
@@ -93,9 +95,9 @@ impl Web {
 
 impl Output for Web {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
-        let interest = self.interest.load(Ordering::Relaxed);
-        self.interest.store(interest.saturating_sub(1), Ordering::Relaxed);
-        let is_whole = interest > 0 || frame.interval.is_some_and(|interval| interval >= site::RARE);
+        let one_less = |frames: u32| frames.checked_sub(1);
+        let is_wanted = self.interest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let is_whole = is_wanted || frame.interval.is_some_and(|interval| interval >= site::RARE);
         let moved = frame.rows.iter().filter(|row| is_whole || row.moved_in + row.moved_out > 0);
         let rows = moved.map(|row| if is_whole { row.clone() } else { row.without_detail() });
         let frame = Frame {
@@ -130,4 +132,56 @@ impl Drop for Web {
 /// The messages and notifications of a frame.
 fn events(frame: &Frame) -> Frame {
     Frame { notifications: frame.notifications.clone(), notes: frame.notes.clone(), ..Frame::at(frame.at) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Moment;
+    use crate::output::text::{Figures, table};
+    use crate::traffic::detail::Detail;
+    use crate::traffic::rates::Row;
+    use crate::traffic::subject::{Reason, Subject};
+    use std::sync::mpsc::Receiver;
+
+    fn row(subject: Subject, moved_in: u64) -> Row {
+        let detail = Some(Box::new(Detail::default()));
+        Row { subject: Arc::new(subject), bytes_in: 9, bytes_out: 9, moved_in, moved_out: 0, detail }
+    }
+
+    fn web() -> (Web, Receiver<Message>) {
+        let (sender, messages) = channel();
+        let address = ([127, 0, 0, 1], 0).into();
+        let wakeup = Arc::new(EventFd::new().unwrap());
+        (Web { address, messages: Some(sender), wakeup, interest: Arc::default() }, messages)
+    }
+
+    #[test]
+    fn what_nobody_looks_at_is_only_what_moved() {
+        let (mut web, messages) = web();
+        let mut frame = Frame::at(Moment::now());
+        frame.rows = vec![row(Subject::Named((*b"moves").into()), 1), row(Subject::Named((*b"rests").into()), 0)];
+        web.interest.store(1, Ordering::Relaxed);
+        web.show(&frame).unwrap();
+        web.show(&frame).unwrap();
+        web.tell(&frame).unwrap();
+        let Ok(Message::Whole(whole)) = messages.recv() else { panic!() };
+        assert_eq!(whole.rows, frame.rows);
+        let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
+        assert_eq!(moved.rows, [frame.rows[0].without_detail()]);
+        assert!(matches!(messages.recv(), Ok(Message::Events(_))));
+    }
+
+    #[test]
+    fn bytes_without_an_owner_are_counted_for_the_metrics_but_not_shown_in_the_table() {
+        let (mut web, messages) = web();
+        let unowned = vec![row(Subject::Unowned(Reason::Gone), 1)];
+        let mut frame = Frame { unowned, hides_unowned: true, ..Frame::at(Moment::now()) };
+        web.show(&frame).unwrap();
+        assert!(table(Figures::Totals, &frame).is_empty());
+        let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
+        assert_eq!(moved.unowned, frame.unowned);
+        frame.hides_unowned = false;
+        assert!(!table(Figures::Totals, &frame).is_empty());
+    }
 }

@@ -140,7 +140,8 @@ mod tests {
         for ours in ["localhost", "LocalHost:8000", "127.0.0.1:8000", "[::1]:8000", "10.1.2.3", "localhost.:1"] {
             assert_eq!(status(ours), None, "{ours}");
         }
-        let others = ["evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "evil:80:80", "", "[evil]"];
+        let others =
+            ["evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "evil:80:80", "", "[evil]"];
         for other in others {
             assert_eq!(status(other), Some(Status::Misdirected), "{other}");
         }

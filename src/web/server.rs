@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use super::Message;
 use super::request::{MOST_BYTES, Request, Status, parse};
 use super::site::{Response, Site};
-use super::Message;
 
 /// The most clients at a time.
 const MOST_CLIENTS: usize = 64;

@@ -218,7 +218,8 @@ impl Site {
 
     /// The history: for each subject its record, with the bytes of each second.
     fn series(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
-        let subjects: Vec<_> = self.history.subjects().map(|(subject, series)| (subject.clone(), bytes(series))).collect();
+        let subjects: Vec<_> =
+            self.history.subjects().map(|(subject, series)| (subject.clone(), bytes(series))).collect();
         let row = |(subject, _): &(Arc<_>, _)| Row {
             subject: Arc::clone(subject),
             // A record needs some.
@@ -255,4 +256,90 @@ fn split(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 fn bytes(series: &Series) -> String {
     let [bytes_in, bytes_out] = [&series.bytes_in, &series.bytes_out].map(|bytes| json!(bytes));
     format!("\"in_bytes_each_second\":{bytes_in},\"out_bytes_each_second\":{bytes_out}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::output::Moment;
+    use crate::traffic::subject::Subject;
+
+    fn site() -> Site {
+        Site::new(Named::Application, MetricsSettings::default(), Arc::default())
+    }
+
+    fn frame(moved: u64) -> Frame {
+        let subject = Arc::new(Subject::Named((*b"Web").into()));
+        let row = Row { subject, bytes_in: 70, bytes_out: 0, moved_in: moved, moved_out: 0, detail: None };
+        Frame { rows: vec![row], interval: Some(Duration::from_secs(1)), ..Frame::at(Moment::now()) }
+    }
+
+    fn request(path: &str, after: Option<u64>, with_history: bool) -> Request {
+        Request { is_head: false, path: path.into(), after, with_history, takes_openmetrics: false }
+    }
+
+    fn answer(site: &mut Site, request: &Request) -> Option<Value> {
+        let response = site.answer(request, Instant::now())?;
+        assert_eq!((response.status, response.content_type), (Status::Ok, JSON));
+        Some(serde_json::from_slice(&response.body).unwrap())
+    }
+
+    #[test]
+    fn figures_wait_for_a_whole_frame_later_than_the_last_that_the_client_has() {
+        let mut site = site();
+        assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
+        assert_eq!(site.interest.load(Ordering::Relaxed), INTEREST);
+        site.take(Message::Moved(frame(7)));
+        assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
+        site.take(Message::Whole(frame(8)));
+        let data = answer(&mut site, &request("/data.json", Some(1), false)).unwrap();
+        assert_eq!(data["program"]["ticks"], 2);
+        assert_eq!(data["records"][0]["application"], "Web");
+        assert_eq!((&data["records"][0]["in_bytes_per_second"], &data["tick"]["records"]), (&8.into(), &1.into()));
+        assert!(data["history"].is_null());
+        assert!(answer(&mut site, &request("/data.json", Some(2), false)).is_none());
+    }
+
+    #[test]
+    fn the_history_has_the_bytes_of_each_second_also_those_that_nobody_looked_at() {
+        let mut site = site();
+        let mut at = Moment::now();
+        for moved in [3, 4] {
+            site.take(Message::Moved(Frame { at, ..frame(moved) }));
+            at.monotonic += Duration::from_secs(1);
+        }
+        site.take(Message::Whole(Frame { at, ..frame(5) }));
+        let data = answer(&mut site, &request("/data.json", None, true)).unwrap();
+        let series = &data["history"][0];
+        assert_eq!(series["application"], "Web");
+        let bytes = series["in_bytes_each_second"].as_array().unwrap();
+        assert_eq!((bytes.len(), &bytes[596..]), (600, &[0, 3, 4, 5].map(Value::from)[..]));
+        assert_eq!(data["other_history"]["out_bytes_each_second"].as_array().unwrap().len(), 600);
+    }
+
+    #[test]
+    fn notes_stay_for_those_who_come_later() {
+        let mut site = site();
+        for note in 0..30 {
+            site.take(Message::Events(Frame { notes: vec![format!("note {note}")], ..Frame::at(Moment::now()) }));
+        }
+        site.take(Message::Whole(frame(1)));
+        let data = answer(&mut site, &request("/data.json", None, false)).unwrap();
+        let notes = data["notes"].as_array().unwrap();
+        assert_eq!((notes.len(), &notes[19]["message"]), (MOST_EVENTS, &"note 29".into()));
+        assert_eq!(data["program"]["ticks"], 1);
+    }
+
+    #[test]
+    fn it_is_healthy_as_long_as_ticks_go_on() {
+        let mut site = site();
+        let now = Instant::now();
+        let health = |site: &mut Site, at| site.answer(&request("/healthz", None, false), at).unwrap().status;
+        assert_eq!(health(&mut site, now), Status::Unavailable);
+        site.take(Message::Moved(frame(1)));
+        assert_eq!(health(&mut site, now + Duration::from_secs(10)), Status::Ok);
+        assert_eq!(health(&mut site, now + Duration::from_secs(20)), Status::Unavailable);
+    }
 }

@@ -111,9 +111,8 @@ pub fn prometheus_finds_a_known_transfer_on_two_hosts() -> Outcome {
     let prometheus: SocketAddr = "127.0.0.1:9090".parse().unwrap();
     wait_for("Prometheus", || TcpStream::connect(prometheus).ok());
     let query = |expression: &str| {
-        let request = format!(
-            "GET /api/v1/query?query={expression} HTTP/1.1\r\nHost: {prometheus}\r\nConnection: close\r\n\r\n"
-        );
+        let request =
+            format!("GET /api/v1/query?query={expression} HTTP/1.1\r\nHost: {prometheus}\r\nConnection: close\r\n\r\n");
         let answer: Value = serde_json::from_str(&exchange(prometheus, request.as_bytes()).body).ok()?;
         answer["data"]["result"][0]["value"][1].as_str()?.parse::<f64>().ok()
     };
@@ -137,13 +136,20 @@ pub fn the_page_shows_what_moves_in_a_browser() -> Outcome {
     let mut browser = Browser::start().map_err(|Lack(lack)| Lack(format!("{lack}, of Debian's package chromium")))?;
     let traffic = Traffic::new();
     let hostile = Traffic::named("<img src=x onerror=document.body.remove()>\u{202e}");
-    let program = Running::start(&mut runmonitor(&["--http=0"]));
+    let include = format!("--include=^({}|<img)", traffic.name);
+    let program = Running::start(&mut runmonitor(&["--http=0", &include]));
     let url = format!("http://{}/", served_at(&program));
     for (width, scheme) in [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")] {
         browser.open(&url, width, scheme);
-        let row = |name: &str| format!("[...document.querySelectorAll('#body .t')].find(e => e.textContent.includes('{name}'))");
-        wait_for("the row of a process", || browser.evaluate(&format!("!!{}", row(&traffic.name))).as_bool().filter(|is| *is));
-        wait_for("the second tick", || browser.evaluate("program.ticks > 1 && lostSince === null").as_bool().filter(|is| *is));
+        let row = |name: &str| {
+            format!("[...document.querySelectorAll('#body .t')].find(e => e.textContent.includes('{name}'))")
+        };
+        wait_for("the row of a process", || {
+            browser.evaluate(&format!("!!{}", row(&traffic.name))).as_bool().filter(|is| *is)
+        });
+        wait_for("the second tick", || {
+            browser.evaluate("program.ticks > 1 && lostSince === null").as_bool().filter(|is| *is)
+        });
         // What others have named themselves is text, and can be seen.
         let text = format!("{}?.textContent", row("<img src=x"));
         let shown = browser.evaluate(&text);

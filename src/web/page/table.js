@@ -383,6 +383,6 @@ const showRail = () => {
       " A tick takes " +
       (tick.duration_microseconds / 1000).toFixed(1) +
       " ms; " +
-      (lost ? "in " + lost + " ticks events were lost." : "no event was lost."),
+      (lost ? "in " + lost + (lost === 1 ? " tick" : " ticks") + " events were lost." : "no event was lost."),
   );
 };

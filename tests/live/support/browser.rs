@@ -102,7 +102,9 @@ impl Browser {
         let (mut complaints, mut requests) = (Vec::new(), Vec::new());
         for event in std::mem::take(&mut self.events) {
             match event["method"].as_str() {
-                Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") => complaints.push(event),
+                Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") => {
+                    complaints.push(event)
+                }
                 Some("Network.requestWillBeSent") => {
                     requests.push(event["params"]["request"]["url"].as_str().unwrap().to_owned());
                 }
