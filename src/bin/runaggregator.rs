@@ -1,7 +1,6 @@
 //! Bandwidth per application, over several monitors and pipes, with notifications.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use bwmon::monitor::CountersFrom;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings};
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check};
 use bwmon::program::{Signals, cli, run};
 use clap::Parser;
 
@@ -83,17 +82,7 @@ fn start(arguments: Arguments) -> Result<()> {
         strict: arguments.strict,
     };
     if arguments.check {
-        let configuration = files.read()?;
-        for warning in &configuration.warnings {
-            let _ = writeln!(std::io::stderr(), "{warning}");
-        }
-        let verdict = match configuration.warnings.len() {
-            0 => "no mistake".to_owned(),
-            1 => "1 warning".to_owned(),
-            count => format!("{count} warnings"),
-        };
-        let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
-        return Ok(());
+        return check(&files);
     }
     let mut signals = Signals::take()?;
     let read = files.clone();

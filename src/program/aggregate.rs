@@ -1,5 +1,6 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -9,7 +10,7 @@ use anyhow::{Result, anyhow};
 
 use super::{Next, Program};
 
-use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
+use crate::config::{self, Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection};
 use crate::grouping::{Aggregator, GroupBy, Grouping};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
@@ -23,6 +24,24 @@ use crate::traffic::source::{Facts, Reading, Source};
 
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
 const RELOAD_AT_ONCE: Duration = Duration::from_millis(90);
+
+/// Writes each mistake in the files to stderr, and what they contain to stdout.
+///
+/// # Errors
+/// All mistakes that keep the program from starting.
+pub fn check(files: &Files) -> Result<()> {
+    let configuration = files.read()?;
+    for warning in &configuration.warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    let verdict = match configuration.warnings.len() {
+        0 => "no mistake".to_owned(),
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
+    };
+    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
+    Ok(())
+}
 
 /// The settings of a command line.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +129,7 @@ impl Part {
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
-        check(diagnostics, false)?;
+        config::check(diagnostics, false)?;
         Ok(pipes)
     }
 
