@@ -136,7 +136,7 @@ impl Details {
 /// The arguments of the server.
 #[derive(Debug, clap::Args)]
 pub struct Serving {
-    /// Also serve a live page, JSON and metrics for Prometheus over HTTP [default: 127.0.0.1:8000]
+    /// Also serve a live page, JSON and metrics for Prometheus over HTTP, on 127.0.0.1:8000 unless this says otherwise
     #[arg(
         long,
         value_name = "[ADDRESS:]PORT",

@@ -192,7 +192,8 @@ impl Site {
             "host": self.host,
             "started": json::timestamp(self.started),
             "ticks": self.ticks,
-            "groups": if matches!(self.named, Named::Application) { "application" } else { "process" },
+            // Whether the rows are processes, which the page can group.
+            "rows": if self.named == Named::Group("command") { "process" } else { "application" },
         });
         let mut body = format!("{{\"program\":{program},\"records\":[").into_bytes();
         let mut lines = self.records(frame);

@@ -58,7 +58,7 @@ let now = Math.floor(Date.now() / 1000);
 const clock = (second) => new Date(second * 1000).toTimeString().slice(0, 8);
 
 /* what bwmon says */
-let program = { host: "", version: "", started: null, ticks: null, groups: "process" };
+let program = { host: "", version: "", started: null, ticks: null, rows: "process" };
 let tick = null;
 let unowned = [];
 let notifications = [];

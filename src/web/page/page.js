@@ -169,7 +169,7 @@ const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseco
 const untilVisible = () => new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
 
 const show = (seconds) => {
-  if (program.groups === "application" && groupBy !== "application") {
+  if (program.rows === "application" && groupBy !== "application") {
     groupBy = "application";
     $("group").hidden = true;
     $("page").classList.add("named");

@@ -174,7 +174,7 @@ const showDetail = (row, { box }) => {
   const facts = [
     ["Unit", distinct(row, "unit")],
     ["Container", distinct(row, "container")],
-  ].filter(([, value]) => value && program.groups === "process");
+  ].filter(([, value]) => value && program.rows === "process");
   const started = members
     .map((app) => app.detail?.started)
     .filter(Boolean)
