@@ -9,6 +9,36 @@ use unicode_width::UnicodeWidthChar;
 /// names that look the same are the same. A backslash before what reads like such an escape becomes two. An escape is never cut
 /// in two.
 pub fn printable(name: &[u8], width: usize) -> String {
+    cut(name, width).0
+}
+
+/// The same for a command line: one that does not fit loses the directory of its program first, then its end.
+pub fn printable_command(command_line: &[u8], width: usize) -> String {
+    let (text, is_cut) = cut(command_line, width);
+    if is_cut { printable(without_directory(command_line), width) } else { text }
+}
+
+/// A command line without the directory of its program, its first word.
+fn without_directory(command_line: &[u8]) -> &[u8] {
+    let program = command_line.split(|&byte| byte == b' ').next().unwrap_or_default();
+    let directory = program.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    // A URL is no path, and a path that ends with a slash names no program.
+    let is_path = directory < program.len() && !program[..directory].contains(&b':');
+    if is_path { &command_line[directory..] } else { command_line }
+}
+
+/// The columns that printable text takes on a terminal.
+pub(crate) fn columns(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
+}
+
+/// A combining character counts too, so that no name is endless.
+fn columns_of(c: char) -> usize {
+    c.width().unwrap_or_default().max(1)
+}
+
+/// The text of [`printable`], and whether the name did not fit.
+fn cut(name: &[u8], width: usize) -> (String, bool) {
     let mut text = String::new();
     let mut used = 0;
     // Where to cut if the whole name does not fit.
@@ -27,19 +57,18 @@ pub fn printable(name: &[u8], width: usize) -> String {
                 Unit::Backslash => text.push_str("\\\\"),
                 Unit::Byte(byte) => text.push_str(&format!("\\x{byte:02x}")),
             }
-            // A combining character counts too, so that no name is endless.
-            used += text[start..].chars().map(|c| c.width().unwrap_or_default().max(1)).sum::<usize>();
+            used += columns(&text[start..]);
             if used <= width.saturating_sub(3) {
                 cut = text.len();
             }
             if used > width {
                 text.truncate(cut);
                 text.push_str("...");
-                return text;
+                return (text, true);
             }
         }
     }
-    text
+    (text, false)
 }
 
 enum Unit {
@@ -91,6 +120,16 @@ mod tests {
     fn no_name_reads_like_an_escape_of_another() {
         assert_eq!(shown(r"C:\new \x1b \u{b"), r"C:\\new \\x1b \\u{b");
         assert_eq!(shown(r"\d+ \( \x1 \"), r"\d+ \( \x1 \");
+    }
+
+    #[test]
+    fn a_command_line_loses_its_directory_before_its_end() {
+        let shown = |command_line: &str, width| printable_command(command_line.as_bytes(), width);
+        assert_eq!(shown("/usr/bin/rclone sync b2:a", 25), "/usr/bin/rclone sync b2:a");
+        assert_eq!(shown("/usr/bin/rclone sync b2:a", 24), "rclone sync b2:a");
+        assert_eq!(shown("/usr/bin/rclone sync b2:a", 10), "rclone ...");
+        assert_eq!(shown("postgres: 16/main: shop", 12), "postgres:...");
+        assert_eq!(shown("http://x/y z", 8), "http:...");
     }
 
     #[test]

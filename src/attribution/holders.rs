@@ -8,10 +8,10 @@ use std::ops::ControlFlow;
 
 use crate::kernel::process::{Handle, Processes};
 
-/// The most descriptors that one tick reads, some 1.5 µs each.
-const PER_TICK: u32 = 200_000;
+/// The most descriptors that one tick reads, 1.5 µs each.
+const PER_TICK: u32 = 150_000;
 /// The most of them that are read of processes that are likely to be the holders.
-const OF_LIKELY: u32 = 50_000;
+const OF_LIKELY: u32 = 30_000;
 /// The most that are read of threads other than the main ones.
 const OF_THREADS: u32 = 20_000;
 /// A share is not less than this, as long as there are any left.
@@ -58,11 +58,11 @@ impl Holders {
     }
 }
 
-/// Where the search in the processes of each user has ended, if a tick could not read them all: a process, and the number of
-/// its descriptors that were read.
+/// Where the search in the processes of each user has ended, if a tick could not read them all: a process, and its first
+/// descriptor that was not read.
 #[derive(Debug, Default)]
 pub(super) struct HolderSearch {
-    ended: HashMap<Option<u32>, (u32, usize)>,
+    ended: HashMap<Option<u32>, (u32, u32)>,
     /// The place among the processes at which the search in threads goes on.
     threads_from: usize,
 }
@@ -147,19 +147,19 @@ impl HolderSearch {
         holders: &mut Holders,
         processes: &mut Processes,
     ) {
-        let (ended, mut skip) = self.ended.remove(&user).unwrap_or_default();
+        let (ended, mut first) = self.ended.remove(&user).unwrap_or_default();
         let begin = pids.iter().position(|pid| *pid == ended).unwrap_or_default();
         if pids.get(begin) != Some(&ended) {
-            skip = 0;
+            first = 0;
         }
         for &pid in pids[begin..].iter().chain(&pids[..begin]) {
-            let read = processes.each_socket_from(pid, skip, budget, |handle| holders.enter(pid, handle));
-            skip = 0;
+            let unread = processes.each_socket_from(pid, first, budget, |handle| holders.enter(pid, handle));
+            first = 0;
             if holders.left == 0 {
                 return;
             }
             if *budget == 0 {
-                self.ended.insert(user, (pid, read));
+                self.ended.insert(user, (pid, unread));
                 return;
             }
         }

@@ -99,6 +99,15 @@ impl From<Process> for Identity {
 }
 
 impl Identity {
+    /// Whether this is the process of the `earlier` identity, and has its sockets. An ordinary user's process that runs as
+    /// another user by now has started a program of that user (a set-user-id file, execve(2)), and counts as a new one: the
+    /// sockets that it had may be those of its children.
+    pub(crate) fn is_same_process(&self, earlier: &Self) -> bool {
+        let (uid, before) = (self.subject.uid(), earlier.subject.uid());
+        let is_of_another = before.is_some_and(|before| before != 0) && uid.is_some() && uid != before;
+        self.start_time == earlier.start_time && !is_of_another
+    }
+
     /// This identity; or the `earlier` one, if it is the same process and has lost its command line since, as an
     /// exiting process does.
     pub(crate) fn or_earlier(self, earlier: Option<&Self>) -> Self {

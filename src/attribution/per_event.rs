@@ -35,8 +35,10 @@ const YOUNGEST: u32 = 24;
 const RECENT: usize = 16;
 /// The most descriptors that are read of a process that is only likely to be the holder.
 const LIKELY_HOLDER_BUDGET: u32 = 256;
-/// The most programs that are read per tick as they start: 20 µs each.
+/// The most programs that are read per tick as they start, 20 µs each, and the most descriptors that are read of all of them,
+/// 1.5 µs each: this thread runs before all ordinary ones.
 const STARTED_PER_TICK: u32 = 4000;
+const OF_STARTED: u32 = 40_000;
 
 /// Finds owners one by one.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct EventLookup {
     listeners: HashMap<u32, (u32, Handle)>,
     /// The number of programs that were read since the tick began, as they started.
     started: u32,
+    /// The number of descriptors of such programs that may still be read before the next tick.
+    left_of_started: u32,
     /// The number of descriptors that may still be read before the next tick.
     budget: u32,
 }
@@ -68,6 +72,7 @@ impl EventLookup {
             recent: VecDeque::new(),
             listeners: HashMap::new(),
             started: 0,
+            left_of_started: OF_STARTED,
             budget: 0,
         })
     }
@@ -78,7 +83,7 @@ impl EventLookup {
         self.budget = budget;
         self.view.cache.begin_tick();
         self.listeners.clear();
-        self.started = 0;
+        (self.started, self.left_of_started) = (0, OF_STARTED);
         if let Some(namespaces) = &mut self.view.namespaces {
             namespaces.refresh();
         }
@@ -127,11 +132,15 @@ impl EventLookup {
             (Some(namespaces), Some(_)) => cache.get_with_namespace(pid, processes, namespaces)?,
             _ => cache.get(pid, processes)?,
         };
-        process.may_inherit = false;
-        processes.each_socket(pid, &mut LIKELY_HOLDER_BUDGET.clone(), |_| {
-            process.may_inherit = true;
+        let most = LIKELY_HOLDER_BUDGET.min(self.left_of_started);
+        let mut left = most;
+        let mut found = false;
+        processes.each_socket(pid, &mut left, |_| {
+            found = true;
             ControlFlow::Break(())
         });
+        self.left_of_started -= most - left;
+        process.may_inherit = found || left == 0;
         Some(process.clone())
     }
 

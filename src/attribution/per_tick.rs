@@ -24,12 +24,12 @@ use crate::traffic::subject::Reason;
 const NEW_PROCESS_BUDGET: u32 = 20_000;
 
 /// The most descriptors that one tick reads to see whether silent processes have sockets.
-const OF_SILENT: u32 = 50_000;
+const OF_SILENT: u32 = 20_000;
 
 /// How long one tick asks the kernel for sockets.
 const LONGEST_QUERIES: Duration = Duration::from_millis(200);
 /// Every this many ticks that look up tuples, sockets that a request does not find are searched for among all.
-const UNUSUAL_EVERY: u32 = 4;
+const UNUSUAL_EVERY: u32 = 20;
 
 /// Finds the owners that were not found at an event.
 #[derive(Debug)]

@@ -144,14 +144,23 @@ pub(super) fn find_by_cookie(
     }
     namespaces.refresh();
     let mut found = vec![Found::NoSocket; sockets.len()];
+    let mut connected = vec![None; sockets.len()];
+    // All of them first where nobody makes the search long: those who own the other namespaces may have many, with many sockets.
+    for trusted in [true, false] {
+        for ((cookie, tuple, _), connected) in sockets.iter().zip(&mut connected) {
+            if connected.is_none() && Instant::now() < deadline {
+                *connected = find_connected(namespaces, *cookie, tuple, trusted);
+            }
+        }
+    }
     // The places of the sockets that are still to be found, by their cookies.
     let mut left: HashMap<u64, usize> = HashMap::new();
     for (at, (cookie, tuple, open)) in sockets.iter().enumerate() {
-        if Instant::now() >= deadline {
+        if connected[at].is_none() && Instant::now() >= deadline {
             found[at] = Found::NotSearched;
             continue;
         }
-        match find_connected(namespaces, *cookie, tuple) {
+        match connected[at] {
             // No process has accepted it yet, or its last one has closed it.
             Some(Found::Socket { inode: 0, .. }) => {
                 let listener = find_listener(namespaces, tuple).unwrap_or_default();
@@ -211,13 +220,15 @@ pub(super) fn find_by_cookie(
     found
 }
 
-/// The connected socket with this cookie, in whichever namespace answers to its tuple.
-fn find_connected(namespaces: &mut Namespaces, cookie: u64, tuple: &Tuple) -> Option<Found> {
+/// The connected socket with this cookie, in whichever namespace answers to its tuple, of those that are `trusted` or not.
+fn find_connected(namespaces: &mut Namespaces, cookie: u64, tuple: &Tuple, trusted: bool) -> Option<Found> {
     if tuple.destination.port == 0 {
         return None;
     }
     let address = tuple.source.address();
-    for namespace in namespaces.iter_mut().filter(|namespace| namespace.may_have_sockets_at(address)) {
+    let may_have =
+        |namespace: &&mut Namespace| namespace.is_trusted() == trusted && namespace.may_have_sockets_at(address);
+    for namespace in namespaces.iter_mut().filter(may_have) {
         if let Ok(Some(socket)) = namespace.diag.find(tuple.protocol, tuple.source, tuple.destination)
             && socket.cookie == cookie
         {

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
 use bwmon::config::Files;
@@ -12,8 +11,9 @@ use bwmon::monitor::CountersFrom;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check};
-use bwmon::program::{Signals, cli, run};
+use bwmon::output::top::Top;
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files};
+use bwmon::program::{Signals, cli, run, top};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -60,7 +60,7 @@ struct Arguments {
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
     #[command(flatten)]
@@ -82,7 +82,7 @@ fn start(arguments: Arguments) -> Result<()> {
         strict: arguments.strict,
     };
     if arguments.check {
-        return check(&files);
+        return check_files(&files);
     }
     let mut signals = Signals::take()?;
     let read = files.clone();
@@ -93,17 +93,21 @@ fn start(arguments: Arguments) -> Result<()> {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned,
-        keep: arguments.details.keep(&arguments.serving),
-        details: arguments.details.shown(&arguments.showing),
-        interest: web.as_ref().map(|web| Arc::clone(web.interest())),
+        unowned: arguments.unowned || arguments.details.top || web.is_some(),
+        keep: arguments.details.keep(web.as_ref()),
     };
-    let mut program = AggregatorProgram::start(settings, configuration)?;
+    let details = arguments.details.shown(&arguments.showing, !arguments.totals, web.as_ref());
+    let mut program = AggregatorProgram::start(settings, configuration, details)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let output: Box<dyn Output> = match arguments.showing.json {
-        true => Box::new(Json::new(Named::Application)),
-        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    let output: Box<dyn Output> = match &arguments.showing {
+        _ if arguments.details.top => Box::new(Top::new(top::applications())?),
+        showing if showing.json => Box::new(Json::new(Named::Application)),
+        showing => {
+            let text = Text::new(figures).of("application", "applications");
+            Box::new(text.wide(showing.wide).with_idle_note(idle))
+        }
     };
-    run(&mut program, &mut *cli::with_web(output, web)?, arguments.showing.schedule(), signals)
+    let mut output = arguments.details.served(output, web, arguments.unowned)?;
+    run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

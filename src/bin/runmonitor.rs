@@ -10,12 +10,11 @@ use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
+use bwmon::output::top::Top;
 use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run};
+use bwmon::program::{Signals, cli, run, top};
 use bwmon::python2::pattern::Pattern;
-use bwmon::traffic::rates::Details;
 use bwmon::traffic::source::Source;
-use bwmon::web::Web;
 use bwmon::web::metrics::Label;
 use clap::Parser;
 
@@ -49,7 +48,7 @@ struct Arguments {
     #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
     group_by: GroupBy,
     #[command(flatten)]
-    details: cli::Details,
+    details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
     #[command(flatten)]
@@ -67,40 +66,47 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    let signals = Signals::take()?;
+    let group_by = arguments.group_by;
+    let named = Named::Group(group_by.name());
+    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
+    let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
-        lookback: !arguments.no_lookback && !arguments.bandwidth,
+        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.details.top,
         counters_from: arguments.source,
-        keep: arguments.details.keep(&arguments.serving),
+        keep: arguments.details.keep(web.as_ref()),
     };
-    let signals = Signals::take()?;
     let monitor = Monitor::of_this_host(settings)?;
-    let group_by = arguments.group_by;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
+        // It groups them itself.
+        _ if arguments.details.top => Box::new(monitor),
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
-    let named = Named::Group(group_by.name());
-    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
     let mut program = OneSource::new(source);
-    if arguments.unowned {
+    if arguments.unowned || arguments.details.top || web.is_some() {
         program = program.with_unowned();
-    } else if web.is_some() {
-        program = program.with_hidden_unowned();
     }
-    let shown = arguments.details.shown(&arguments.showing);
-    if let Some(details) = Details::of(shown, web.as_ref().map(Web::interest)) {
+    if let Some(details) = arguments.details.shown(&arguments.showing, arguments.bandwidth, web.as_ref()) {
         program = program.with_details(details);
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    let output: Box<dyn Output> = match arguments.showing.json {
-        true => Box::new(Json::new(named)),
-        false => Box::new(Text::new(figures).with_idle_note(idle)),
+    let output: Box<dyn Output> = match &arguments.showing {
+        _ if arguments.details.top => Box::new(Top::new(top::processes(group_by))?),
+        showing if showing.json => Box::new(Json::new(named)),
+        showing => {
+            let (one, several) = group_by.nouns();
+            let text = Text::new(figures).of(one, several).wide(showing.wide).with_idle_note(idle);
+            let nothing = "Nothing that matches has moved a byte yet.";
+            Box::new(if is_filtered { text.with_nothing(nothing) } else { text })
+        }
     };
-    run(&mut program, &mut *cli::with_web(output, web)?, arguments.showing.schedule(), signals)
+    let mut output = arguments.details.served(output, web, arguments.unowned)?;
+    run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }
 
 #[cfg(test)]

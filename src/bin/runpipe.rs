@@ -76,7 +76,7 @@ fn start(settings: PipeSettings, showing: &cli::Showing) -> Result<()> {
     let signals = Signals::take()?;
     let mut output: Box<dyn Output> = match showing.json {
         true => Box::new(Json::new(Named::Pipe)),
-        false => Box::new(Text::new(Figures::Totals)),
+        false => Box::new(Text::new(Figures::Totals).of("pipe", "pipes").wide(showing.wide)),
     };
     program::pipe::run(settings, &mut *output, showing.schedule(), signals)
 }

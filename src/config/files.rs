@@ -136,7 +136,6 @@ impl FileShape {
     }
 }
 
-/// The number of each: `2 monitors, 1 pipe, 12 applications, 1 notification`.
 impl Configuration {
     /// The names of the applications.
     pub fn application_names(&self) -> Vec<String> {
@@ -144,6 +143,7 @@ impl Configuration {
     }
 }
 
+/// The number of each: `2 monitors, 1 pipe, 12 applications, 1 notification`.
 impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [

@@ -16,7 +16,11 @@ use crate::workload::names::Names;
 /// A property of a subject; `None` if it has none.
 pub fn property<'a>(by: GroupBy, subject: &'a Subject, names: &mut Names) -> Option<Cow<'a, [u8]>> {
     let Subject::Processes { uid, cgroup, .. } = subject else {
-        return (by == GroupBy::Command).then(|| subject.label());
+        return match by {
+            GroupBy::Command => Some(subject.label()),
+            GroupBy::User => subject.uid().map(|uid| names.user(uid).into_bytes().into()),
+            GroupBy::Program | GroupBy::Unit | GroupBy::Container => None,
+        };
     };
     let cgroup = cgroup.as_ref();
     match by {

@@ -70,6 +70,17 @@ impl GroupBy {
         }
     }
 
+    /// What a row is for, and several of them.
+    pub fn nouns(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Command => ("process", "processes"),
+            Self::Program => ("program", "programs"),
+            Self::User => ("user", "users"),
+            Self::Unit => ("unit", "units"),
+            Self::Container => ("container", "containers"),
+        }
+    }
+
     /// The group of the processes that have no such property.
     fn without(self) -> &'static [u8] {
         match self {
@@ -120,13 +131,11 @@ impl Grouping {
             (Some(application), _) => (application.name.as_bytes().into(), GroupKind::Application),
             (None, GroupBy::Command) => (subject.name().into(), GroupKind::CommandLine),
             (None, GroupBy::Program) => (key::program(&subject.name()).into(), GroupKind::Program),
-            (None, by) => match subject {
-                Subject::Processes { .. } => {
-                    let property = key::property(by, subject, names);
-                    (property.map_or(by.without().into(), |property| property.into()), GroupKind::Program)
-                }
+            (None, by) => match (key::property(by, subject, names), subject) {
+                (Some(property), _) => (property.into(), GroupKind::Program),
+                (None, Subject::Processes { .. }) => (by.without().into(), GroupKind::Program),
                 // A pipe, or what is not told apart.
-                _ => (subject.name().into(), GroupKind::CommandLine),
+                (None, _) => (subject.name().into(), GroupKind::CommandLine),
             },
         };
         Some((Subject::Named(name), kind))
@@ -346,6 +355,12 @@ impl<S: Source> Source for Aggregator<S> {
         let sources = self.members.iter_mut().flat_map(|member| member.source.notes());
         let ours = std::mem::take(&mut self.notes);
         sources.chain(ours).chain(patterns.filter_map(Pattern::limit_message_once)).collect()
+    }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        let mut notes = self.notes();
+        notes.extend(self.members.iter_mut().flat_map(|member| member.source.last_notes()));
+        notes
     }
 
     fn facts(&self) -> Facts {

@@ -202,3 +202,35 @@ fn ever_new_command_lines_do_not_fill_the_memory() {
         assert!(total.is_none_or(|total| readings[0].bytes_in == total));
     }
 }
+
+/// A source of one subject.
+struct One(Arc<Subject>);
+
+impl Source for One {
+    fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
+        Ok(vec![Reading { subject: Arc::clone(&self.0), bytes_in: 7, bytes_out: 0 }])
+    }
+
+    fn last_notes(&mut self) -> Vec<String> {
+        vec!["what was held back".to_owned()]
+    }
+}
+
+#[test]
+fn the_group_of_a_user_has_all_of_the_users_processes() {
+    let command_line = Box::from(&b"curl "[..]);
+    let uid = Some(1_234_567);
+    let one = Subject::Processes { command_line, uid, cgroup: None, executable: None, nameless: false };
+    let sources = [one, Subject::Others { user: uid }].map(|subject| One(Arc::new(subject)));
+    let grouping = Grouping { applications: Vec::new(), group_by: GroupBy::User };
+    let mut aggregator = Aggregator::new(grouping, sources.into());
+    let readings = aggregator.read(Instant::now()).unwrap();
+    let shown: Vec<_> = readings.iter().map(|reading| (reading.subject.label(), reading.bytes_in)).collect();
+    assert_eq!(shown, [(b"1234567"[..].into(), 14)]);
+}
+
+#[test]
+fn what_its_sources_held_back_is_told_at_the_end() {
+    let mut aggregator = Aggregator::new(Grouping::default(), vec![One(named("a"))]);
+    assert_eq!(aggregator.last_notes(), ["what was held back"]);
+}

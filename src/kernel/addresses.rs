@@ -1,8 +1,8 @@
 //! The addresses of the interfaces in a network namespace, through rtnetlink (rtnetlink(7)).
 //!
 //! A message has a struct ifaddrmsg of 8 bytes, of which the first is the address family, and attributes
-//! (include/uapi/linux/if_addr.h). getifaddrs(3) reads the same, but waits for a reply for ever, and whoever owns a namespace can
-//! keep the kernel's reply from coming.
+//! (include/uapi/linux/if_addr.h). getifaddrs(3) reads the same, but waits for a reply without a deadline, and the owner
+//! of a namespace can fill its receive buffer, so that the reply is lost.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

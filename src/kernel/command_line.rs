@@ -167,7 +167,7 @@ impl CommandLines {
     /// Reads the command lines of many processes at once, which costs less than one by one. `user` returns the user of a process.
     pub fn read_ahead(&mut self, mut pids: Vec<u32>, user: impl Fn(u32) -> Option<u32>) {
         if !self.slow_before.is_empty() {
-            // Whoever was slow before waits until the others have been read.
+            // The users whose processes were slow in the last tick come last.
             pids.sort_by_cached_key(|&pid| self.slow_before.contains_key(&user(pid)));
         }
         while !self.left.is_zero() {

@@ -49,8 +49,9 @@ pub struct Namespace {
 struct Entrance {
     /// Its file in nsfs: that of the oldest process or thread in it, or a mount.
     file: PathBuf,
-    /// Whether a process in our own user namespace is in it, or it is mounted: only someone with privileges over us can have
-    /// made it, and its addresses are what they seem.
+    /// Whether all processes in it are in our own user namespace, or it is mounted: only someone with privileges over us can
+    /// have made it, and its addresses are what they seem. One process of ours proves nothing: a program of root, such as this
+    /// one, may have a thread in a namespace of others for a moment.
     trusted: bool,
 }
 
@@ -229,7 +230,7 @@ impl Namespaces {
             }
             let Some(id) = inode(&link(root, pid)) else { continue };
             let is_ours = user_namespace(root, pid) == ours;
-            let trusted = is_ours || entrances.get(&id).is_some_and(|known| known.trusted);
+            let trusted = is_ours && entrances.get(&id).is_none_or(|known| known.trusted);
             // The last one that is found is the oldest.
             entrances.insert(id, Entrance { file: link(root, pid), trusted });
             for thread in processes.threads(pid).take(threads) {
@@ -238,7 +239,8 @@ impl Namespaces {
                 if let Some(its) = inode(&file)
                     && its != id
                 {
-                    entrances.entry(its).or_insert(Entrance { file, trusted: is_ours });
+                    let known = entrances.entry(its).or_insert(Entrance { file, trusted: is_ours });
+                    known.trusted &= is_ours;
                 }
             }
         }

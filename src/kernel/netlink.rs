@@ -121,7 +121,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the calling thread's network namespace, for one of the protocols in [`protocol`] or [`ROUTE`], and
+    /// Opens a socket in the calling thread's network namespace, for one of the protocols in [`protocol`] or `ROUTE`, and
     /// subscribes it to the multicast groups of the mask `groups`: bit 0 is group 1.
     ///
     /// # Errors

@@ -18,12 +18,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{Whence, lseek};
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
 use crate::workload::cgroup::{Cgroup, host_root};
@@ -32,8 +34,17 @@ use crate::workload::cgroup::{Cgroup, host_root};
 const LONGEST_FILE: u64 = 32 * 1024;
 /// The room for a file in most cases.
 const USUAL_LENGTH: usize = 2048;
-/// Reading when a process has started costs as much as reading this many descriptors.
+/// How long it takes to read a descriptor that the kernel has listed before: the unit of a budget. One that takes longer, since
+/// the kernel lists it anew, counts as several.
+const UNIT: Duration = Duration::from_nanos(1500);
+/// How many times as much it costs to read when a process has started, and to open a directory.
 const COST_OF_STAT: u32 = 4;
+const COST_OF_DIRECTORY: u32 = 4;
+/// After this many descriptors the clock is read.
+const AT_A_TIME: u32 = 64;
+/// Where descriptor 0 is in the directory of a process's descriptors: the position of the first after `.` and `..`
+/// (fs/proc/fd.c, proc_readfd_common).
+const FIRST_DESCRIPTOR: i64 = 2;
 /// The most threads of a process that are looked at one by one.
 const MOST_THREADS: usize = 64;
 
@@ -163,7 +174,13 @@ impl Processes {
     /// Calls `visit` with each socket that a thread of `pid` holds other than the main one, with the thread's id: threads may
     /// have descriptor tables of their own, and outlive the main thread. `budget` is counted in descriptors.
     pub fn each_socket_of_threads(&mut self, pid: u32, budget: &mut u32, mut visit: impl FnMut(u32, Handle)) {
-        for thread in self.threads(pid) {
+        let mut work = Work::begin(COST_OF_DIRECTORY, budget);
+        let threads: Vec<u32> = self.threads(pid).collect();
+        work.charge_time(budget);
+        for thread in threads {
+            if *budget == 0 {
+                return;
+            }
             self.each_socket(thread, budget, |handle| {
                 visit(thread, handle);
                 ControlFlow::Continue(())
@@ -177,16 +194,16 @@ impl Processes {
         self.each_socket_from(pid, 0, budget, visit);
     }
 
-    /// Like [`each_socket`](Self::each_socket), without the first `skipped` descriptors. Returns the number of the descriptor
-    /// at which it has ended.
+    /// Like [`each_socket`](Self::each_socket), for the descriptors from `first` on, in ascending order. Returns the number of
+    /// the descriptor at which the budget has ended.
     pub fn each_socket_from(
         &mut self,
         pid: u32,
-        skipped: usize,
+        first: u32,
         budget: &mut u32,
         mut visit: impl FnMut(Handle) -> ControlFlow<()>,
-    ) -> usize {
-        *budget = budget.saturating_sub(1);
+    ) -> u32 {
+        let mut work = Work::begin(COST_OF_DIRECTORY, budget);
         let path = self.descriptors(pid);
         let mut descriptors =
             match Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
@@ -199,21 +216,25 @@ impl Processes {
             };
         // A second descriptor for readlinkat(2), since iterating borrows the first.
         let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return 0 };
-        let mut read = skipped;
-        for entry in descriptors.iter().flatten().skip(skipped) {
+        if first > 0 {
+            // To list those before would cost as much as to read them.
+            let _ = lseek(&descriptors, FIRST_DESCRIPTOR + i64::from(first), Whence::SeekSet);
+        }
+        for entry in descriptors.iter().flatten() {
+            let fd = number(entry.file_name());
             if *budget == 0 {
-                break;
+                return fd.unwrap_or(first);
             }
-            *budget -= 1;
-            read += 1;
-            if let Some(fd) = number(entry.file_name())
+            work.charge(budget);
+            if let Some(fd) = fd
                 && let Some(inode) = socket_inode(&directory, entry.file_name())
                 && visit(Handle { inode, fd }).is_break()
             {
                 break;
             }
         }
-        read
+        work.charge_time(budget);
+        0
     }
 
     /// The effective user id of a process; `None` if there is none.
@@ -340,6 +361,36 @@ impl Processes {
 
     fn descriptors(&self, pid: u32) -> PathBuf {
         self.root.join(pid.to_string()).join("fd")
+    }
+}
+
+/// Work that is charged to a budget, by the piece, and by the time that it takes.
+struct Work {
+    begun: Instant,
+    charged: u32,
+}
+
+impl Work {
+    /// Begins, and charges the least that it costs.
+    fn begin(cost: u32, budget: &mut u32) -> Self {
+        *budget = budget.saturating_sub(cost);
+        Self { begun: Instant::now(), charged: cost }
+    }
+
+    /// Charges a descriptor.
+    fn charge(&mut self, budget: &mut u32) {
+        *budget = budget.saturating_sub(1);
+        self.charged += 1;
+        if self.charged.is_multiple_of(AT_A_TIME) {
+            self.charge_time(budget);
+        }
+    }
+
+    /// Charges the time since the beginning, as far as it is more than what was charged.
+    fn charge_time(&mut self, budget: &mut u32) {
+        let worth = u32::try_from(self.begun.elapsed().as_nanos() / UNIT.as_nanos()).unwrap_or(u32::MAX);
+        *budget = budget.saturating_sub(worth.saturating_sub(self.charged));
+        self.charged = self.charged.max(worth);
     }
 }
 

@@ -28,8 +28,8 @@ const LISTENING: u32 = 1 << 10;
 const CLOSED: [u8; 2] = [7, 9];
 /// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY, groups 1 and 3, as a mask.
 const TCP_DESTROY_GROUPS: u32 = 0b101;
-/// The most datagrams about destroyed sockets that are read at a time: whoever owns the namespace can make more of them come
-/// than are read.
+/// The most datagrams about destroyed sockets that are read at a time. The owner of the namespace can send them faster than
+/// they can be read.
 const DESTROYED_AT_A_TIME: usize = 100_000;
 
 /// A socket of the host.

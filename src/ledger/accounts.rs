@@ -19,6 +19,10 @@ const MEMORY: Duration = Duration::from_secs(60);
 const MOST_OF_USER: usize = 4096;
 const LONGEST_OF_USER: usize = 8 << 20;
 
+/// The same for all users together: root in a container can be each of four billion users.
+const MOST_OF_ALL: usize = 65_536;
+const LONGEST_OF_ALL: usize = 64 << 20;
+
 /// The most remote ends that the subjects of one user have together.
 const MOST_REMOTES_OF_USER: usize = 16_384;
 
@@ -72,10 +76,11 @@ pub(super) struct Accounts {
     accounts: HashMap<Arc<Subject>, Account>,
     keep: Keep,
     of_users: HashMap<Option<u32>, OfUser>,
+    of_all: OfUser,
     matching: MatchBudget,
 }
 
-/// What the subjects of one user take.
+/// What the subjects of one user take, or those of all.
 #[derive(Debug, Default)]
 struct OfUser {
     subjects: usize,
@@ -85,10 +90,27 @@ struct OfUser {
     remotes: usize,
 }
 
+impl OfUser {
+    fn has_room(&self, length: usize, most: usize, longest: usize) -> bool {
+        self.subjects < most && self.names + length < longest
+    }
+
+    fn add(&mut self, length: usize) {
+        self.subjects += 1;
+        self.names += length;
+    }
+
+    fn remove(&mut self, length: usize) {
+        self.subjects = self.subjects.saturating_sub(1);
+        self.names = self.names.saturating_sub(length);
+    }
+}
+
 impl Accounts {
     pub fn new(selections: Vec<Selection>, keep: Keep) -> Self {
         let matching = MatchBudget::new(MATCHING_PER_TICK);
-        Self { selections, accounts: HashMap::new(), keep, of_users: HashMap::new(), matching }
+        let (of_users, of_all) = (HashMap::new(), OfUser::default());
+        Self { selections, accounts: HashMap::new(), keep, of_users, of_all, matching }
     }
 
     /// Whether the bytes of each remote end are counted.
@@ -148,12 +170,20 @@ impl Accounts {
         let mut subject = Arc::clone(&process.subject);
         let mut user = None;
         if !self.accounts.contains_key(&subject) {
+            let length = subject.label().len();
             user = answerable(&subject);
-            let of_user = self.of_users.entry(user).or_default();
-            if of_user.subjects < MOST_OF_USER && of_user.names + subject.label().len() < LONGEST_OF_USER {
-                of_user.subjects += 1;
-                of_user.names += subject.label().len();
+            let is_known = self.of_users.contains_key(&user);
+            if self.of_all.has_room(length, MOST_OF_ALL, LONGEST_OF_ALL)
+                && self
+                    .of_users
+                    .get(&user)
+                    .is_none_or(|of_user| of_user.has_room(length, MOST_OF_USER, LONGEST_OF_USER))
+            {
+                self.of_users.entry(user).or_default().add(length);
+                self.of_all.add(length);
             } else {
+                // A user of whom there is nothing yet has no line of his own either.
+                user = user.filter(|_| is_known);
                 subject = Arc::new(Subject::Others { user });
             }
         }
@@ -211,8 +241,8 @@ impl Accounts {
             {
                 of_user.remotes = of_user.remotes.saturating_sub(account.remotes.len());
                 if !matches!(*subject, Subject::Others { .. }) {
-                    of_user.subjects = of_user.subjects.saturating_sub(1);
-                    of_user.names = of_user.names.saturating_sub(subject.label().len());
+                    of_user.remove(subject.label().len());
+                    self.of_all.remove(subject.label().len());
                 }
             }
         }
@@ -324,7 +354,23 @@ mod tests {
         assert_eq!(readings["title 5001"], 1);
         // As they are forgotten, there is room again.
         accounts.forget(now + MEMORY + Duration::from_secs(1), |_, _| false);
-        assert_eq!((accounts.readings().len(), accounts.of_users.len()), (0, 0));
+        assert_eq!((accounts.readings().len(), accounts.of_users.len(), accounts.of_all.subjects), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_container_whose_root_is_ever_new_users_has_a_bounded_number_of_subjects() {
+        let mut accounts = Accounts::new(vec![Selection::default()], Keep::default());
+        for user in 0..70_000 {
+            let (command_line, cgroup) = (b"program ".to_vec(), Cgroup::parse(b"0::/docker/web", b""));
+            let (uid, executable) = (Some(user), None);
+            let process = Process { pid: user, start_time: 1, command_line, nameless: false, uid, cgroup, executable };
+            accounts.credit(&process.into(), (1, 0), None, false, Instant::now());
+        }
+        accounts.match_waiting();
+        let readings = accounts.readings();
+        assert_eq!(readings.len(), MOST_OF_ALL + 1);
+        let others = readings.iter().find(|reading| *reading.subject == Subject::Others { user: None });
+        assert_eq!(others.map(|others| others.bytes_in), Some(70_000 - MOST_OF_ALL as u64));
     }
 
     #[test]
@@ -339,6 +385,16 @@ mod tests {
         assert_eq!(accounts.readings().iter().map(|reading| reading.bytes_in).sum::<u64>(), 1 + 2);
         accounts.forget(start + 2 * minute, |_, _| false);
         assert_eq!(accounts.readings(), []);
+    }
+
+    #[test]
+    fn the_totals_of_what_has_ended_stay_if_they_are_to_be_kept() {
+        let now = Instant::now();
+        let mut accounts = Accounts::new(vec![Selection::default()], Keep { ended: true, ..Keep::default() });
+        accounts.credit(&process(1, "curl ", "/"), (4, 0), None, false, now);
+        accounts.match_waiting();
+        accounts.forget(now + 2 * MEMORY, |_, _| false);
+        assert_eq!(accounts.readings().iter().map(|reading| reading.bytes_in).sum::<u64>(), 4);
     }
 
     #[test]

@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::entry::{EndOwner, FlowKey, Side, SocketState};
+use super::entry::{EndOwner, FlowEntry, FlowKey, Side, SocketState};
 use super::{Answer, Ledger, Movement, PendingQuery, ProcessLookup, Query, Reason, add_unowned};
 use crate::attribution::Identity;
 use crate::kernel::bpf::packet_counters::ClosedSocket;
-use crate::kernel::flow::Tuple;
+use crate::kernel::flow::{Protocol, Tuple};
 use crate::kernel::process::{Handle, Unreadable};
 
 /// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
@@ -21,12 +21,21 @@ const LOOKED_UP_PER_TICK: usize = 10_000;
 /// The most sockets with traffic for which one tick checks whether their process still holds them: 2 µs each.
 const CHECKED_PER_TICK: usize = 128;
 
-/// How many ticks a closed socket is kept: its last bytes may come in the next tick.
+/// How many ticks a closed TCP socket is kept: the kernel still sends for it what is not acknowledged.
 const CLOSED_KEPT: u32 = 5;
+/// The same for other sockets, whose last bytes come in the next tick at the latest.
+const CLOSED_KEPT_WITHOUT_CONNECTION: u32 = 2;
 /// How many ticks more, if the other side has not closed: 60 s in FIN_WAIT2 (tcp_fin_timeout in tcp(7)), and 60 s in TIME_WAIT.
 const LINGERING_KEPT: u32 = 120;
 /// The most sockets that are kept for so long, the latest ones: some 6 MB.
 const MOST_LINGERING: usize = 32_768;
+/// From this number on, more sockets may have been closed in a tick than the kernel's programs have recorded.
+const MANY_CLOSED: usize = 60_000;
+/// A process with more sockets than this may have made them to fill our memory.
+const MANY_SOCKETS: u32 = 1000;
+/// The most processes that one tick looks at to forget their sockets, 20 µs each.
+const LOOKED_AT_PER_TICK: usize = 1000;
+
 /// Sockets whose process is looked at per tick, if they are silent.
 const SWEPT_PER_TICK: usize = 64;
 /// The number of ticks after which a socket counts as silent.
@@ -113,7 +122,8 @@ impl<'l> AttributingTick<'l> {
         let most = if tick == 1 { usize::MAX } else { LOOKED_UP_PER_TICK };
         let mut due = Vec::new();
         let mut looked_up = 0;
-        let mut later = Vec::new();
+        // Those that this tick does not get to come before those that it looks up in vain, which would keep them out for ever.
+        let (mut later, mut again) = (Vec::new(), Vec::new());
         for pending in ledger.pending.extract_if(.., |pending| pending.due <= tick) {
             let Some((index, key, entry)) = ledger.flows.get_full(&pending.key) else { continue };
             let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
@@ -131,12 +141,13 @@ impl<'l> AttributingTick<'l> {
             let before = due.len();
             due.extend(unclear.map(|side| EndRef { flow: index as u32, side }));
             if postponed {
-                later.push(PendingQuery { due: tick + 1, ..pending });
+                again.push(PendingQuery { due: tick + 1, ..pending });
             } else if due.len() > before && pending.tries < TRIES {
-                later.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
+                again.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
             }
         }
         ledger.pending.append(&mut later);
+        ledger.pending.append(&mut again);
         let mut checked = 0;
         for &(flow, _) in &ledger.moved {
             let entry = &ledger.flows[flow as usize];
@@ -177,9 +188,10 @@ impl<'l> AttributingTick<'l> {
 
     /// The pids of the known owners of these ends: most likely they still hold the sockets.
     pub fn likely_owners(&self, ends: &[EndRef]) -> Vec<u32> {
-        let owner = |end: &EndRef| match self.ledger.flows[end.flow as usize].owner(end.side) {
-            EndOwner::Owned { process, .. } => self.ledger.processes.get(process).map(|process| process.identity.pid),
-            _ => None,
+        let owner = |end: &EndRef| {
+            let process = self.ledger.flows[end.flow as usize].owner(end.side).process()?;
+            let process = self.ledger.processes.get(process)?;
+            (!process.is_gone()).then_some(process.identity.pid)
         };
         let mut pids: Vec<u32> = ends.iter().filter_map(owner).collect();
         pids.sort_unstable();
@@ -254,6 +266,9 @@ impl<'l> AttributingTick<'l> {
                 true
             });
         }
+        if ledger.closers_lost {
+            ledger.forget_silent(processes);
+        }
         ledger.sweep(processes);
         ledger.forget_closed();
         for process in ledger.processes.with_open_flows() {
@@ -282,8 +297,9 @@ impl Ledger {
             Answer::Closed { inherited: false, .. } if matches!(entry.owner(end.side), EndOwner::Owned { .. }) => {
                 EndOwner::Unowned(Reason::Gone)
             }
-            // A process that was sent the socket of another user, and only closed it, has not moved its bytes.
-            Answer::Closed { pid, .. }
+            // A process that was sent the socket of another user, or inherited it as a set-user-id program, has not moved its
+            // bytes.
+            Answer::Held { pid, .. } | Answer::Closed { pid, .. }
                 if let Some(before) = entry.owner(end.side).process()
                     && !self.processes.may_have_started(before, identify(pid).ok().flatten()) =>
             {
@@ -337,6 +353,7 @@ impl Ledger {
 
     /// Enters the processes that closed sockets in this tick.
     fn enter_closers(&mut self, processes: &mut dyn ProcessLookup) {
+        self.closers_lost = self.closed.len() >= MANY_CLOSED;
         for ClosedSocket { cookie, pid, lingers } in std::mem::take(&mut self.closed) {
             for loopback in [false, true] {
                 let key = FlowKey::Socket { cookie, loopback };
@@ -345,7 +362,7 @@ impl Ledger {
                 if lingers {
                     self.lingering.push_back((self.tick + LINGERING_KEPT, key));
                 } else {
-                    self.closing.push_back((self.tick + CLOSED_KEPT, key));
+                    self.closing.entry(self.tick + kept(entry)).or_default().push(key);
                 }
                 // A child that closes its copy last has not moved what its parent's socket moved.
                 let keeps = entry.is_made() && entry.is_owned();
@@ -355,6 +372,34 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Forgets the sockets that may have been closed without record: those that were silent for some ticks, of processes that
+    /// have many or have ended. One that is still open comes back when it moves something, and its owner is looked up.
+    fn forget_silent(&mut self, processes: &mut dyn ProcessLookup) {
+        let (tick, registry, unowned) = (self.tick, &mut self.processes, &mut self.unowned);
+        let mut forgotten = 0;
+        let mut looked_at = HashMap::new();
+        self.flows.retain(|key, entry| {
+            if !key.is_socket() || !entry.open || tick - entry.seen < CLOSED_KEPT {
+                return true;
+            }
+            if let Some(owner) = entry.owner(Side::Original).process() {
+                let left = looked_at.len() < LOOKED_AT_PER_TICK;
+                let may_go = looked_at.entry(owner).or_insert_with(|| {
+                    registry.get(owner).is_none_or(|process| process.sockets() > MANY_SOCKETS)
+                        || (left && registry.is_gone(owner, tick, processes))
+                });
+                if !*may_go {
+                    return true;
+                }
+                registry.remove_socket(owner);
+            }
+            add_unowned(unowned, entry);
+            forgotten += 1;
+            false
+        });
+        self.sockets -= forgotten;
     }
 
     /// Looks at some sockets that were silent for long: if nobody holds them any more, their end was missed.
@@ -371,7 +416,7 @@ impl Ledger {
             };
             if gone {
                 entry.open = false;
-                self.closing.push_back((self.tick, key));
+                self.closing.entry(self.tick).or_default().push(key);
             }
         }
     }
@@ -382,15 +427,14 @@ impl Ledger {
             && (due <= self.tick || self.lingering.len() > MOST_LINGERING)
         {
             self.lingering.pop_front();
-            self.closing.push_back((self.tick + CLOSED_KEPT, key));
+            self.closing.entry(self.tick + CLOSED_KEPT).or_default().push(key);
         }
-        while let Some(&(due, key)) = self.closing.front()
-            && due <= self.tick
-        {
-            self.closing.pop_front();
+        let later = self.closing.split_off(&(self.tick + 1));
+        for key in std::mem::replace(&mut self.closing, later).into_values().flatten() {
             let Some(entry) = self.flows.get(&key) else { continue };
-            if self.tick - entry.seen < CLOSED_KEPT {
-                self.closing.push_back((self.tick + CLOSED_KEPT, key));
+            let kept = kept(entry);
+            if self.tick - entry.seen < kept {
+                self.closing.entry(self.tick + kept).or_default().push(key);
                 continue;
             }
             add_unowned(&mut self.unowned, entry);
@@ -400,5 +444,13 @@ impl Ledger {
             self.flows.swap_remove(&key);
             self.sockets -= 1;
         }
+    }
+}
+
+/// How many ticks a closed socket is kept after its last bytes.
+fn kept(entry: &FlowEntry) -> u32 {
+    match entry.socket() {
+        Some((Some(tuple), _)) if tuple.protocol != Protocol::Tcp => CLOSED_KEPT_WITHOUT_CONNECTION,
+        _ => CLOSED_KEPT,
     }
 }

@@ -91,8 +91,10 @@ pub struct Ledger {
     closed: Vec<ClosedSocket>,
     /// The closed sockets whose connections may go on, with the tick at which they count as over.
     lingering: VecDeque<(u32, FlowKey)>,
-    /// The sockets that are closed, with the tick at which they are forgotten.
-    closing: VecDeque<(u32, FlowKey)>,
+    /// Whether more were closed in this tick than could be recorded.
+    closers_lost: bool,
+    /// The sockets that are closed, by the tick at which they are forgotten.
+    closing: BTreeMap<u32, Vec<FlowKey>>,
     /// The index at which the search for forgotten sockets goes on.
     swept: usize,
     pending: Vec<PendingQuery>,
@@ -151,7 +153,8 @@ impl Ledger {
             sockets: 0,
             closed: Vec::new(),
             lingering: VecDeque::new(),
-            closing: VecDeque::new(),
+            closers_lost: false,
+            closing: BTreeMap::new(),
             swept: 0,
             pending: Vec::new(),
             processes: Registry::default(),

@@ -23,6 +23,18 @@ pub(super) struct OwningProcess {
     sockets: u32,
 }
 
+impl OwningProcess {
+    /// Whether it has ended, as far as is known.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// The number of sockets that refer to it.
+    pub fn sockets(&self) -> u32 {
+        self.sockets
+    }
+}
+
 /// Which flows refer to a process. Each tick marks all processes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
@@ -130,7 +142,7 @@ impl Registry {
         match identify(process.identity.pid) {
             // It may have ended or not: the next tick finds out.
             Err(Unreadable) => {}
-            Ok(Some(identity)) if identity.start_time == process.identity.start_time => {
+            Ok(Some(identity)) if identity.is_same_process(&process.identity) => {
                 process.alive = tick;
                 process.identity = identity.or_earlier(Some(&process.identity));
             }

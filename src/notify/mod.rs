@@ -68,7 +68,7 @@ struct NumberedRule {
 /// An application, with the rules whose filters match its name.
 #[derive(Debug)]
 struct WatchedApplication {
-    /// In file order, by and by.
+    /// In file order. Those that are still to be matched are in `unmatched`.
     rules: Vec<AppliedRule>,
     /// The rules with which its name still has to be compared, the next one last; with what an earlier version of the rule
     /// knew.

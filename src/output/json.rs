@@ -5,18 +5,20 @@
 //! {"timestamp":"2026-11-25T22:31:00.004Z","host":"atlas","kind":"tick","source":"packets","records":1, …}
 //! ```
 //! docs/json.md describes the fields, docs/json.schema.json is their schema. Numbers are integers, the unit is in their names, and
-//! what is not known is null. Nothing is cut. A reader ignores kinds and fields that it does not know.
+//! what is not known is null. Nothing is cut, and text is always a string: where it is not UTF-8, a second field has its bytes. A
+//! reader ignores kinds and fields that it does not know.
 
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
 use super::text::messages;
-use super::{Announcement, Frame, Notification, Output};
+use super::{Announcement, Frame, Notification, Output, host};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
@@ -83,11 +85,10 @@ impl Output for Json {
         }
         self.terminal.append(&text, notes)
     }
-}
 
-/// The name of this host.
-pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    fn is_written(&self) -> bool {
+        self.terminal.is_written()
+    }
 }
 
 /// Makes the records of a frame.
@@ -105,11 +106,11 @@ impl<'a> Records<'a> {
     /// The lines of a frame: its rows, the bytes without an owner, its notifications and messages, and the `tick`.
     pub fn of_frame(&mut self, frame: &Frame) -> Vec<u8> {
         let timestamp = timestamp(frame.at.wall_clock);
-        let boot = boot(frame.at.wall_clock);
+        let boot = boot();
         let mut text = Vec::with_capacity(1024 * (frame.rows.len() + 1));
         let mut sums = Bytes::default();
         let mut records = 0;
-        for row in frame.rows.iter().chain(frame.shown_unowned()) {
+        for row in frame.rows.iter().chain(&frame.unowned) {
             let bytes = Bytes::of(row, frame.interval);
             if bytes == Bytes::default() {
                 continue;
@@ -162,11 +163,14 @@ impl<'a> Records<'a> {
                 self.process(command_line, *uid, cgroup.as_ref(), executable.as_deref(), *nameless),
             )),
             Subject::Others { user } => Who::Others { uid: *user, user: user.map(|uid| self.names.user(uid)) },
-            Subject::Named(name) => match self.named {
-                Named::Application => Who::Application { application: Text::of(name) },
-                Named::Pipe => Who::Pipe { pipe: Text::of(name) },
-                Named::Group(group_by) => Who::Group { group_by, group: Text::of(name) },
-            },
+            Subject::Named(name) => {
+                let (name, hex) = text(name);
+                match self.named {
+                    Named::Application => Who::Application { application: name, application_hex: hex },
+                    Named::Pipe => Who::Pipe { pipe: name, pipe_hex: hex },
+                    Named::Group(group_by) => Who::Group { group_by, group: name, group_hex: hex },
+                }
+            }
             Subject::Unowned(reason) => Who::Unowned { reason: reason.text() },
         };
         let detail = row.detail.as_ref().map(|detail| DetailRecord::of(detail, interval, boot));
@@ -186,22 +190,30 @@ impl<'a> Records<'a> {
         let container = workload.as_ref().and_then(|workload| workload.container.as_ref()).map(|container| {
             let name = cgroup.and_then(|cgroup| self.names.container_name(cgroup));
             let pod = name.and_then(|name| name.pod.as_ref());
+            let (id, id_hex) = text(&container.id);
             ContainerRecord {
                 runtime: container.runtime.name(),
-                id: Text::of(&container.id),
+                id,
+                id_hex,
                 name: name.and_then(|name| name.name.clone()),
                 pod: pod.map(|pod| pod.name.clone()),
                 pod_namespace: pod.map(|pod| pod.namespace.clone()),
                 pod_uid: of_workload(|workload| workload.pod_uid.as_deref().map(str::to_owned)),
             }
         });
+        let (command_line, command_line_hex) = text(command_line);
+        let (executable, executable_hex) = optional_text(executable);
+        let (cgroup_path, cgroup_hex) = optional_text(cgroup.map(Cgroup::path));
         ProcessRecord {
-            command_line: Text::of(command_line),
+            command_line,
+            command_line_hex,
             has_command_line: !nameless,
-            executable: executable.map(Text::of),
+            executable,
+            executable_hex,
             uid,
             user: uid.map(|uid| self.names.user(uid)),
-            cgroup: cgroup.map(|cgroup| Text::of(cgroup.path())),
+            cgroup: cgroup_path,
+            cgroup_hex,
             unit: of_workload(|workload| workload.unit.map(str::to_owned)),
             user_unit: of_workload(|workload| workload.user_unit.map(str::to_owned)),
             slice: of_workload(|workload| Some(workload.slice.to_owned())),
@@ -244,24 +256,19 @@ fn rate(moved: u64, interval: Option<Duration>) -> u64 {
     interval.map_or(0, |interval| per_second(moved, interval).round() as u64)
 }
 
-/// Text that need not be UTF-8: then the string has U+FFFD in place of what is none, and `hex` has all bytes.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Text {
-    Utf8(String),
-    Bytes { text: String, hex: String },
-}
-
-impl Text {
-    fn of(bytes: &[u8]) -> Self {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Self::Utf8(text.to_owned()),
-            Err(_) => Self::Bytes {
-                text: String::from_utf8_lossy(bytes).into_owned(),
-                hex: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-            },
+/// Text that need not be UTF-8, with U+FFFD in place of what is none; then also all its bytes in hexadecimal digits.
+fn text(bytes: &[u8]) -> (String, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (text.to_owned(), None),
+        Err(_) => {
+            let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            (String::from_utf8_lossy(bytes).into_owned(), Some(hex))
         }
     }
+}
+
+fn optional_text(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
+    bytes.map(text).map_or((None, None), |(text, hex)| (Some(text), hex))
 }
 
 /// A row.
@@ -288,14 +295,20 @@ enum Who {
         user: Option<String>,
     },
     Application {
-        application: Text,
+        application: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        application_hex: Option<String>,
     },
     Pipe {
-        pipe: Text,
+        pipe: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pipe_hex: Option<String>,
     },
     Group {
         group_by: &'static str,
-        group: Text,
+        group: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        group_hex: Option<String>,
     },
     Unowned {
         reason: &'static str,
@@ -304,13 +317,19 @@ enum Who {
 
 #[derive(Debug, Serialize)]
 struct ProcessRecord {
-    command_line: Text,
+    command_line: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_line_hex: Option<String>,
     /// False for a kernel thread and the like: then the command line is the name of the program in brackets.
     has_command_line: bool,
-    executable: Option<Text>,
+    executable: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executable_hex: Option<String>,
     uid: Option<u32>,
     user: Option<String>,
-    cgroup: Option<Text>,
+    cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup_hex: Option<String>,
     unit: Option<String>,
     user_unit: Option<String>,
     slice: Option<String>,
@@ -350,7 +369,9 @@ impl DetailRecord {
 #[derive(Debug, Serialize)]
 struct ContainerRecord {
     runtime: &'static str,
-    id: Text,
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id_hex: Option<String>,
     name: Option<String>,
     pod: Option<String>,
     pod_namespace: Option<String>,
@@ -418,7 +439,9 @@ struct NotificationRecord<'a> {
     host: &'a str,
     kind: &'static str,
     event: &'static str,
-    application: Text,
+    application: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_hex: Option<String>,
     direction: String,
     threshold_bytes_per_second: i64,
     value_bytes_per_second: u64,
@@ -427,12 +450,14 @@ struct NotificationRecord<'a> {
 
 impl<'a> NotificationRecord<'a> {
     fn of(notification: &'a Notification, timestamp: &'a str, host: &'a str) -> Self {
+        let (application, application_hex) = text(&notification.application.name());
         Self {
             timestamp,
             host,
             kind: "notification",
             event: if notification.recovered { "recovered" } else { "exceeded" },
-            application: Text::of(&notification.application.name()),
+            application,
+            application_hex,
             direction: notification.direction.to_string(),
             threshold_bytes_per_second: notification.threshold_kb_per_s.saturating_mul(BYTES_PER_KB as i64),
             value_bytes_per_second: (notification.value_kb_per_s * BYTES_PER_KB as f64).round() as u64,
@@ -441,11 +466,12 @@ impl<'a> NotificationRecord<'a> {
     }
 }
 
-/// When the host booted, as far as the clock can tell.
-fn boot(now: SystemTime) -> SystemTime {
-    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
-    Duration::try_from_secs_f64(seconds).ok().and_then(|uptime| now.checked_sub(uptime)).unwrap_or(now)
+/// When the host booted, by today's clock, to the hundredth of a second: the same at each call, unless somebody sets the clock.
+fn boot() -> SystemTime {
+    let since = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    // A process started by the clock that goes on while the host sleeps (proc_pid_stat(5)).
+    let boot = since(ClockId::CLOCK_REALTIME).saturating_sub(since(ClockId::CLOCK_BOOTTIME));
+    SystemTime::UNIX_EPOCH + Duration::from_millis((boot.as_millis() as u64 + 5) / 10 * 10)
 }
 
 /// RFC 3339 in UTC, with milliseconds; for a clock beyond the year 9999, the beginning of 1970.

@@ -11,10 +11,15 @@
 //! Where to read on: [`text`] makes the lines; `terminal` is how they reach a terminal or a pipe, and `writer` the threads
 //! that write them.
 
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
 pub mod json;
-pub mod several;
+mod plain;
 mod terminal;
 pub mod text;
+pub mod top;
+mod tty;
 mod writer;
 
 use std::fmt;
@@ -43,7 +48,7 @@ impl Moment {
 }
 
 /// The result of one tick.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Frame {
     /// When the tick was.
     pub at: Moment,
@@ -51,10 +56,8 @@ pub struct Frame {
     pub interval: Option<Duration>,
     /// The bytes of each subject, in no particular order.
     pub rows: Vec<Row>,
-    /// The bytes without an owner, one row per reason; empty unless an output shows them.
+    /// The bytes without an owner, one row per reason; empty unless the program shows them.
     pub unowned: Vec<Row>,
-    /// Whether only outputs that show all there is are to show `unowned`.
-    pub hides_unowned: bool,
     /// The applications that exceed a threshold, and those that no longer do.
     pub notifications: Vec<Notification>,
     /// Messages for the user, one line each, that were not in an earlier frame.
@@ -73,7 +76,6 @@ impl Frame {
             interval: None,
             rows: Vec::new(),
             unowned: Vec::new(),
-            hides_unowned: false,
             notifications: Vec::new(),
             notes: Vec::new(),
             facts: Facts::default(),
@@ -81,9 +83,15 @@ impl Frame {
         }
     }
 
-    /// The bytes without an owner, unless they are hidden.
-    pub fn shown_unowned(&self) -> &[Row] {
-        if self.hides_unowned { &[] } else { &self.unowned }
+    /// The same without the bytes of subjects.
+    pub fn without_figures(&self) -> Self {
+        Self {
+            notifications: self.notifications.clone(),
+            notes: self.notes.clone(),
+            facts: self.facts,
+            took: self.took,
+            ..Self::at(self.at)
+        }
     }
 }
 
@@ -135,6 +143,11 @@ pub enum Announcement {
     Note(String),
 }
 
+/// The name of this host.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// Writes the error that ends a program to stderr, unless nobody reads it.
 pub fn write_error(line: String) {
     terminal::write_error(line);
@@ -161,4 +174,15 @@ pub trait Output {
     /// # Errors
     /// As for [`show`](Output::show).
     fn announce(&mut self, announcements: &[Announcement]) -> io::Result<()>;
+
+    /// Whether everything is written, or never will be.
+    fn is_written(&self) -> bool {
+        true
+    }
+
+    /// Gives the terminal back, since the program is about to stand still (SIGTSTP).
+    fn suspend(&mut self) {}
+
+    /// The program goes on, or the terminal has another size (SIGWINCH).
+    fn refresh(&mut self) {}
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::tty::{self, Silenced, Size};
 use super::writer::{Loss, Stream, Writer};
 
 /// The most messages that stay below the figures on a terminal: enough for the warnings at the start and recent events.
@@ -23,10 +24,12 @@ const ERROR_TIME: Duration = Duration::from_secs(60);
 /// stdout and stderr of this process.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    /// The sequence that clears the terminal before each table; `None` if stdout is not a terminal.
-    clear: Option<&'static str>,
-    /// Whether clearing also erases the messages, so that they have to be written again below each table.
-    notes_erased: bool,
+    kind: Kind,
+    /// Whether the messages are on the screen of the figures, so that they have to be shown again below each view.
+    notes_on_screen: bool,
+    /// Whether the cursor is at the end of a view.
+    in_view: bool,
+    mode: Silenced,
     kept: VecDeque<String>,
     figures: Arc<Writer>,
     messages: Arc<Writer>,
@@ -34,18 +37,34 @@ pub(super) struct Terminal {
     dropped: Option<u64>,
 }
 
+/// What stdout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A terminal on which a view is drawn over the last one.
+    Screen,
+    /// A terminal that can only append.
+    Dumb,
+    /// A pipe or a file.
+    Pipe,
+}
+
 impl Terminal {
     pub fn of_this_process() -> Self {
-        let terminal = io::stdout().is_terminal();
-        let notes_erased = terminal && io::stderr().is_terminal();
-        let term = std::env::var("TERM").unwrap_or_default();
+        let kind = match io::stdout().is_terminal() {
+            false => Kind::Pipe,
+            true if tty::is_dumb(&std::env::var("TERM").unwrap_or_default()) => Kind::Dumb,
+            true => Kind::Screen,
+        };
+        let one_terminal = kind != Kind::Pipe && io::stderr().is_terminal();
         let figures = Arc::new(Writer::new());
         // On one terminal the messages come below the figures, so one thread writes both. Otherwise neither stream waits
         // for the other's reader.
-        let messages = if notes_erased { Arc::clone(&figures) } else { Arc::new(Writer::new()) };
+        let messages = if one_terminal { Arc::clone(&figures) } else { Arc::new(Writer::new()) };
         Self {
-            clear: terminal.then(|| clear_sequence(&term)),
-            notes_erased,
+            kind,
+            notes_on_screen: one_terminal,
+            in_view: false,
+            mode: Silenced::default(),
             kept: VecDeque::new(),
             figures,
             messages,
@@ -53,15 +72,36 @@ impl Terminal {
         }
     }
 
-    /// Replaces the screen: writes the clear sequence and the table in one write, so that nothing flickers, then the
-    /// messages.
-    pub fn replace(&mut self, table: &[u8], mut notes: Vec<String>) -> io::Result<()> {
-        let mut text = Vec::from(self.clear.unwrap_or_default());
-        text.extend_from_slice(table);
-        self.figures.table(text, self.clear.is_some());
+    /// Whether it shows views, one over the other.
+    pub fn is_screen(&self) -> bool {
+        self.kind == Kind::Screen
+    }
+
+    /// Replaces the screen by the view that `draw` makes of the messages for it, the newest last, and of its size.
+    pub fn redraw(&mut self, draw: impl FnOnce(&[&str], Size) -> Vec<u8>, notes: Vec<String>) -> io::Result<()> {
+        self.mode.silence();
+        let below = if self.notes_on_screen {
+            self.kept.extend(notes);
+            self.kept.drain(..self.kept.len().saturating_sub(NOTES_KEPT));
+            self.kept.iter().map(String::as_str).collect()
+        } else {
+            self.write_notes(notes, false);
+            Vec::new()
+        };
+        self.figures.table(draw(&below, tty::size()), true);
+        self.in_view = true;
+        gone(self.figures.loss())
+    }
+
+    /// Writes a table, after those before it, and the messages.
+    pub fn table(&mut self, mut table: Vec<u8>, mut notes: Vec<String>) -> io::Result<()> {
+        if self.kind == Kind::Dumb {
+            table.insert(0, b'\n');
+        }
+        self.figures.table(table, self.kind == Kind::Dumb);
         let loss = self.figures.loss();
         notes.extend(self.note_about(loss));
-        self.write_notes(notes, self.notes_erased);
+        self.write_notes(notes, self.notes_on_screen);
         gone(loss)
     }
 
@@ -74,17 +114,39 @@ impl Terminal {
         gone(loss)
     }
 
+    /// Gives the terminal back while the program stands still.
+    pub fn suspend(&mut self) {
+        self.leave_view();
+        self.figures.finish(Instant::now(), LAST_PATIENCE, LAST_TIME);
+        self.mode.restore();
+    }
+
+    /// Moves the cursor below the view.
+    fn leave_view(&mut self) {
+        if std::mem::take(&mut self.in_view) {
+            self.figures.lines(Stream::Stdout, b"\n".to_vec());
+        }
+    }
+
     /// Writes below the present contents of the screen.
     pub fn append(&mut self, lines: &[u8], notes: Vec<String>) -> io::Result<()> {
+        if !lines.is_empty() || (self.notes_on_screen && !notes.is_empty()) {
+            self.leave_view();
+        }
         self.figures.lines(Stream::Stdout, lines.to_vec());
         self.write_notes(notes, false);
         Ok(())
     }
 
+    /// Whether all figures are written, or never will be.
+    pub fn is_written(&self) -> bool {
+        self.figures.is_idle()
+    }
+
     /// The message that tables are dropped, or that they no longer are.
     fn note_about(&mut self, Loss { tables, error, is_idle }: Loss) -> Option<String> {
         // On a terminal only the latest table matters, and the user sees that it stands still.
-        if self.clear.is_some() || error == Some(Errno::EPIPE) {
+        if self.kind != Kind::Pipe || error == Some(Errno::EPIPE) {
             return None;
         }
         match &mut self.dropped {
@@ -121,6 +183,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
+        self.leave_view();
         let start = Instant::now();
         self.figures.finish(start, LAST_PATIENCE, LAST_TIME);
         self.messages.finish(start, LAST_PATIENCE, LAST_TIME);
@@ -137,31 +200,4 @@ pub(super) fn write_error(line: String) {
     let writer = Writer::new();
     writer.lines(Stream::Stderr, (line + "\n").into_bytes());
     writer.finish(Instant::now(), ERROR_PATIENCE, ERROR_TIME);
-}
-
-/// The sequence that clears a terminal of type `term`, as in terminfo(5); a newline for a terminal that has none.
-fn clear_sequence(term: &str) -> &'static str {
-    const TO_THE_END: [&str; 6] = ["linux", "screen", "tmux", "ansi", "vt", "cygwin"];
-    match term {
-        "" | "dumb" | "unknown" => "\n",
-        _ if TO_THE_END.iter().any(|known| term.starts_with(known)) => "\x1b[H\x1b[J",
-        _ => "\x1b[H\x1b[2J",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::clear_sequence;
-
-    #[test]
-    fn the_clear_sequence_is_that_of_terminfo() {
-        let vectors = include_str!("../../tests/vectors/terminfo.json");
-        let vectors: serde_json::Value = serde_json::from_str(vectors).unwrap();
-        for (term, clear) in vectors["clear"].as_object().unwrap() {
-            // The original printed the padding of a vt100 as text, and exited on a terminal without a clear sequence.
-            let expected = clear.as_str().unwrap_or("\n").trim_end_matches("$<50>");
-            assert_eq!(clear_sequence(term), expected, "TERM={term}");
-        }
-        assert_eq!(clear_sequence(""), "\n");
-    }
 }

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use super::plain::{Content, View};
 use super::terminal::Terminal;
 use super::{Announcement, Frame, Notification, Output};
 use crate::printable::printable;
@@ -24,7 +25,7 @@ use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 const APPLICATION_FLOOR: f64 = BYTES_PER_KB as f64;
 /// After this many frames without a line, the user learns that there is nothing to show yet.
 const IDLE_FRAMES: u32 = 5;
-/// The most characters of a name in a line of figures, and in a message.
+/// The most columns of a name in a line of figures, and in a message.
 const NAME_WIDTH: usize = 60;
 const NAME_WIDTH_IN_MESSAGE: usize = 50;
 
@@ -42,8 +43,10 @@ pub enum Figures {
 /// Shows frames as lines.
 #[derive(Debug)]
 pub struct Text {
-    figures: Figures,
+    content: Content,
     terminal: Terminal,
+    /// What a terminal shows instead of the bare lines.
+    view: Option<View>,
     /// What to say if there is nothing to show; `None` once that was said, or there was something.
     idle_note: Option<&'static str>,
     frames: u32,
@@ -52,7 +55,26 @@ pub struct Text {
 impl Text {
     /// Writes to stdout and stderr of this process.
     pub fn new(figures: Figures) -> Self {
-        Self { figures, terminal: Terminal::of_this_process(), idle_note: None, frames: 0 }
+        let content = Content { figures, of: ("process", "processes"), wide: false, nothing: "Nothing has moved yet." };
+        Self { content, terminal: Terminal::of_this_process(), view: None, idle_note: None, frames: 0 }
+    }
+
+    /// Says on a terminal what a line is for, and several of them: `("user", "users")`.
+    pub fn of(mut self, one: &'static str, several: &'static str) -> Self {
+        self.content.of = (one, several);
+        self
+    }
+
+    /// Cuts no names.
+    pub fn wide(mut self, wide: bool) -> Self {
+        self.content.wide = wide;
+        self
+    }
+
+    /// Says this on a terminal while there is nothing to show.
+    pub fn with_nothing(mut self, nothing: &'static str) -> Self {
+        self.content.nothing = nothing;
+        self
     }
 
     /// Also writes this message if there is nothing to show for some seconds from the start on.
@@ -63,15 +85,20 @@ impl Text {
 
 impl Output for Text {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
-        let table = table(self.figures, frame);
         let mut messages = messages(frame);
+        if self.terminal.is_screen() {
+            let view = self.view.get_or_insert_with(|| View::new(self.content));
+            return self.terminal.redraw(|notes, size| view.draw(frame, notes, size), messages);
+        }
+        let name_width = if self.content.wide { usize::MAX } else { NAME_WIDTH };
+        let table = table_of_width(self.content.figures, frame, name_width);
         self.frames = self.frames.saturating_add(1);
         if !table.is_empty() {
             self.idle_note = None;
         } else if self.frames > IDLE_FRAMES {
             messages.extend(self.idle_note.take().map(str::to_owned));
         }
-        self.terminal.replace(&table, messages)
+        self.terminal.table(table, messages)
     }
 
     fn tell(&mut self, frame: &Frame) -> io::Result<()> {
@@ -89,13 +116,64 @@ impl Output for Text {
         }
         self.terminal.append(&lines, notes)
     }
+
+    fn is_written(&self) -> bool {
+        self.terminal.is_written()
+    }
+
+    fn suspend(&mut self) {
+        self.terminal.suspend();
+        if let Some(view) = &mut self.view {
+            view.begin_anew();
+        }
+    }
 }
 
 /// The lines for stdout: the subjects, and below them the bytes without an owner.
 pub fn table(figures: Figures, frame: &Frame) -> Vec<u8> {
-    let mut text = lines(figures, frame.interval, &frame.rows);
-    text.extend(lines(figures, frame.interval, frame.shown_unowned()));
+    table_of_width(figures, frame, NAME_WIDTH)
+}
+
+/// The same, with names of at most so many columns.
+fn table_of_width(figures: Figures, frame: &Frame, name_width: usize) -> Vec<u8> {
+    let mut text = lines(figures, frame.interval, &frame.rows, name_width);
+    text.extend(lines(figures, frame.interval, &frame.unowned, name_width));
     text
+}
+
+/// A name that has a line, and its figures in whole bytes or bytes per second.
+pub(super) struct Amounts<'a> {
+    pub name: Cow<'a, [u8]>,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Its remote ends, the biggest first.
+    pub remotes: Vec<(String, u64, u64)>,
+}
+
+/// The names that have a line.
+pub(super) fn amounts(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<Amounts<'_>> {
+    match (figures, interval) {
+        (Figures::Totals, _) => {
+            let mut sums = sums(rows, |row| (row.bytes_in, row.bytes_out));
+            sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
+            let amounts = sums.into_iter().map(|sum| {
+                let remotes = remote_sums(&sum.remotes, |end| (end.bytes_in, end.bytes_out));
+                Amounts { name: sum.name, bytes_in: sum.bytes_in, bytes_out: sum.bytes_out, remotes }
+            });
+            amounts.collect()
+        }
+        (Figures::Rates | Figures::ApplicationRates, None) => Vec::new(),
+        (Figures::Rates | Figures::ApplicationRates, Some(interval)) => {
+            let floor = if figures == Figures::ApplicationRates { APPLICATION_FLOOR } else { 0.0 };
+            let whole = |moved| per_second(moved, interval) as u64;
+            let amounts = rates(rows, interval, floor).into_iter().map(|(sum, rate_in, rate_out)| {
+                let ends = remote_sums(&sum.remotes, |end| (end.moved_in, end.moved_out)).into_iter();
+                let remotes = ends.map(|(end, moved_in, moved_out)| (end, whole(moved_in), whole(moved_out))).collect();
+                Amounts { name: sum.name, bytes_in: rate_in as u64, bytes_out: rate_out as u64, remotes }
+            });
+            amounts.collect()
+        }
+    }
 }
 
 /// The lines for stderr, without line ends.
@@ -112,7 +190,7 @@ pub fn messages(frame: &Frame) -> Vec<String> {
 }
 
 /// One line per name, ordered by bytes in, bytes out and name: the largest is last.
-fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> {
+fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row], name_width: usize) -> Vec<u8> {
     let mut text = Vec::new();
     match (figures, interval) {
         (Figures::Totals, _) => {
@@ -120,7 +198,7 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> 
             sums.retain(|sum| sum.bytes_in != 0 || sum.bytes_out != 0);
             sums.sort_by(|a, b| (a.bytes_in, a.bytes_out, &a.name).cmp(&(b.bytes_in, b.bytes_out, &b.name)));
             for sum in &sums {
-                line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name);
+                line(&mut text, &sum.bytes_in, &sum.bytes_out, &sum.name, name_width);
                 remote_lines(&mut text, &sum.remotes, |end| (end.bytes_in, end.bytes_out), |bytes| bytes.to_string());
             }
         }
@@ -130,7 +208,7 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> 
         (Figures::Rates, Some(interval)) => {
             let whole = |moved| (per_second(moved, interval) as u64).to_string();
             for (sum, rate_in, rate_out) in rates(rows, interval, 0.0) {
-                line(&mut text, &(rate_in as u64), &(rate_out as u64), &sum.name);
+                line(&mut text, &(rate_in as u64), &(rate_out as u64), &sum.name, name_width);
                 remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), whole);
             }
         }
@@ -138,7 +216,7 @@ fn lines(figures: Figures, interval: Option<Duration>, rows: &[Row]) -> Vec<u8> 
             let kib = |bytes_per_s: f64| format!("{:10.2} KiB", bytes_per_s / BYTES_PER_KB as f64);
             let kib_of = |moved| kib(per_second(moved, interval));
             for (sum, rate_in, rate_out) in rates(rows, interval, APPLICATION_FLOOR) {
-                line(&mut text, &kib(rate_in), &kib(rate_out), &sum.name);
+                line(&mut text, &kib(rate_in), &kib(rate_out), &sum.name, name_width);
                 remote_lines(&mut text, &sum.remotes, |end| (end.moved_in, end.moved_out), kib_of);
             }
         }
@@ -191,13 +269,20 @@ fn rates(rows: &[Row], interval: Duration, floor: f64) -> Vec<NameRate<'_>> {
     shown
 }
 
-/// A line for each remote end of a name, the biggest first: as many as one of its subjects has.
+/// A line for each remote end of a name, the biggest first.
 fn remote_lines(
     text: &mut Vec<u8>,
     remotes: &[&[RemoteBytes]],
     bytes: fn(&RemoteBytes) -> (u64, u64),
     shown: impl Fn(u64) -> String,
 ) {
+    for (name, bytes_in, bytes_out) in remote_sums(remotes, bytes) {
+        line(text, &shown(bytes_in), &shown(bytes_out), name.as_bytes(), NAME_WIDTH);
+    }
+}
+
+/// The remote ends of a name and their bytes, the biggest first: as many as one of its subjects has.
+fn remote_sums(remotes: &[&[RemoteBytes]], bytes: fn(&RemoteBytes) -> (u64, u64)) -> Vec<(String, u64, u64)> {
     let mut sums: HashMap<Remote, (u64, u64)> = HashMap::new();
     for end in remotes.iter().copied().flatten() {
         let (sum, (bytes_in, bytes_out)) = (sums.entry(end.remote).or_default(), bytes(end));
@@ -206,16 +291,16 @@ fn remote_lines(
     let mut sums: Vec<_> = sums.into_iter().filter(|(_, bytes)| *bytes != (0, 0)).collect();
     sums.sort_unstable_by_key(|(remote, bytes)| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
     let most = remotes.iter().map(|remotes| remotes.len()).max().unwrap_or_default();
-    for (remote, (bytes_in, bytes_out)) in sums.into_iter().take(most) {
+    let name = |remote: Remote| {
         let end = SocketAddr::new(remote.address, remote.port);
-        let name = format!("  {end} {}", remote.protocol_name());
-        line(text, &shown(bytes_in), &shown(bytes_out), name.as_bytes());
-    }
+        format!("  {end} {}", remote.protocol_name())
+    };
+    sums.into_iter().take(most).map(|(remote, (bytes_in, bytes_out))| (name(remote), bytes_in, bytes_out)).collect()
 }
 
-fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8]) {
+fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8], name_width: usize) {
     // Writing to a Vec cannot fail.
-    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, NAME_WIDTH));
+    let _ = writeln!(text, "{bytes_in:>10} / {bytes_out:>10} -- {}", printable(name, name_width));
 }
 
 /// The message of a notification; `None` for an application that has recovered.
@@ -233,7 +318,7 @@ pub fn notification_line(notification: &Notification, local_time: &str) -> Optio
 }
 
 /// The local time as in `2012-11-22 10:37:01`; for a clock beyond the year 9999, the beginning of 1970.
-fn local_time(at: SystemTime) -> String {
+pub(super) fn local_time(at: SystemTime) -> String {
     let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
     timestamp.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
 }
@@ -253,7 +338,7 @@ mod tests {
     }
 
     fn text(figures: Figures, seconds: u64, rows: &[Row]) -> String {
-        String::from_utf8(lines(figures, Some(Duration::from_secs(seconds)), rows)).unwrap()
+        String::from_utf8(lines(figures, Some(Duration::from_secs(seconds)), rows, NAME_WIDTH)).unwrap()
     }
 
     #[test]
@@ -298,7 +383,7 @@ mod tests {
 
     #[test]
     fn without_an_interval_there_are_no_rates() {
-        assert_eq!(lines(Figures::Rates, None, &[row("a", 1, 1)]), b"");
+        assert_eq!(lines(Figures::Rates, None, &[row("a", 1, 1)], NAME_WIDTH), b"");
     }
 
     #[test]

@@ -40,7 +40,7 @@ enum Handle {
 }
 
 impl Stream {
-    // Only the descriptor: the buffers of std, and their locks, would hold up whoever shares them.
+    // Only the descriptor: a thread that waits in a write must not hold the locks of the buffers in std.
     fn handle(self) -> Handle {
         match self {
             Self::Stdout => Handle::Stdout(io::stdout()),
@@ -184,6 +184,11 @@ impl Writer {
         Loss { tables, error: queue.error, is_idle: queue.is_idle() }
     }
 
+    /// Whether everything is written, or cannot be.
+    pub fn is_idle(&self) -> bool {
+        self.shared.queue().is_idle()
+    }
+
     /// Waits until everything is written: from `start` on for at most `time`, and for at most `patience` while the reader
     /// takes nothing.
     pub fn finish(&self, start: Instant, patience: Duration, time: Duration) {
@@ -265,7 +270,7 @@ fn write_all(stream: Stream, bytes: &[u8], shared: &Shared) -> (usize, Option<Er
                 shared.changed.notify_all();
             }
             Err(Errno::EINTR) => {}
-            // Whoever shares the descriptor has made it non-blocking.
+            // Another process that shares the descriptor has made it non-blocking.
             Err(Errno::EAGAIN) => {
                 has_room(stream, PollTimeout::NONE);
             }

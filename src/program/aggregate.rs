@@ -1,8 +1,6 @@
 //! The program runaggregator: monitors and pipes, whose traffic it groups into applications, and notifications.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use anyhow::{Result, anyhow};
 
 use super::{Next, Program};
 
-use crate::config::{self, Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection};
+use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
 use crate::grouping::{Aggregator, GroupBy, Grouping};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
@@ -25,24 +23,6 @@ use crate::traffic::source::{Facts, Reading, Source};
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
 const RELOAD_AT_ONCE: Duration = Duration::from_millis(90);
 
-/// Writes each mistake in the files to stderr, and what they contain to stdout.
-///
-/// # Errors
-/// All mistakes that keep the program from starting.
-pub fn check(files: &Files) -> Result<()> {
-    let configuration = files.read()?;
-    for warning in &configuration.warnings {
-        let _ = writeln!(std::io::stderr(), "{warning}");
-    }
-    let verdict = match configuration.warnings.len() {
-        0 => "no mistake".to_owned(),
-        1 => "1 warning".to_owned(),
-        count => format!("{count} warnings"),
-    };
-    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
-    Ok(())
-}
-
 /// The settings of a command line.
 #[derive(Debug, Clone, Default)]
 pub struct AggregatorSettings {
@@ -56,10 +36,6 @@ pub struct AggregatorSettings {
     pub unowned: bool,
     /// What monitors keep beside the bytes of those that run.
     pub keep: Keep,
-    /// The number of remote ends in the details of each row; `None` unless there are details.
-    pub details: Option<usize>,
-    /// How many more ticks are to show all there is, also what this does not ask for; `None` without an output that would.
-    pub interest: Option<Arc<AtomicU32>>,
 }
 
 /// The program that [`run`](crate::program::run) runs.
@@ -129,7 +105,7 @@ impl Part {
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
-        config::check(diagnostics, false)?;
+        check(diagnostics, false)?;
         Ok(pipes)
     }
 
@@ -210,11 +186,12 @@ impl Source for Part {
 }
 
 impl AggregatorProgram {
-    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count.
+    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count. Rows have `details`, if
+    /// there are any.
     ///
     /// # Errors
     /// All ports on which a pipe cannot listen, or the error of [`Monitor::of_this_host`].
-    pub fn start(settings: AggregatorSettings, configuration: Configuration) -> Result<Self> {
+    pub fn start(settings: AggregatorSettings, configuration: Configuration, details: Option<Details>) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
@@ -225,8 +202,8 @@ impl AggregatorProgram {
             aggregator: Aggregator::new(grouping, parts),
             rates: Rates::new(),
             shown_rates: Rates::new(),
-            unowned: (settings.unowned || settings.interest.is_some()).then(Rates::new),
-            details: Details::of(settings.details, settings.interest.as_ref()),
+            unowned: settings.unowned.then(Rates::new),
+            details,
             notifier: Notifier::new(notifications),
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
@@ -359,7 +336,6 @@ impl Program for AggregatorProgram {
                 details.enter(&mut frame.rows, &self.aggregator);
             }
             if let Some(unowned) = &mut self.unowned {
-                frame.hides_unowned = !self.settings.unowned;
                 (_, frame.unowned) = unowned.rows(now, self.aggregator.unowned());
             }
         }
@@ -388,8 +364,7 @@ impl Program for AggregatorProgram {
 
     fn last_notes(&mut self) -> Vec<String> {
         let mut notes = std::mem::take(&mut self.notes);
-        notes.extend(self.aggregator.sources().flat_map(Part::last_notes));
-        notes.extend(self.aggregator.notes());
+        notes.extend(self.aggregator.last_notes());
         notes.extend(self.notifier.notes());
         notes
     }
@@ -403,4 +378,22 @@ impl Program for AggregatorProgram {
         announcements.extend(notes.into_iter().map(Announcement::Note));
         Next::Continue
     }
+}
+
+/// Reads the configuration files, and prints what they hold and how many warnings there are; the warnings go to stderr.
+///
+/// # Errors
+/// All mistakes in the files.
+pub fn check_files(files: &Files) -> Result<()> {
+    let configuration = files.read()?;
+    for warning in &configuration.warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    let verdict = match configuration.warnings.len() {
+        0 => "no mistake".to_owned(),
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
+    };
+    let _ = writeln!(std::io::stdout(), "{configuration}: {verdict}");
+    Ok(())
 }

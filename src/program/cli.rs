@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,12 +17,14 @@ use super::Schedule;
 use crate::config::nearest;
 use crate::ledger::Keep;
 use crate::output::json::Named;
-use crate::output::several::Several;
+use crate::output::top::REMOTES;
 use crate::output::{Announcement, Output};
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
-use crate::web::Web;
+use crate::traffic::rates::Details;
 use crate::web::metrics::{Label, MetricsSettings};
+use crate::web::served::{Served, Shows};
+use crate::web::{self, Web};
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -88,6 +91,9 @@ pub struct Showing {
     /// Show one JSON record per line, as docs/json.md describes them
     #[arg(long)]
     pub json: bool,
+    /// Cut no names
+    #[arg(long)]
+    pub wide: bool,
     /// End after this many refreshes
     #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX), allow_negative_numbers = true)]
     count: Option<u32>,
@@ -105,7 +111,10 @@ impl Showing {
 
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
-pub struct Details {
+pub struct Detailing {
+    /// Show an interactive view, as top does; ? there lists its keys
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    pub top: bool,
     /// Also show the remote ends with the most bytes, N of each
     #[arg(
         long,
@@ -121,15 +130,39 @@ pub struct Details {
     keep: bool,
 }
 
-impl Details {
+impl Detailing {
     /// What the monitors keep.
-    pub fn keep(&self, serving: &Serving) -> Keep {
-        Keep { remotes: self.remotes.is_some() || serving.http.is_some(), ended: self.keep }
+    pub fn keep(&self, web: Option<&Web>) -> Keep {
+        Keep { remotes: self.top || self.remotes.is_some() || web.is_some(), ended: self.keep }
     }
 
-    /// The number of remote ends in the details of each row; `None` if details are not shown.
-    pub fn shown(&self, showing: &Showing) -> Option<usize> {
-        (showing.json || self.remotes.is_some()).then(|| self.remotes.unwrap_or_default() as usize)
+    /// The details of each row, if they are shown: in lines that have `rates`, with the remote ends that move the most. A server alone
+    /// needs them only while somebody looks.
+    pub fn shown(&self, showing: &Showing, rates: bool, web: Option<&Web>) -> Option<Details> {
+        let remotes = match self.remotes {
+            Some(remotes) => remotes as usize,
+            None if self.top => REMOTES,
+            None => web.map_or(0, |_| web::REMOTES),
+        };
+        let details = Details::new(remotes);
+        if !showing.json && !self.top && self.remotes.is_none() {
+            return web.map(|web| details.while_wanted(Arc::clone(web.interest())));
+        }
+        Some(if rates && !showing.json { details.by_rate() } else { details })
+    }
+
+    /// An output that also serves, if there is a server, and has said where; by itself, it shows bytes without an owner only if
+    /// `unowned`.
+    ///
+    /// # Errors
+    /// As for [`Output::announce`].
+    pub fn served(&self, output: Box<dyn Output>, web: Option<Web>, unowned: bool) -> Result<Box<dyn Output>> {
+        let Some(web) = web else { return Ok(output) };
+        let shows = Shows { unowned: unowned || self.top, remotes: self.top || self.remotes.is_some() };
+        let note = Announcement::Note(web.note());
+        let mut served = Served::new(output, shows, web);
+        served.announce(&[note])?;
+        Ok(Box::new(served))
     }
 }
 
@@ -161,18 +194,6 @@ impl Serving {
         let settings = MetricsSettings { labels, top: self.metrics_top as usize, applications };
         self.http.map(|address| Web::start(address, named, settings)).transpose()
     }
-}
-
-/// An output that also serves, if there is a server, and has said where.
-///
-/// # Errors
-/// As for [`Output::announce`].
-pub fn with_web(output: Box<dyn Output>, web: Option<Web>) -> Result<Box<dyn Output>> {
-    let Some(web) = web else { return Ok(output) };
-    let note = Announcement::Note(web.note());
-    let mut both = Several(vec![output, Box::new(web)]);
-    both.announce(&[note])?;
-    Ok(Box::new(both))
 }
 
 /// Parses the address and port to serve on; a port alone is one of the loopback address.

@@ -8,13 +8,14 @@
 //! calls an output.
 //!
 //! Where to read on: [`one_source`] (runmonitor), [`pipe`] (runpipe) and [`aggregate`] (runaggregator) are the
-//! programs; `signals` waits from one tick to the next; [`cli`] parses the command lines.
+//! programs; `signals` waits from one tick to the next; [`top`] says what the rows of --top are; [`cli`] parses the command lines.
 
 pub mod aggregate;
 pub mod cli;
 pub mod one_source;
 pub mod pipe;
 mod signals;
+pub mod top;
 
 use std::io;
 use std::process::ExitCode;
@@ -29,6 +30,9 @@ use signals::Waited;
 
 /// The longest time from one tick to the next.
 pub const TICK: Duration = Duration::from_secs(1);
+
+/// How often the end of the program looks whether its last figures are written.
+const LOOK_FOR_READER: Duration = Duration::from_millis(5);
 
 /// When frames are shown, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,8 +144,11 @@ fn tick_until_end(
         if is_shown {
             frames_left = frames_left.map(|left| left.saturating_sub(1));
         }
-        if program.next() == Next::End || frames_left == Some(0) {
+        if program.next() == Next::End {
             return Ok(());
+        }
+        if frames_left == Some(0) {
+            return wait_until_written(output, signals);
         }
         if is_gone && std::mem::replace(&mut has_reader, false) && reader_gone(program, output)? == Next::End {
             return Ok(());
@@ -159,6 +166,16 @@ fn tick_until_end(
                     has_reader = false;
                     reader_gone(program, output)?
                 }
+                Waited::Signal(Signal::SIGTSTP) => {
+                    output.suspend();
+                    signals::stand_still()?;
+                    output.refresh();
+                    Next::Continue
+                }
+                Waited::Signal(Signal::SIGWINCH) => {
+                    output.refresh();
+                    Next::Continue
+                }
                 Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),
                 Waited::Signal(_) => program.interrupted(&mut announcements),
@@ -169,6 +186,18 @@ fn tick_until_end(
             }
         }
     }
+}
+
+/// Waits until the reader of stdout has taken the last frame, or is gone, or a signal comes: a number of frames that was asked for is
+/// shown in full.
+fn wait_until_written(output: &dyn Output, mut signals: Signals) -> Result<()> {
+    while !output.is_written() {
+        match signals.wait(Instant::now() + LOOK_FOR_READER, true)? {
+            Waited::Passed => {}
+            Waited::Closed | Waited::Signal(_) => break,
+        }
+    }
+    Ok(())
 }
 
 /// The reader of stdout is gone: ends a program that only shows figures.
@@ -198,5 +227,20 @@ fn closed(written: io::Result<()>) -> Result<bool> {
         Ok(()) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
         Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_read_each_second_however_seldom_frames_are_shown() {
+        let ticks = |interval| Schedule { interval: Duration::from_secs_f64(interval), count: None }.ticks();
+        assert_eq!(ticks(1.0), (TICK, 1));
+        assert_eq!(ticks(0.2), (Duration::from_millis(200), 1));
+        assert_eq!(ticks(86_400.0), (TICK, 86_400));
+        let (tick, per_frame) = ticks(2.5);
+        assert_eq!((tick.as_millis(), per_frame), (833, 3));
     }
 }

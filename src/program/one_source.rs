@@ -14,7 +14,6 @@ pub struct OneSource<S> {
     rates: Rates,
     /// The figures of the bytes without an owner at the last tick; `None` unless they are shown.
     unowned: Option<Rates>,
-    hides_unowned: bool,
     /// `None` unless details are shown.
     details: Option<Details>,
 }
@@ -22,17 +21,12 @@ pub struct OneSource<S> {
 impl<S: Source> OneSource<S> {
     /// Shows what each subject has moved.
     pub fn new(source: S) -> Self {
-        Self { source, rates: Rates::new(), unowned: None, hides_unowned: false, details: None }
+        Self { source, rates: Rates::new(), unowned: None, details: None }
     }
 
     /// Also shows the bytes without an owner, by reason.
     pub fn with_unowned(self) -> Self {
         Self { unowned: Some(Rates::new()), ..self }
-    }
-
-    /// The same, for outputs that show all there is.
-    pub fn with_hidden_unowned(self) -> Self {
-        Self { hides_unowned: true, ..self.with_unowned() }
     }
 
     /// Also shows what else is known of each subject.
@@ -56,7 +50,6 @@ impl<S: Source> Program for OneSource<S> {
                 details.enter(&mut frame.rows, &self.source);
             }
             if let Some(unowned) = &mut self.unowned {
-                frame.hides_unowned = self.hides_unowned;
                 (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
             }
         }

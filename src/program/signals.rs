@@ -14,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// How often a wait for a thread looks for signals.
 const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(20);
 
-/// SIGINT, SIGTERM and SIGHUP, blocked and read from a descriptor, except those that were ignored when the program
+/// SIGINT, SIGTERM, SIGHUP, and SIGTSTP and SIGWINCH of a terminal, blocked and read from a descriptor, except those that were ignored when the program
 /// started: nohup(1) and a shell's `&` make them ignored, and they stay so. They are blocked in the calling thread and in every
 /// thread that it starts later, so take them before the first thread starts. Commands that we run do not have them
 /// blocked, since the standard library gives each child an empty mask.
@@ -38,7 +38,7 @@ impl Signals {
     /// When the kernel gives no signalfd(2).
     pub fn take() -> Result<Self> {
         let ignored = ignored();
-        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTSTP, Signal::SIGWINCH];
         // A blocked signal is delivered to a signalfd although it is ignored (`sig_ignored` in kernel/signal.c).
         let mask: SigSet = signals.into_iter().filter(|signal| ignored >> (*signal as u32 - 1) & 1 == 0).collect();
         mask.thread_block().context("cannot block signals")?;
@@ -65,6 +65,8 @@ impl Signals {
             match self.wait(Instant::now(), true)? {
                 Waited::Passed => {}
                 Waited::Signal(Signal::SIGHUP) => hung_up = true,
+                Waited::Signal(Signal::SIGTSTP) => stand_still()?,
+                Waited::Signal(Signal::SIGWINCH) => {}
                 Waited::Signal(_) | Waited::Closed => break None,
             }
         };
@@ -103,6 +105,15 @@ impl Signals {
             }
         }
     }
+}
+
+/// Stops this process, as SIGTSTP does by default, until SIGCONT.
+pub(super) fn stand_still() -> Result<()> {
+    let stop = SigSet::from(Signal::SIGTSTP);
+    stop.thread_unblock().context("cannot unblock SIGTSTP")?;
+    let stopped = raise(Signal::SIGTSTP).context("cannot stop");
+    stop.thread_block().context("cannot block SIGTSTP")?;
+    stopped
 }
 
 /// The signals that this process ignores, as bits from SIGHUP on: the line `SigIgn:` of /proc/self/status (proc(5)). Without

@@ -1,9 +1,11 @@
 //! What else is known of the bytes of one subject: which processes, how many connections, which remote ends.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::rates::moved;
 use super::subject::Subject;
 
 /// The most processes of a subject or group that are listed.
@@ -63,13 +65,18 @@ pub struct RemoteBytes {
     pub bytes_in: u64,
     /// Bytes that went there.
     pub bytes_out: u64,
-    /// Bytes that came from there since the last tick, or since it was not among the biggest.
+    /// Bytes that came from there since the last frame.
     pub moved_in: u64,
     /// Bytes that went there since then.
     pub moved_out: u64,
 }
 
 impl Detail {
+    /// The same without remote ends.
+    pub fn without_remotes(&self) -> Self {
+        Self { processes: self.processes.clone(), connections: self.connections, ..Self::default() }
+    }
+
     /// Adds what is known of another subject of the same group. The remote ends stay as they are: see [`Remotes`].
     pub fn add(&mut self, other: &Self) {
         self.processes.extend(&other.processes);
@@ -83,6 +90,8 @@ impl Detail {
 pub struct Remotes {
     bytes: HashMap<Remote, (u64, u64)>,
     folded: (u64, u64),
+    /// All bytes: those of the remote ends, and the folded ones.
+    sum: (u64, u64),
 }
 
 /// The most remote ends that one subject has; beyond that, the smaller half is folded.
@@ -90,34 +99,42 @@ const MOST_REMOTES: usize = 256;
 
 impl Remotes {
     /// Adds bytes in and out of a remote end; `None` where it is not known.
-    pub fn add(&mut self, remote: Option<Remote>, (bytes_in, bytes_out): (u64, u64)) {
-        let sum = match remote {
-            Some(remote) => {
-                if self.bytes.len() >= MOST_REMOTES && !self.bytes.contains_key(&remote) {
-                    self.fold();
-                }
-                self.bytes.entry(remote).or_default()
-            }
+    pub fn add(&mut self, remote: Option<Remote>, bytes: (u64, u64)) {
+        if let Some(remote) = remote
+            && self.bytes.len() >= MOST_REMOTES
+            && !self.bytes.contains_key(&remote)
+        {
+            self.fold();
+        }
+        self.add_unfolded(remote, bytes);
+    }
+
+    fn add_unfolded(&mut self, remote: Option<Remote>, (bytes_in, bytes_out): (u64, u64)) {
+        let of_remote = match remote {
+            Some(remote) => self.bytes.entry(remote).or_default(),
             None => &mut self.folded,
         };
-        *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+        for sum in [of_remote, &mut self.sum] {
+            *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
+        }
     }
 
     fn fold(&mut self) {
         let mut sorted: Vec<_> = std::mem::take(&mut self.bytes).into_iter().collect();
-        sorted.sort_unstable_by_key(|(remote, bytes)| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
+        sorted.sort_unstable_by_key(|(remote, bytes)| (Reverse(bytes.0 + bytes.1), *remote));
         for (_, bytes) in sorted.split_off(MOST_REMOTES / 2) {
             self.folded = (self.folded.0 + bytes.0, self.folded.1 + bytes.1);
         }
         self.bytes = sorted.into_iter().collect();
     }
 
-    /// Adds all of another subject's.
+    /// Adds all of another subject's. Nothing is folded: a group is added up anew at each tick, and what it folded would depend on
+    /// the order of its members.
     pub fn extend(&mut self, other: &Self) {
         for (remote, bytes) in &other.bytes {
-            self.add(Some(*remote), *bytes);
+            self.add_unfolded(Some(*remote), *bytes);
         }
-        self.add(None, other.folded);
+        self.add_unfolded(None, other.folded);
     }
 
     /// Whether this remote end is told apart.
@@ -135,17 +152,26 @@ impl Remotes {
         self.bytes.is_empty() && self.folded == (0, 0)
     }
 
-    /// Enters the `most` biggest into `detail`, and the sum of the others.
-    pub fn enter(&self, most: usize, detail: &mut Detail) {
-        let bytes = |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| RemoteBytes {
-            remote,
-            bytes_in,
-            bytes_out,
-            moved_in: 0,
-            moved_out: 0,
+    /// Whether no byte has moved since these were `before`.
+    pub fn is_unchanged(&self, before: &Self) -> bool {
+        self.sum == before.sum
+    }
+
+    /// Enters the `most` biggest into `detail`, and the sum of the others: by what they have moved since they were `before`, if
+    /// `by_rate`, and by their totals.
+    pub fn enter(&self, most: usize, by_rate: bool, before: Option<&Self>, detail: &mut Detail) {
+        let unchanged = before.is_some_and(|before| self.is_unchanged(before));
+        let bytes = |(&remote, &(bytes_in, bytes_out)): (&Remote, &(u64, u64))| {
+            let before = before.and_then(|before| before.bytes.get(&remote)).copied().unwrap_or_default();
+            let (moved_in, moved_out) =
+                if unchanged { (0, 0) } else { (moved(bytes_in, before.0), moved(bytes_out, before.1)) };
+            RemoteBytes { remote, bytes_in, bytes_out, moved_in, moved_out }
         };
         let mut remotes: Vec<RemoteBytes> = self.bytes.iter().map(bytes).collect();
-        remotes.sort_unstable_by_key(|end| (std::cmp::Reverse(end.bytes_in + end.bytes_out), end.remote));
+        remotes.sort_unstable_by_key(|end| {
+            let moved = if by_rate { end.moved_in + end.moved_out } else { 0 };
+            (Reverse((moved, end.bytes_in + end.bytes_out)), end.remote)
+        });
         detail.other_remotes = self.folded;
         for end in remotes.drain(most.min(remotes.len())..) {
             detail.other_remotes.0 += end.bytes_in;
@@ -173,7 +199,7 @@ mod tests {
         remotes.add(Some(remote(1)), (0, 100));
         remotes.add(None, (1000, 0));
         let mut detail = Detail::default();
-        remotes.enter(2, &mut detail);
+        remotes.enter(2, false, None, &mut detail);
         let listed: Vec<_> = detail.remotes.iter().map(|end| (end.remote, end.bytes_in, end.bytes_out)).collect();
         assert_eq!(listed, [(remote(1), 1, 100), (remote(9), 9, 0)]);
         assert_eq!(detail.other_remotes, (1000 + 2 + 3 + 4 + 5 + 6 + 7 + 8, 0));
@@ -188,8 +214,42 @@ mod tests {
         }
         assert!(remotes.len() <= MOST_REMOTES);
         let mut detail = Detail::default();
-        remotes.enter(1, &mut detail);
+        remotes.enter(1, false, None, &mut detail);
         assert_eq!(detail.remotes[0].remote, remote(1));
         assert_eq!(detail.other_remotes, (10_000, 20_000));
+    }
+
+    #[test]
+    fn the_rate_of_a_remote_end_that_was_not_listed_is_what_it_has_moved_since() {
+        let mut remotes = Remotes::default();
+        remotes.add(Some(remote(1)), (1000, 0));
+        remotes.add(Some(remote(2)), (900, 0));
+        let before = remotes.clone();
+        remotes.add(Some(remote(2)), (200, 0));
+        remotes.add(Some(remote(3)), (50, 0));
+        let listed = |most, by_rate| {
+            let mut detail = Detail::default();
+            remotes.enter(most, by_rate, Some(&before), &mut detail);
+            detail.remotes.iter().map(|end| (end.remote, end.bytes_in, end.moved_in)).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(1, false), [(remote(2), 1100, 200)]);
+        assert_eq!(listed(3, true), [(remote(2), 1100, 200), (remote(3), 50, 50), (remote(1), 1000, 0)]);
+    }
+
+    #[test]
+    fn the_remote_ends_of_a_group_do_not_depend_on_the_order_of_its_members() {
+        let member = |first: u16| {
+            let mut member = Remotes::default();
+            for port in first..first + 200 {
+                member.add(Some(Remote { port, ..remote(1) }), (u64::from(port), 1));
+            }
+            member
+        };
+        let members = [member(1), member(101), member(301)];
+        let (mut one, mut other) = (Remotes::default(), Remotes::default());
+        members.iter().for_each(|member| one.extend(member));
+        members.iter().rev().for_each(|member| other.extend(member));
+        assert_eq!(one, other);
+        assert_eq!(one.bytes[&Remote { port: 150, ..remote(1) }], (300, 2));
     }
 }

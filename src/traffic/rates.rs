@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::detail::{Detail, Remote};
+use super::detail::{Detail, Remotes};
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -34,59 +34,60 @@ impl Row {
     pub fn without_detail(&self) -> Self {
         Self { subject: Arc::clone(&self.subject), detail: None, ..*self }
     }
+
+    /// The same without its remote ends.
+    pub fn without_remotes(&self) -> Self {
+        let detail = self.detail.as_ref().map(|detail| Box::new(detail.without_remotes()));
+        Self { detail, ..self.without_detail() }
+    }
 }
 
-/// The remote ends of each row where nobody has said how many.
-const REMOTES_WANTED: usize = 12;
-
-/// What else is known of the subjects of rows, from one tick to the next.
+/// What else is known of the subjects of rows, from one frame to the next.
 #[derive(Debug)]
 pub struct Details {
     /// The number of remote ends of each row.
     remotes: usize,
-    before: HashMap<Arc<Subject>, HashMap<Remote, (u64, u64)>>,
-    /// Details are entered only while this is not 0.
+    /// Whether these are the ones that have moved the most since the last frame.
+    by_rate: bool,
+    before: HashMap<Arc<Subject>, Remotes>,
+    /// Details are entered only while this is not 0; `None` if they always are.
     wanted: Option<Arc<AtomicU32>>,
 }
 
 impl Details {
-    /// With this number of remote ends for each row.
+    /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, before: HashMap::new(), wanted: None }
+        Self { remotes, by_rate: false, before: HashMap::new(), wanted: None }
     }
 
-    /// With this number of remote ends if details are always `shown`, and else with [`REMOTES_WANTED`] while they are `wanted`.
-    pub fn of(shown: Option<usize>, wanted: Option<&Arc<AtomicU32>>) -> Option<Self> {
-        match (shown, wanted) {
-            (Some(remotes), _) => Some(Self::new(remotes)),
-            (None, Some(wanted)) => Some(Self { wanted: Some(Arc::clone(wanted)), ..Self::new(REMOTES_WANTED) }),
-            (None, None) => None,
-        }
+    /// With those that move the most bytes instead.
+    pub fn by_rate(self) -> Self {
+        Self { by_rate: true, ..self }
+    }
+
+    /// Enters them only while `wanted` is not 0.
+    pub fn while_wanted(self, wanted: Arc<AtomicU32>) -> Self {
+        Self { wanted: Some(wanted), ..self }
     }
 
     /// Enters into each row what `source` knows of its subject.
     pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
-        let before = std::mem::take(&mut self.before);
+        let mut before = std::mem::take(&mut self.before);
         if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
             return;
         }
-        let mut details = HashMap::new();
+        let mut rows: HashMap<Arc<Subject>, &mut Row> =
+            rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
         source.each_detail(&mut |subject, mut detail, ends| {
+            let Some(row) = rows.get_mut(subject) else { return };
             if let Some(ends) = ends {
-                ends.enter(self.remotes, &mut detail);
-                let known = before.get(subject);
-                for end in &mut detail.remotes {
-                    let known = known.and_then(|known| known.get(&end.remote)).copied().unwrap_or_default();
-                    (end.moved_in, end.moved_out) = (moved(end.bytes_in, known.0), moved(end.bytes_out, known.1));
-                }
-                let now = detail.remotes.iter().map(|end| (end.remote, (end.bytes_in, end.bytes_out))).collect();
+                let known = before.remove(subject);
+                ends.enter(self.remotes, self.by_rate, known.as_ref(), &mut detail);
+                let now = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
                 self.before.insert(Arc::clone(subject), now);
             }
-            details.insert(Arc::clone(subject), Box::new(detail));
+            row.detail = Some(Box::new(detail));
         });
-        for row in rows {
-            row.detail = details.remove(&row.subject);
-        }
     }
 }
 

@@ -48,10 +48,14 @@ impl Subject {
     }
 
     /// The [label](Self::label) as the name of something: a process that calls itself like one of our own names, or like a
-    /// kernel thread, has a backslash before it.
+    /// kernel thread, has a backslash before it. Kernel threads are root's, and an ordinary user's process can be without
+    /// command line as they are.
     pub fn name(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Processes { command_line, nameless: false, .. } if is_name_of_ours(command_line.trim_ascii()) => {
+                Cow::Owned([b"\\", &**command_line].concat())
+            }
+            Self::Processes { command_line, nameless: true, uid, .. } if *uid != Some(0) => {
                 Cow::Owned([b"\\", &**command_line].concat())
             }
             _ => self.label(),
@@ -158,19 +162,22 @@ mod tests {
 
     #[test]
     fn a_process_cannot_be_named_like_what_is_ours() {
-        let name = |command_line: &str, nameless| {
+        let name_of = |command_line: &str, nameless, uid| {
             let command_line = command_line.as_bytes().into();
-            let subject =
-                Subject::Processes { command_line, uid: Some(1000), cgroup: None, executable: None, nameless };
+            let uid = Some(uid);
+            let subject = Subject::Processes { command_line, uid, cgroup: None, executable: None, nameless };
             String::from_utf8(subject.name().into_owned()).unwrap()
         };
+        let name = |command_line: &str, nameless| name_of(command_line, nameless, 1000);
         for ours in ["(no local socket: forwarded)", "(other processes of user 0) ", "pipe-80:a:1 ", "[kworker/0:1]"] {
             assert_eq!(name(ours, false), format!("\\{ours}"));
         }
         for theirs in ["(sd-pam)", "pipe-line ", "curl http://[::1]", "[ -e x ", ""] {
             assert_eq!(name(theirs, false), theirs);
         }
-        assert_eq!(name("[kworker/0:1]", true), "[kworker/0:1]");
+        assert_eq!(name_of("[kworker/0:1]", true, 0), "[kworker/0:1]");
+        // An ordinary user's process can clear its command line (PR_SET_MM), and choose its comm (PR_SET_NAME).
+        assert_eq!(name("[kworker/0:1]", true), "\\[kworker/0:1]");
     }
 
     #[test]

@@ -222,7 +222,8 @@ impl Metrics {
             _ => name,
         };
         let mut name = label(name.trim_ascii());
-        if name == OTHER {
+        if name.starts_with("(other") && !matches!(subject, Subject::Others { .. }) {
+            // Not one of our own.
             name.insert(0, '\\');
         }
         let labels = self.settings.labels.iter().map(|label| label.value(subject, names));
@@ -495,6 +496,22 @@ mod tests {
                 r#"{application="a\"} 1\\nb\\"} 1"#.to_owned(),
                 format!(r#"{{application="{}..."}} 3"#, "x".repeat(LABEL_WIDTH - 3)),
                 r#"{application="(other)"} 0"#.to_owned()
+            ]
+        );
+    }
+
+    #[test]
+    fn processes_that_are_not_told_apart_have_a_series_that_nobody_can_imitate() {
+        let others = || Subject::Others { user: Some(1000) };
+        let before: &[_] = &[(process("curl ", "/"), 10, 1), (others(), 5, 1)];
+        let after: &[_] = &[(others(), 7, 1), (process(r"(other\ processes\ of\ user\ 1000) ", "/"), 3, 1)];
+        assert_eq!(
+            samples(&metrics(MetricsSettings::default(), &[before, after]), "bwmon_application_receive_bytes_total"),
+            [
+                r#"{application="(other processes of user 1000)"} 12"#,
+                r#"{application="\\(other processes of user 1000)"} 3"#,
+                r#"{application="curl"} 10"#,
+                r#"{application="(other)"} 0"#
             ]
         );
     }

@@ -8,11 +8,12 @@
 //! only if somebody has lately asked for them; the metrics and the chart need no more than what moved.
 //!
 //! Where to read on: `request` parses what clients send, `server` waits for them, `site` answers; `history` is the chart,
-//! [`metrics`] the counters for Prometheus; the page itself is in `page/`.
+//! [`metrics`] the counters for Prometheus; the page itself is in `page/`. [`served`] shows frames in another way, too.
 
 mod history;
 pub mod metrics;
 mod request;
+pub mod served;
 mod server;
 mod site;
 
@@ -29,6 +30,9 @@ use crate::output::json::Named;
 use crate::output::{Announcement, Frame, Output};
 use metrics::MetricsSettings;
 use site::Site;
+
+/// The number of remote ends that the page needs in the details of each row.
+pub const REMOTES: usize = 12;
 
 /// What the loop sends to the server.
 enum Message {
@@ -104,16 +108,14 @@ impl Output for Web {
             rows: rows.collect(),
             unowned: frame.unowned.clone(),
             interval: frame.interval,
-            facts: frame.facts,
-            took: frame.took,
-            ..events(frame)
+            ..frame.without_figures()
         };
         self.send(if is_whole { Message::Whole(frame) } else { Message::Moved(frame) });
         Ok(())
     }
 
     fn tell(&mut self, frame: &Frame) -> io::Result<()> {
-        self.send(Message::Events(events(frame)));
+        self.send(Message::Events(frame.without_figures()));
         Ok(())
     }
 
@@ -129,19 +131,13 @@ impl Drop for Web {
     }
 }
 
-/// The messages and notifications of a frame.
-fn events(frame: &Frame) -> Frame {
-    Frame { notifications: frame.notifications.clone(), notes: frame.notes.clone(), ..Frame::at(frame.at) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::output::Moment;
-    use crate::output::text::{Figures, table};
     use crate::traffic::detail::Detail;
     use crate::traffic::rates::Row;
-    use crate::traffic::subject::{Reason, Subject};
+    use crate::traffic::subject::Subject;
     use std::sync::mpsc::Receiver;
 
     fn row(subject: Subject, moved_in: u64) -> Row {
@@ -170,18 +166,5 @@ mod tests {
         let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
         assert_eq!(moved.rows, [frame.rows[0].without_detail()]);
         assert!(matches!(messages.recv(), Ok(Message::Events(_))));
-    }
-
-    #[test]
-    fn bytes_without_an_owner_are_counted_for_the_metrics_but_not_shown_in_the_table() {
-        let (mut web, messages) = web();
-        let unowned = vec![row(Subject::Unowned(Reason::Gone), 1)];
-        let mut frame = Frame { unowned, hides_unowned: true, ..Frame::at(Moment::now()) };
-        web.show(&frame).unwrap();
-        assert!(table(Figures::Totals, &frame).is_empty());
-        let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
-        assert_eq!(moved.unowned, frame.unowned);
-        frame.hides_unowned = false;
-        assert!(!table(Figures::Totals, &frame).is_empty());
     }
 }

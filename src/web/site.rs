@@ -11,8 +11,8 @@ use super::Message;
 use super::history::{History, Series};
 use super::metrics::{Metrics, MetricsSettings};
 use super::request::{Request, Status};
-use crate::output::Frame;
 use crate::output::json::{self, Named, Records};
+use crate::output::{Frame, host};
 use crate::traffic::rates::Row;
 use crate::workload::names::Names;
 
@@ -87,7 +87,7 @@ impl Site {
         let started = SystemTime::now();
         Self {
             named,
-            host: json::host(),
+            host: host(),
             names: Names::new(),
             started,
             interest,

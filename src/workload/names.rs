@@ -13,6 +13,8 @@ const MOST_CONTAINERS: usize = 4096;
 const QUEUED: usize = 64;
 /// How many ticks a container without a name is asked for again: its engine may not have written the file yet.
 const TRIES: u8 = 4;
+/// The most ticks for which bytes wait for the name of their container: its file may be on a file system that does not answer.
+const MOST_TICKS_TO_WAIT: u64 = 10;
 
 /// The names of a host.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ type Answer = (Cgroup, Option<ContainerName>);
 struct Known {
     name: Option<ContainerName>,
     tries: u8,
+    /// The first tick that asked for it.
+    first_asked: u64,
     /// The last tick that asked for it.
     asked: u64,
     /// Whether the thread has it.
@@ -79,12 +83,15 @@ impl Names {
         workload.container_label(self.container_name(cgroup))
     }
 
-    /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up.
+    /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up, or is about to.
     pub fn is_looked_up(&mut self, cgroup: &Cgroup) -> bool {
         if cgroup.workload().container.is_none() || self.container_name(cgroup).is_some() {
             return false;
         }
-        self.containers.get(cgroup).is_some_and(|known| known.waits)
+        let (tick, has_thread) = (self.tick, self.thread.is_some());
+        self.containers.get(cgroup).is_some_and(|known| {
+            (known.waits || has_thread && known.tries < TRIES) && tick - known.first_asked < MOST_TICKS_TO_WAIT
+        })
     }
 
     /// What the engine's files call the container that a cgroup tells, as soon as they have been read.
@@ -96,7 +103,10 @@ impl Names {
                 return None;
             }
         }
-        let known = self.containers.entry(cgroup.clone()).or_default();
+        if !self.containers.contains_key(cgroup) {
+            self.containers.insert(cgroup.clone(), Known { first_asked: self.tick, ..Known::default() });
+        }
+        let known = self.containers.get_mut(cgroup)?;
         let first = std::mem::replace(&mut known.asked, self.tick) != self.tick;
         if known.name.is_none() && known.tries < TRIES && first && !known.waits {
             if self.thread.is_none() {
@@ -131,4 +141,26 @@ fn start() -> Option<(SyncSender<Cgroup>, Receiver<Answer>)> {
     };
     std::thread::Builder::new().name("container names".into()).spawn(look_up).ok()?;
     Some((requests, answers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_name_waits_in_turn_and_not_for_ever() {
+        let cgroup = |n: u32| Cgroup::parse(format!("0::/docker/{n:064x}").as_bytes(), b"").unwrap();
+        // A thread that waits for a file for ever.
+        let (requests, _to_look_up) = sync_channel(QUEUED);
+        let (_answer, answers) = sync_channel(QUEUED);
+        let mut names = Names { thread: Some((requests, answers)), ..Names::new() };
+        let mut waiting = || {
+            names.refresh();
+            (0..2 * QUEUED as u32).filter(|&n| names.is_looked_up(&cgroup(n))).count()
+        };
+        for _ in 0..MOST_TICKS_TO_WAIT {
+            assert_eq!(waiting(), 2 * QUEUED);
+        }
+        assert_eq!(waiting(), 0);
+    }
 }

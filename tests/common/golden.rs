@@ -2,6 +2,8 @@
 //!
 //! `BLESS=1 cargo test` writes what the programs print now in their place. `git diff` shows what has changed.
 
+#![allow(dead_code, reason = "each test program uses some of it")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! runmonitor on a connection of this host with itself, and on a terminal.
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -8,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -29,7 +30,7 @@ pub struct Traffic {
     /// The only word of its command line, which no other process has.
     pub name: String,
     process: Child,
-    _client: TcpStream,
+    client: TcpStream,
 }
 
 impl Traffic {
@@ -47,7 +48,19 @@ impl Traffic {
         let mut cat = Command::new("cat");
         let process = cat.arg0(&name).stdin(Stdio::from(server)).stdout(Stdio::null()).spawn().unwrap();
         client.write_all(&[7; 5000]).unwrap();
-        Self { name, process, _client: client }
+        Self { name, process, client }
+    }
+
+    /// The same, and it goes on to receive something for as long as it lives.
+    pub fn flowing() -> Self {
+        let traffic = Self::new();
+        let mut client = traffic.client.try_clone().unwrap();
+        std::thread::spawn(move || {
+            while client.write_all(&[7; 1000]).is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        traffic
     }
 }
 
@@ -63,6 +76,17 @@ pub fn is_figure(line: &str) -> bool {
     let number = |column: &str| column.len() >= 10 && column.trim_start().parse::<u64>().is_ok();
     let Some((figures, _name)) = line.split_once(" -- ") else { return false };
     figures.split_once(" / ").is_some_and(|(bytes_in, bytes_out)| number(bytes_in) && number(bytes_out))
+}
+
+/// The views on a terminal, without the sequences that move the cursor and change how text looks; first what comes before them.
+pub fn views(shown: &str) -> Vec<String> {
+    let plain = |view: &str| {
+        let mut pieces = view.split("\x1b[");
+        let first = pieces.next().unwrap_or_default().to_owned();
+        let after = |piece: &str| piece.split_once(|c: char| c.is_ascii_alphabetic()).unwrap_or_default().1.to_owned();
+        first + &pieces.map(after).collect::<String>()
+    };
+    shown.split("\x1b[?2026h\x1b[H").map(plain).collect()
 }
 
 /// The exit code of a program that is about to end.

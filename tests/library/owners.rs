@@ -196,7 +196,20 @@ fn the_owners_among_ten_thousand_processes_are_found() {
     for pid in 1..=COUNT {
         proc.run(&holder(pid, &[pid + 50_000]));
     }
-    let found = holders(&proc, (50_001..).take(COUNT as usize + 1));
+    // A tick searches as many as its time allows, and the next one goes on where it has ended.
+    let mut lookup = TickLookup::from_files(proc.root());
+    let mut found = vec![None; COUNT as usize + 1];
+    for _ in 0..COUNT {
+        let answers = lookup.resolve((50_001..).take(found.len()).map(Query::Inode), Vec::new());
+        for (found, answer) in found.iter_mut().zip(answers) {
+            if let Answer::Held { pid, .. } = answer {
+                *found = Some(pid);
+            }
+        }
+        if found[..COUNT as usize].iter().all(Option::is_some) {
+            break;
+        }
+    }
     assert!(found.into_iter().eq((1..=COUNT).map(Some).chain([None])));
 }
 

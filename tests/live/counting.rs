@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::common::program::Running;
-use crate::common::runmonitor::{is_figure, on_a_terminal};
+use crate::common::runmonitor::{is_figure, on_a_terminal, views};
 use crate::common::user::User;
 use crate::support::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
 use crate::support::netns::{Namespace, address, host_and_remote};
@@ -361,9 +361,10 @@ pub fn where_the_kernel_refuses_its_table_the_conntrack_command_is_read() {
 
 pub fn notes_stay_below_the_table_of_a_terminal() {
     let shown = on_a_terminal("xterm", &["--source=auto"], Signal::SIGINT);
-    for screen in shown.split("\x1b[H\x1b[2J").skip(1) {
-        let (figures, notes): (Vec<&str>, Vec<&str>) = screen.lines().partition(|line| is_figure(line));
-        assert!(screen.starts_with(&figures.join("\r\n")) && !figures.is_empty(), "{screen:?}");
-        assert!(notes.iter().any(|note| note.contains("For full counting run: ")), "{screen:?}");
+    for view in views(&shown).iter().skip(1) {
+        let (figures, notes): (Vec<&str>, Vec<&str>) = view.lines().skip(1).partition(|line| is_figure(line));
+        assert!(!figures.is_empty() && view.contains(&figures.join("\r\n")), "{view:?}");
+        let notes: Vec<&str> = notes.iter().flat_map(|note| note.split_whitespace()).collect();
+        assert!(notes.join(" ").contains("For full counting run: "), "{view:?}");
     }
 }

@@ -93,7 +93,7 @@ fn given(socket: impl AsFd, mut command: Command) -> Command {
 }
 
 /// The socket with which this process started.
-fn first_socket() -> OwnedFd {
+pub fn first_socket() -> OwnedFd {
     io::stdin().as_fd().try_clone_to_owned().unwrap()
 }
 
@@ -111,7 +111,7 @@ fn hand_on(fd: RawFd) {
     socket::sendmsg::<()>(receiver.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None).unwrap();
 }
 
-fn receive(sender: &UnixStream) -> RawFd {
+pub fn receive(sender: &UnixStream) -> RawFd {
     let mut space = nix::cmsg_space!(RawFd);
     let mut byte = [0];
     let mut bytes = [IoSliceMut::new(&mut byte)];

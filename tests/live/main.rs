@@ -18,11 +18,13 @@ mod aggregator;
 mod counting;
 mod flows;
 mod handing_over;
+mod hostile;
 mod ipv6_pipe;
 mod packets;
 mod pipe;
 mod tcp_owners;
 mod web;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -80,6 +82,18 @@ const TESTS: &[Test] = tests! {
         handing_over::the_child_of_a_prefork_server_that_accepts_a_connection_is_credited,
     }
     RootAlone {
+        hostile::a_command_line_that_never_comes_keeps_nobody_waiting,
+        hostile::a_daemon_that_only_closes_a_socket_gets_none_of_its_bytes,
+        hostile::a_program_of_root_gets_no_bytes_of_the_user_who_starts_it,
+        hostile::bytes_cannot_be_hidden,
+        hostile::forged_netlink_messages_invent_nothing_and_hold_up_nobody,
+        hostile::many_flows_and_sockets_hold_up_nobody,
+        hostile::many_namespaces_hold_up_nobody,
+        hostile::many_processes_and_descriptors_hold_up_nobody,
+        hostile::memory_is_bounded_whatever_sockets_come_and_go,
+        hostile::programs_that_start_and_end_hold_up_nobody,
+        hostile::who_claims_the_address_of_another_gets_none_of_its_bytes,
+        hostile::who_shares_a_port_with_another_user_gets_only_its_own_bytes,
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
         packets::connections_that_this_side_closes_first_count_to_their_last_segment,
@@ -87,6 +101,8 @@ const TESTS: &[Test] = tests! {
         packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,
+        workload::an_application_is_what_its_units_containers_users_and_programs_use,
+        workload::each_unit_container_user_and_program_has_its_bytes,
     }
 };
 
@@ -109,6 +125,7 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, web::play];
+    let modules =
+        [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, web::play, workload::play];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use crate::common::http::{Response, connect, exchange, get, response, served_at};
-use crate::common::program::Running;
+use crate::common::program::{Running, wait_for};
 use crate::common::runmonitor::{Traffic, runmonitor};
 
 fn start() -> (Running, SocketAddr) {
@@ -132,4 +132,41 @@ fn a_port_in_use_is_an_error_that_names_the_argument_and_the_address() {
     let wrong = runmonitor(&["--http=everywhere"]).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8(wrong.stderr).unwrap().contains("such as 8000, 0.0.0.0:8000 or [::1]:8000"));
+}
+
+/// The record of this traffic among those that the server has.
+fn served_record(server: SocketAddr, traffic: &Traffic) -> Value {
+    let data = json(&get(server, "/data.json"));
+    let is_ours = |record: &&Value| record["command_line"] == format!("{} ", traffic.name);
+    data["records"].as_array().unwrap().iter().find(is_ours).cloned().unwrap()
+}
+
+#[test]
+fn lines_are_the_same_while_somebody_looks_at_the_page() {
+    let traffic = Traffic::new();
+    let program = Running::start(&mut runmonitor(&["--http=0", &format!("--include=^{}", traffic.name)]));
+    let server = served_at(&program);
+    assert_eq!(served_record(server, &traffic)["remotes"].as_array().unwrap().len(), 1);
+    // The page was looked at from the second tick on, at the latest; each has one line.
+    for _ in 0..4 {
+        assert_eq!(program.line(), format!("{:>10} / {:>10} -- {} ", 5000, 0, traffic.name));
+    }
+}
+
+#[test]
+fn json_lines_have_what_they_are_asked_for_and_the_server_has_all() {
+    let traffic = Traffic::new();
+    let include = format!("--include=^{}", traffic.name);
+    for (arguments, of_lines) in [(&["--json"][..], 0), (&["--json", "--remotes=1", "--unowned"], 1)] {
+        let program = Running::start(&mut runmonitor(&[&["--http=0", &include], arguments].concat()));
+        let server = served_at(&program);
+        let served = served_record(server, &traffic);
+        assert_eq!(served["remotes"].as_array().unwrap().len(), 1);
+        let record = wait_for("the record", || {
+            let record: Value = serde_json::from_str(&program.line()).unwrap();
+            (record["kind"] == "process").then_some(record)
+        });
+        assert_eq!(record["pids"], served["pids"]);
+        assert_eq!(record["remotes"].as_array().map_or(0, Vec::len), of_lines);
+    }
 }

@@ -10,8 +10,11 @@ mod common {
 }
 
 mod http;
+mod json;
 mod readme;
+mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod top;
 mod unseen;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::common::program::{Running, wait_for, wait_until_it_runs};
-use crate::common::runmonitor::{Traffic, exit_code, is_figure, on_a_terminal, runmonitor};
+use crate::common::runmonitor::{Traffic, exit_code, is_figure, on_a_terminal, runmonitor, views};
 use crate::common::vectors::{list, vectors};
 
 fn text(bytes: &[u8]) -> &str {
@@ -192,14 +192,20 @@ fn include_selects_processes_and_exclude_wins_over_it() {
 }
 
 #[test]
-fn a_terminal_is_cleared_before_each_table_and_keeps_the_last() {
+fn a_terminal_shows_each_view_over_the_one_before_and_keeps_the_last() {
     let shown = on_a_terminal("xterm", &[], Signal::SIGINT);
-    let screens: Vec<&str> = shown.split("\x1b[H\x1b[2J").collect();
-    assert_eq!(screens[0], "");
-    assert!(screens.len() >= 3, "{shown:?}");
-    for screen in &screens[1..] {
-        assert!(screen.lines().next().is_some_and(is_figure), "{screen:?}");
+    let [before, views @ ..] = &views(&shown)[..] else { unreachable!() };
+    // What was on the screen goes to the scrollback, and nothing is cleared.
+    assert_eq!(*before, "\r\n".repeat(23));
+    assert!(!shown.contains("\x1b[2J") && !shown.contains("\x1b[3J"), "{shown:?}");
+    assert!(views.len() >= 2, "{shown:?}");
+    for view in views {
+        let mut lines = view.lines();
+        assert!(lines.next().is_some_and(|line| line.contains("bytes in /  bytes out -- process")), "{view:?}");
+        assert!(lines.next().is_some_and(is_figure), "{view:?}");
+        assert!(view.lines().any(|line| is_figure(line) && line.contains(" -- all")), "{view:?}");
     }
+    assert!(shown.ends_with("\r\n"), "{shown:?}");
 }
 
 #[test]

@@ -284,9 +284,9 @@ fn the_connections_of_runpipe_leave_descriptors_to_the_rest_of_the_program() {
     let port = listening_port(&program.stderr.line());
     let _clients: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     assert!(program.stderr.line().contains("cannot accept connections for the moment"));
-    // An eighth is left, but for the client that was the last.
+    // An eighth is left, but for the client that was the last and one that may be open for a moment.
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", program.child.id())).unwrap().count();
-    wait_for("descriptors to be left", || (descriptors() <= 71).then_some(()));
+    wait_for("descriptors to be left", || (descriptors() <= 72).then_some(()));
 }
 
 #[test]

@@ -16,12 +16,9 @@ const text = (element, content) => {
 };
 
 /* text from outside */
-// A string, or an object where the bytes are not UTF-8. Characters that cannot be seen or turn the reading direction are escaped.
+// Characters that cannot be seen or turn the reading direction are escaped.
 const plain = (value) =>
-  (value === null || value === undefined ? "" : typeof value === "string" ? value : value.text).replace(
-    /[\p{C}\p{Zl}\p{Zp}]/gu,
-    (c) => "\\u{" + c.codePointAt(0).toString(16) + "}",
-  );
+  (value ?? "").replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => "\\u{" + c.codePointAt(0).toString(16) + "}");
 const programOf = (command) => {
   const word = command.trim().split(" ")[0];
   return word.slice(word.lastIndexOf("/") + 1) || command || "(no name)";
@@ -67,12 +64,10 @@ const apps = new Map();
 // What has not moved shares this.
 const SILENT = new Float64Array(N);
 
-const keyOf = (record) =>
-  JSON.stringify(
-    ["kind", "command_line", "uid", "cgroup", "executable", "application", "pipe", "group"].map(
-      (k) => record[k] ?? null,
-    ),
-  );
+// Text that is not UTF-8 has its bytes in a second field, in which two equal texts may differ.
+const TEXTS = ["command_line", "cgroup", "executable", "application", "pipe", "group"];
+const KEYS = ["kind", "uid", "has_command_line", ...TEXTS, ...TEXTS.map((name) => name + "_hex")];
+const keyOf = (record) => JSON.stringify(KEYS.map((name) => record[name] ?? null));
 
 const nameOfContainer = (container) =>
   container ? plain(container.name ?? container.pod ?? container.id).slice(0, 60) : "(host)";

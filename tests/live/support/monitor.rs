@@ -56,13 +56,16 @@ impl Monitor {
         }
     }
 
-    fn read_line(&mut self) {
+    /// Reads one line of the table, and returns the name in it.
+    pub fn read_line(&mut self) -> String {
         let line = self.program.stdout.line();
         let (figures, name) = line.split_once(" -- ").expect("a line of the table");
         let (bytes_in, bytes_out) = figures.split_once('/').expect("bytes in and out");
         let figures = (bytes_in.trim().parse().unwrap(), bytes_out.trim().parse().unwrap());
         let name = if name.starts_with('(') { name } else { name.split(' ').next().unwrap() };
-        self.figures.insert(name.strip_suffix(&tag()).unwrap_or(name).into(), figures);
+        let name = name.strip_suffix(&tag()).unwrap_or(name).to_owned();
+        self.figures.insert(name.clone(), figures);
+        name
     }
 
     /// Ends it. Returns its lines on stderr, without the note on other processes of the host.
