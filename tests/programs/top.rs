@@ -202,16 +202,19 @@ fn ctrl_z_gives_the_terminal_back_until_fg() {
 fn the_view_and_the_server_show_the_same() {
     let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
     tmux.start_top_with(&traffic, "--http=0");
+    tmux.keys(&["n"]);
     let screen = tmux.wait("the figures are at http://");
     let (_, rest) = screen.split_once("the figures are at http://").unwrap();
     let server = rest.split('/').next().unwrap().parse().unwrap();
     assert!(get(server, "/data.json").body.contains(&traffic.name));
+    tmux.keys(&["n"]);
+    tmux.wait(&traffic.name);
     tmux.keys(&["C-z"]);
     tmux.wait("Stopped");
     tmux.command("fg");
     tmux.wait_until("the view", |screen| screen.starts_with(" bwmon ") && screen.contains(&traffic.name));
     tmux.keys(&["q"]);
-    tmux.wait_for_the_shell();
+    tmux.wait("Stopped");
 }
 
 #[test]
