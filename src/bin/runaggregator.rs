@@ -63,6 +63,8 @@ struct Arguments {
     details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
+    #[command(flatten)]
+    serving: cli::Serving,
 }
 
 fn main() -> ExitCode {
@@ -83,20 +85,22 @@ fn start(arguments: Arguments) -> Result<()> {
         return check_files(&files);
     }
     let mut signals = Signals::take()?;
+    let read = files.clone();
+    let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
+    let configuration = configuration?;
+    let web = arguments.serving.start(Named::Application, Vec::new(), configuration.application_names())?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned || arguments.details.top,
-        keep: arguments.details.keep(),
+        unowned: arguments.unowned || arguments.details.top || web.is_some(),
+        keep: arguments.details.keep(web.as_ref()),
     };
-    let details = arguments.details.shown(&arguments.showing, !arguments.totals);
-    let files = settings.files.clone();
-    let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?, details)?;
+    let details = arguments.details.shown(&arguments.showing, !arguments.totals, web.as_ref());
+    let mut program = AggregatorProgram::start(settings, configuration, details)?;
     let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
     let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let mut output: Box<dyn Output> = match &arguments.showing {
+    let output: Box<dyn Output> = match &arguments.showing {
         _ if arguments.details.top => Box::new(Top::new(top::applications())?),
         showing if showing.json => Box::new(Json::new(Named::Application)),
         showing => {
@@ -104,5 +108,6 @@ fn start(arguments: Arguments) -> Result<()> {
             Box::new(text.wide(showing.wide).with_idle_note(idle))
         }
     };
+    let mut output = arguments.details.served(output, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

@@ -3,11 +3,13 @@
 #[path = "../common"]
 mod common {
     pub mod golden;
+    pub mod http;
     pub mod program;
     pub mod runmonitor;
     pub mod vectors;
 }
 
+mod http;
 mod json;
 mod readme;
 mod recipes;
