@@ -32,6 +32,7 @@
 //! - [`program`]: the loop, and the three programs that it runs.
 //! - [`monitor`]: one tick of counting per process, with a file for each [source of counters](monitor::counters).
 //! - [`config`]: from configuration files to settings, with a diagnostic for each mistake.
+//! - [`web`]: the figures over HTTP: a live page, JSON, and metrics for Prometheus.
 //! - [`ledger`]: the bytes of each flow, the owners of its two ends, and the bytes of each subject.
 //! - [`grouping`]: which subjects form one application.
 //! - [`history`]: the bytes of minutes, hours, days and months, in a file.
@@ -61,4 +62,5 @@ pub mod printable;
 pub mod program;
 pub mod python2;
 pub mod traffic;
+pub mod web;
 pub mod workload;

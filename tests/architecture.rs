@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["bin"],
     &["program"],
-    &["monitor", "config"],
+    &["monitor", "config", "web"],
     &["ledger", "grouping", "notify", "history"],
     &["attribution", "python2", "pipe", "output"],
     &["kernel", "traffic"],

@@ -8,6 +8,7 @@ use anyhow::Result;
 use bwmon::config::Files;
 use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
+use bwmon::output::json::Named;
 use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files, output};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
 use bwmon::program::{Signals, cli, run};
@@ -64,6 +65,8 @@ struct Arguments {
     details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
+    #[command(flatten)]
+    serving: cli::Serving,
 }
 
 fn main() -> ExitCode {
@@ -93,18 +96,21 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let mut signals = Signals::take()?;
     let top = arguments.report.is_top();
+    let read = files.clone();
+    let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
+    let configuration = configuration?;
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
+    let web = arguments.serving.start(Named::Application, Vec::new(), configuration.application_names())?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned || top,
-        keep: arguments.history.keep(arguments.details.keep(top)),
+        unowned: arguments.unowned || top || web.is_some(),
+        keep: arguments.history.keep(arguments.details.keep(top, web.as_ref())),
     };
-    let details = arguments.details.shown(&arguments.showing, top, !arguments.totals);
-    let files = settings.files.clone();
-    let Some(configuration) = signals.unless_ended(move || files.read())? else { return Ok(()) };
-    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
-    let mut program = AggregatorProgram::start(settings, configuration?, details, recording)?;
-    let mut output = output(&arguments.showing, top, arguments.totals)?;
+    let details = arguments.details.shown(&arguments.showing, top, !arguments.totals, web.as_ref());
+    let mut program = AggregatorProgram::start(settings, configuration, details, recording)?;
+    let output = output(&arguments.showing, top, arguments.totals)?;
+    let mut output = arguments.details.served(output, top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

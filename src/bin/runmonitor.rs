@@ -7,6 +7,7 @@ use bwmon::grouping::{Aggregator, GroupBy, Grouping};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
+use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
 use bwmon::output::top::Top;
@@ -15,6 +16,7 @@ use bwmon::program::one_source::OneSource;
 use bwmon::program::{Signals, cli, run, top};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
+use bwmon::web::metrics::Label;
 use clap::Parser;
 
 /// Shows how many bytes each process has received and sent, once a second.
@@ -55,6 +57,11 @@ struct Arguments {
     history: HistoryArguments,
     #[command(flatten)]
     showing: cli::Showing,
+    #[command(flatten)]
+    serving: cli::Serving,
+    /// Tell applications apart by these, too, in the metrics: unit, container, user, separated by commas
+    #[arg(long, value_name = "LABELS", value_enum, value_delimiter = ',', hide_possible_values = true)]
+    metrics_labels: Vec<Label>,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +72,11 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    let mut signals = Signals::take()?;
+    let group_by = arguments.group_by;
+    let named = Named::Group(group_by.name());
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
+    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
     let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
@@ -72,12 +84,9 @@ fn start(arguments: Arguments) -> Result<()> {
         // Rates need only the bytes from now on.
         lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.top,
         counters_from: arguments.source,
-        keep: arguments.history.keep(arguments.details.keep(arguments.top)),
+        keep: arguments.history.keep(arguments.details.keep(arguments.top, web.as_ref())),
     };
-    let mut signals = Signals::take()?;
-    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
     let monitor = Monitor::of_this_host(settings)?;
-    let group_by = arguments.group_by;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
         // It groups them itself.
@@ -88,27 +97,27 @@ fn start(arguments: Arguments) -> Result<()> {
     if let Some(recording) = recording {
         program = program.with_recording(recording);
     }
-    if arguments.unowned || arguments.top {
+    if arguments.unowned || arguments.top || web.is_some() {
         program = program.with_unowned();
     }
-    if let Some(details) = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth) {
+    let details = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth, web.as_ref());
+    if let Some(details) = details {
         program = program.with_details(details);
-    }
-    let schedule = arguments.showing.schedule();
-    if arguments.showing.json {
-        return run(&mut program, &mut Json::new(Named::Group(group_by.name())), schedule, signals);
-    }
-    if arguments.top {
-        return run(&mut program, &mut Top::new(top::processes(group_by))?, schedule, signals);
     }
     let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
     let idle = "nothing to show yet: no process that matches has moved a byte";
-    let (one, several) = group_by.nouns();
-    let mut text = Text::new(figures).of(one, several).wide(arguments.showing.wide).with_idle_note(idle);
-    if is_filtered {
-        text = text.with_nothing("Nothing that matches has moved a byte yet.");
-    }
-    run(&mut program, &mut text, schedule, signals)
+    let output: Box<dyn Output> = match &arguments.showing {
+        _ if arguments.top => Box::new(Top::new(top::processes(group_by))?),
+        showing if showing.json => Box::new(Json::new(named)),
+        showing => {
+            let (one, several) = group_by.nouns();
+            let text = Text::new(figures).of(one, several).wide(showing.wide).with_idle_note(idle);
+            let nothing = "Nothing that matches has moved a byte yet.";
+            Box::new(if is_filtered { text.with_nothing(nothing) } else { text })
+        }
+    };
+    let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
+    run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }
 
 #[cfg(test)]

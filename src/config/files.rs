@@ -144,6 +144,13 @@ impl FileShape {
     }
 }
 
+impl Configuration {
+    /// The names of the applications.
+    pub fn application_names(&self) -> Vec<String> {
+        self.applications.iter().map(|application| application.name.clone()).collect()
+    }
+}
+
 /// The number of each: `2 monitors, 1 pipe, 12 applications, 1 notification`.
 impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -381,7 +381,7 @@ impl Ledger {
         let mut forgotten = 0;
         let mut looked_at = HashMap::new();
         self.flows.retain(|key, entry| {
-            if !key.is_socket() || !entry.open || tick - entry.seen < CLOSED_KEPT {
+            if !key.is_socket() || !entry.open || tick - entry.seen < kept(entry) {
                 return true;
             }
             if let Some(owner) = entry.owner(Side::Original).process() {

@@ -514,7 +514,7 @@ fn boot() -> SystemTime {
 }
 
 /// RFC 3339 in UTC, with milliseconds; for a clock beyond the year 9999, the beginning of 1970.
-fn timestamp(at: SystemTime) -> String {
+pub fn timestamp(at: SystemTime) -> String {
     let timestamp = jiff::Timestamp::try_from(at).unwrap_or_default();
     timestamp.strftime("%FT%T.%3fZ").to_string()
 }

@@ -86,6 +86,17 @@ impl Frame {
             took: Duration::ZERO,
         }
     }
+
+    /// The same without the bytes of subjects.
+    pub fn without_figures(&self) -> Self {
+        Self {
+            notifications: self.notifications.clone(),
+            notes: self.notes.clone(),
+            facts: self.facts,
+            took: self.took,
+            ..Self::at(self.at)
+        }
+    }
 }
 
 /// The direction of traffic, as the application sees it.

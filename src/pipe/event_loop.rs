@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -85,6 +86,10 @@ enum Accepting {
 struct EventLoop {
     context: PipeContext,
     accepting: Accepting,
+    /// Dropped when the clients that came before the port was closed are all admitted: its receiver waits for that.
+    closing: Option<Sender<()>>,
+    /// Whether all connections have been reset, because the pipe is closed.
+    is_closed: bool,
     connections: Slab<Connection>,
     /// The number of connections, for other threads.
     connection_count: Arc<AtomicUsize>,
@@ -128,6 +133,8 @@ impl EventLoop {
                 now,
             },
             accepting: Accepting::Full(listener),
+            closing: None,
+            is_closed: false,
             connections: Slab::new(),
             connection_count: connections,
             crowd: Crowd::default(),
@@ -157,7 +164,10 @@ impl EventLoop {
             for event in &events[..got] {
                 match event.data() {
                     LISTENER => self.accept(ACCEPTS_PER_EVENT),
-                    MAILBOX => self.read_inbox(),
+                    MAILBOX => {
+                        self.inbox.clear_wakeup();
+                        self.read_inbox();
+                    }
                     token => {
                         let (id, socket) = ConnectionId::from_token(token);
                         self.with_connection(id, |connection, context| match socket {
@@ -167,6 +177,7 @@ impl EventLoop {
                     }
                 }
             }
+            self.closing = None;
             self.give_turns();
             self.check_pauses();
             self.check_timers();
@@ -261,6 +272,12 @@ impl EventLoop {
     }
 
     fn admit(&mut self, client: TcpStream, address: SocketAddr) {
+        // What was sent before the client came is for it, too, though the event of the mailbox may be behind this one.
+        self.read_inbox();
+        if self.is_closed {
+            reset(&client);
+            return;
+        }
         let now = self.context.now;
         let ip = address.ip();
         let most = self.context.settings.max_per_client.map_or(usize::MAX, NonZeroUsize::get);
@@ -340,17 +357,17 @@ impl EventLoop {
     }
 
     fn read_inbox(&mut self) {
-        self.inbox.clear_wakeup();
         while let Some(message) = self.inbox.receive() {
             match message {
                 PipeMessage::Reconfigure(settings, route) => self.reconfigure(*settings, route),
                 PipeMessage::StopAccepting(done) => {
                     self.accept(LAST_ACCEPTS);
                     self.accepting = Accepting::Closed;
-                    drop(done);
+                    self.closing = Some(done);
                 }
                 PipeMessage::Close => {
                     self.accepting = Accepting::Closed;
+                    self.is_closed = true;
                     for id in self.connections.ids() {
                         self.with_connection(id, |connection, _| connection.reset());
                     }

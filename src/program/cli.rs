@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error, Parser};
@@ -14,10 +16,15 @@ use clap::{Command, Error, Parser};
 use super::Schedule;
 use crate::config::nearest;
 use crate::ledger::Keep;
+use crate::output::json::Named;
 use crate::output::top::REMOTES;
+use crate::output::{Announcement, Output};
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
 use crate::traffic::rates::Details;
+use crate::web::metrics::{Label, MetricsSettings};
+use crate::web::served::{Served, Shows};
+use crate::web::{self, Web};
 
 /// Parses `words`, of which the first is the program's name.
 ///
@@ -122,17 +129,82 @@ pub struct Detailing {
 
 impl Detailing {
     /// What the monitors keep; `top`: for the interactive view.
-    pub fn keep(&self, top: bool) -> Keep {
-        Keep { remotes: top || self.remotes.is_some(), ended: self.keep }
+    pub fn keep(&self, top: bool, web: Option<&Web>) -> Keep {
+        Keep { remotes: top || self.remotes.is_some() || web.is_some(), ended: self.keep }
     }
 
     /// The details of each row, if they are shown, as they are in the interactive view (`top`): in lines that have `rates`, with the
-    /// remote ends that move the most.
-    pub fn shown(&self, showing: &Showing, top: bool, rates: bool) -> Option<Details> {
-        let remotes = self.remotes.map_or(if top { REMOTES } else { 0 }, |remotes| remotes as usize);
+    /// remote ends that move the most. A server alone needs them only while somebody looks.
+    pub fn shown(&self, showing: &Showing, top: bool, rates: bool, web: Option<&Web>) -> Option<Details> {
+        let remotes = match self.remotes {
+            Some(remotes) => remotes as usize,
+            None if top => REMOTES,
+            None => web.map_or(0, |_| web::REMOTES),
+        };
         let details = Details::new(remotes);
-        let details = if rates && !showing.json { details.by_rate() } else { details };
-        (showing.json || top || self.remotes.is_some()).then_some(details)
+        if !showing.json && !top && self.remotes.is_none() {
+            return web.map(|web| details.while_wanted(Arc::clone(web.interest())));
+        }
+        Some(if rates && !showing.json { details.by_rate() } else { details })
+    }
+
+    /// An output that also serves, if there is a server, and has said where; by itself, it shows bytes without an owner only if
+    /// `unowned`, or if it is the interactive view (`top`).
+    ///
+    /// # Errors
+    /// As for [`Output::announce`].
+    pub fn served(
+        &self,
+        output: Box<dyn Output>,
+        top: bool,
+        web: Option<Web>,
+        unowned: bool,
+    ) -> Result<Box<dyn Output>> {
+        let Some(web) = web else { return Ok(output) };
+        let shows = Shows { unowned: unowned || top, remotes: top || self.remotes.is_some() };
+        let note = Announcement::Note(web.note());
+        let mut served = Served::new(output, shows, web);
+        served.announce(&[note])?;
+        Ok(Box::new(served))
+    }
+}
+
+/// The arguments of the server.
+#[derive(Debug, clap::Args)]
+pub struct Serving {
+    /// Also serve a live page, JSON and metrics for Prometheus over HTTP, on 127.0.0.1:8000 unless this says otherwise
+    #[arg(
+        long,
+        value_name = "[ADDRESS:]PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "8000",
+        value_parser = listen
+    )]
+    http: Option<SocketAddr>,
+    /// The most applications that have metrics of their own; the others have one sum
+    #[arg(long, value_name = "N", default_value = "100", value_parser = number(1..=10_000), allow_negative_numbers = true)]
+    metrics_top: u32,
+}
+
+impl Serving {
+    /// Starts the server, if there is to be one. `named` is what rows with a name are; the applications that are known now have
+    /// metrics from the start.
+    ///
+    /// # Errors
+    /// As for [`Web::start`].
+    pub fn start(&self, named: Named, labels: Vec<Label>, applications: Vec<String>) -> Result<Option<Web>> {
+        let settings = MetricsSettings { labels, top: self.metrics_top as usize, applications };
+        self.http.map(|address| Web::start(address, named, settings)).transpose()
+    }
+}
+
+/// Parses the address and port to serve on; a port alone is one of the loopback address.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || "a port, or an address and a port, such as 8000, 0.0.0.0:8000 or [::1]:8000, is expected".to_owned();
+    match text.parse::<u16>() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse().map_err(|_| wrong()),
     }
 }
 

@@ -72,6 +72,11 @@ pub struct RemoteBytes {
 }
 
 impl Detail {
+    /// The same without remote ends.
+    pub fn without_remotes(&self) -> Self {
+        Self { processes: self.processes.clone(), connections: self.connections, ..Self::default() }
+    }
+
     /// Adds what is known of another subject of the same group. The remote ends stay as they are: see [`Remotes`].
     pub fn add(&mut self, other: &Self) {
         self.processes.extend(&other.processes);

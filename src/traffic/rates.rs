@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::detail::{Detail, Remotes};
@@ -28,6 +29,19 @@ pub struct Row {
     pub detail: Option<Box<Detail>>,
 }
 
+impl Row {
+    /// Its bytes alone.
+    pub fn without_detail(&self) -> Self {
+        Self { subject: Arc::clone(&self.subject), detail: None, ..*self }
+    }
+
+    /// The same without its remote ends.
+    pub fn without_remotes(&self) -> Self {
+        let detail = self.detail.as_ref().map(|detail| Box::new(detail.without_remotes()));
+        Self { detail, ..self.without_detail() }
+    }
+}
+
 /// What else is known of the subjects of rows, from one frame to the next.
 #[derive(Debug)]
 pub struct Details {
@@ -36,12 +50,14 @@ pub struct Details {
     /// Whether these are the ones that have moved the most since the last frame.
     by_rate: bool,
     before: HashMap<Arc<Subject>, Remotes>,
+    /// Details are entered only while this is not 0; `None` if they always are.
+    wanted: Option<Arc<AtomicU32>>,
 }
 
 impl Details {
     /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, by_rate: false, before: HashMap::new() }
+        Self { remotes, by_rate: false, before: HashMap::new(), wanted: None }
     }
 
     /// With those that move the most bytes instead.
@@ -49,9 +65,17 @@ impl Details {
         Self { by_rate: true, ..self }
     }
 
+    /// Enters them only while `wanted` is not 0.
+    pub fn while_wanted(self, wanted: Arc<AtomicU32>) -> Self {
+        Self { wanted: Some(wanted), ..self }
+    }
+
     /// Enters into each row what `source` knows of its subject.
     pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
         let mut before = std::mem::take(&mut self.before);
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
+            return;
+        }
         let mut rows: HashMap<Arc<Subject>, &mut Row> =
             rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
         source.each_detail(&mut |subject, mut detail, ends| {

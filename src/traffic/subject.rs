@@ -113,7 +113,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 7] = [
+    /// All reasons.
+    pub const ALL: [Self; 7] = [
         Self::Forwarded,
         Self::Gone,
         Self::NoProcess,
@@ -133,6 +134,19 @@ impl Reason {
             Self::TooMany => "too many sockets at once",
             Self::Ambiguous => "equal addresses in several network namespaces",
             Self::NotSearched => "not looked up yet: too many descriptors",
+        }
+    }
+
+    /// The reason in one word, for machines.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Gone => "process_gone",
+            Self::NoProcess => "no_process",
+            Self::NotPermitted => "not_permitted",
+            Self::TooMany => "too_many",
+            Self::Ambiguous => "ambiguous",
+            Self::NotSearched => "not_searched",
         }
     }
 }

@@ -36,7 +36,12 @@ pub struct Traffic {
 impl Traffic {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("traffic-{}-{}-", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self::named(&format!("traffic-{}-{}-", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// With this as its only word.
+    pub fn named(name: &str) -> Self {
+        let name = name.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let server = OwnedFd::from(listener.accept().unwrap().0);

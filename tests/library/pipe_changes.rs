@@ -108,36 +108,47 @@ fn with_more_room_the_clients_that_wait_get_in() {
 }
 
 #[test]
-fn a_hundred_changes_refuse_and_reset_no_client() {
-    let ((first, settings), (second, other)) = (listener(), listener());
-    for target in [first, second] {
+fn a_hundred_changes_are_for_the_clients_that_come_after_them_and_refuse_none() {
+    let targets = [listener(), listener()];
+    let settings = targets.each_ref().map(|(_, settings)| settings.clone());
+    for (number, (target, _)) in targets.into_iter().enumerate() {
         thread::spawn(move || {
             for stream in target.incoming().map_while(Result::ok) {
-                thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+                thread::spawn(move || {
+                    (&stream).write_all(&[number as u8])?;
+                    std::io::copy(&mut &stream, &mut &stream)
+                });
             }
         });
     }
-    let mut pipe = Pipe::bind(settings.clone()).unwrap();
+    let target_of = |mut client: &TcpStream| {
+        let mut number = [0];
+        client.read_exact(&mut number).unwrap();
+        send(client, client, &[7; 1000]);
+        usize::from(number[0])
+    };
+    let mut pipe = Pipe::bind(settings[0].clone()).unwrap();
     let (address, is_over) = (pipe.local_address(), AtomicBool::new(false));
+    let mut elsewhere = Vec::new();
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
-                    let client = patient(TcpStream::connect(address).unwrap());
-                    send(&client, &client, &[7; 1000]);
+                    target_of(&patient(TcpStream::connect(address).unwrap()));
                 }
             });
         }
-        for round in 0..100 {
-            let next = if round % 2 == 0 { &other } else { &settings };
-            let limit_bytes_per_s = NonZeroU64::new(10_000_000 + round);
-            pipe.reconfigure(PipeSettings { limit_bytes_per_s, ..next.clone() });
-            // Several connections for each.
-            let client = client_of(&pipe);
-            send(&client, &client, &[7; 1000]);
+        for round in 1..=100 {
+            let next = round % 2;
+            let limit_bytes_per_s = NonZeroU64::new(10_000_000 + round as u64);
+            pipe.reconfigure(PipeSettings { limit_bytes_per_s, ..settings[next].clone() });
+            if target_of(&client_of(&pipe)) != next {
+                elsewhere.push(round);
+            }
         }
         is_over.store(true, Ordering::Relaxed);
     });
+    assert!(elsewhere.is_empty(), "the clients of {elsewhere:?} had the target before");
     wait_until("the end of all connections", || pipe.connections() == 0);
 }
 

@@ -28,11 +28,12 @@ use tempfile::TempDir;
 
 use crate::common::program::Running;
 use crate::handing_over::{first_socket, receive};
+use crate::support::cgroups::Cgroups;
 use crate::support::harness::{Lack, Outcome, needs_packets};
 use crate::support::machine::number;
 use crate::support::monitor::Monitor;
 use crate::support::netns::{Namespace, address, host_and_remote};
-use crate::support::role::{as_role, role_command, start_role, stay, tell, told};
+use crate::support::role::{as_role, end_with_test, role_command, start_role, stay, tell, told};
 
 /// The ticks during which an attack goes on.
 const TICKS: usize = 6;
@@ -50,6 +51,8 @@ const PACKET: u64 = DATAGRAM as u64 + 28;
 /// The connections of an attacker, and what he moves over each.
 const CONNECTIONS: u32 = 20;
 const STREAM: usize = 200_000;
+/// The bytes of sockets for which there was no room.
+const TOO_MANY: &str = "(too many sockets at once)";
 
 /// Where Debian's python3 is, in a place that every user may enter.
 const PYTHON: &str = "/usr/bin/python3";
@@ -57,11 +60,33 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Plays the roles of this module, and says whether `role` is one.
 pub fn play(role: &[&str]) -> bool {
     match *role {
-        ["victim"] => converse_with_oneself(),
-        ["daemon", path] => close_what_comes(path),
+        ["victim"] => {
+            end_with_test();
+            converse_with_oneself();
+        }
+        ["daemon", path] => {
+            end_with_test();
+            close_what_comes(path);
+        }
         ["set-user-id"] => {
             tell(0);
             stay();
+        }
+        ["fresh", port] => {
+            // Each datagram by a socket of its own, until the test says that it is enough.
+            let (enough, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                stay();
+                let _ = enough.send(());
+            });
+            let mut sent = 0;
+            while told.try_recv().is_err() {
+                send(&UdpSocket::bind("127.0.0.1:0").unwrap(), loopback(port), 1);
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            tell(sent);
+            std::thread::park();
         }
         ["hostile-child", port] => {
             set_pdeathsig(Signal::SIGKILL).unwrap();
@@ -71,7 +96,6 @@ pub fn play(role: &[&str]) -> bool {
             std::thread::park();
         }
         ["hostile", ref act @ ..] => {
-            set_pdeathsig(Signal::SIGKILL).unwrap();
             become_ordinary();
             attack(act);
         }
@@ -125,14 +149,24 @@ fn attack(act: &[&str]) {
             tell(0);
             stay();
         }
-        ["churn"] => loop {
-            // A socket of this process that moves a byte, among many that move none.
-            let to = UdpSocket::bind("127.0.0.1:0").unwrap();
-            to.send_to(b"x", to.local_addr().unwrap()).unwrap();
-            for _ in 0..3 {
-                drop(socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).unwrap());
+        ["churn"] => {
+            end_with_test();
+            loop {
+                // A socket of this process that moves a byte, among many that move none.
+                let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+                to.send_to(b"x", to.local_addr().unwrap()).unwrap();
+                for _ in 0..3 {
+                    drop(socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).unwrap());
+                }
             }
-        },
+        }
+        ["fill"] => {
+            end_with_test();
+            loop {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+            }
+        }
         ["execs", descriptors, length] => start_programs(descriptors.parse().unwrap(), length.parse().unwrap()),
         ["namespaces", count] => {
             let start = |_| {
@@ -147,6 +181,7 @@ fn attack(act: &[&str]) {
         }
         ["one-namespace"] => {
             own_namespaces();
+            end_with_test();
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             tell(0);
             loop {
@@ -166,6 +201,7 @@ fn attack(act: &[&str]) {
         }
         ["sockets", count] => {
             own_namespaces();
+            end_with_test();
             let listener = TcpListener::bind("0.0.0.0:0").unwrap();
             let to = listener.local_addr().unwrap().port();
             let sockets: Vec<_> = (0..count.parse::<u32>().unwrap())
@@ -328,6 +364,7 @@ fn claim(local: &str, remote: &str) {
 
 /// Starts programs as fast as it can, each with many descriptors that are no sockets, and with a long command line.
 fn start_programs(descriptors: usize, length: usize) {
+    end_with_test();
     let files: Vec<File> = (0..descriptors).map(|_| File::open("/dev/null").unwrap()).collect();
     for file in &files {
         fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
@@ -348,6 +385,7 @@ fn start_programs(descriptors: usize, length: usize) {
 /// Sends messages of the kernel to each netlink socket in its namespace that is not its own, and to all groups.
 fn forge() {
     own_namespaces();
+    end_with_test();
     // Something that the monitor looks for here.
     std::thread::spawn(converse_with_oneself);
     let families = [SockProtocol::NetlinkRoute, SockProtocol::NetlinkSockDiag, SockProtocol::NetlinkNetFilter];
@@ -655,12 +693,34 @@ pub fn memory_is_bounded_whatever_sockets_come_and_go() -> Outcome {
     needs_packets()?;
     let host = &Namespace::here();
     let mut scene = Scene::new(host, "packets", "sockets that come and go");
-    let hostile = [(); 4].map(|()| start_role(host, HOSTILE, "hostile churn"));
+    let hostile = [(); 2].map(|()| start_role(host, HOSTILE, "hostile churn"));
     scene.pass(25);
     let memory = scene.memory("VmHWM:");
     assert!(memory < MOST_MEMORY, "{memory} kB");
     scene.end();
     drop(hostile);
+    Ok(())
+}
+
+pub fn many_sockets_of_one_leave_room_for_others() -> Outcome {
+    needs_packets()?;
+    let host = &Namespace::here();
+    let mut cgroups = Cgroups::new()?;
+    let service = cgroups.make(&format!("system.slice/bwmon-{}.service", number()))?;
+    let (_sink, port) = sink();
+    let mut scene = Scene::new(host, "packets", "sockets that all move something");
+    let hostile = [(); 2].map(|()| start_role(host, HOSTILE, "hostile fill"));
+    while scene.shown(TOO_MANY) == (0, 0) {
+        scene.pass(1);
+    }
+    let mut fresh = start_role(host, "fresh", &format!("within {service} 0 fresh fresh {port}"));
+    scene.pass(3);
+    writeln!(fresh.child.stdin.as_mut().unwrap()).unwrap();
+    let sent = u64::from(told(&fresh));
+    drop(hostile);
+    scene.pass(3);
+    assert_eq!(scene.shown("fresh"), (0, sent * (28 + DATAGRAM as u64)), "{:#?}", scene.monitor.figures);
+    scene.end();
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 #[path = "../common"]
 mod common {
+    pub mod http;
     pub mod program;
     pub mod runmonitor;
     pub mod silent;
@@ -22,6 +23,7 @@ mod ipv6_pipe;
 mod packets;
 mod pipe;
 mod tcp_owners;
+mod web;
 mod workload;
 
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ const TESTS: &[Test] = tests! {
         counting::where_the_kernel_refuses_its_table_the_conntrack_command_is_read,
         ipv6_pipe::an_ipv6_target_may_be_in_brackets,
         ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
+        web::promtool_accepts_the_metrics_the_rules_and_the_configuration,
+        web::the_page_shows_what_moves_in_a_browser,
     }
     OwnProcess {
         tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
@@ -60,6 +64,7 @@ const TESTS: &[Test] = tests! {
         pipe::signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent,
         pipe::while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first,
         pipe::while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows,
+        web::prometheus_finds_a_known_transfer_on_two_hosts,
     }
     EachKind {
         flows::a_connection_of_the_host_with_its_own_address_is_local,
@@ -85,6 +90,7 @@ const TESTS: &[Test] = tests! {
         hostile::many_flows_and_sockets_hold_up_nobody,
         hostile::many_namespaces_hold_up_nobody,
         hostile::many_processes_and_descriptors_hold_up_nobody,
+        hostile::many_sockets_of_one_leave_room_for_others,
         hostile::memory_is_bounded_whatever_sockets_come_and_go,
         hostile::programs_that_start_and_end_hold_up_nobody,
         hostile::who_claims_the_address_of_another_gets_none_of_its_bytes,
@@ -120,6 +126,7 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules = [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, workload::play];
+    let modules =
+        [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, web::play, workload::play];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

@@ -3,6 +3,7 @@
 #[path = "../common"]
 mod common {
     pub mod golden;
+    pub mod http;
     pub mod program;
     pub mod runmonitor;
     pub mod user;
@@ -10,6 +11,7 @@ mod common {
 }
 
 mod history;
+mod http;
 mod json;
 mod readme;
 mod recipes;

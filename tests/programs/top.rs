@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::http::get;
 use crate::common::program::{Running, wait_for};
 use crate::common::runmonitor::{Traffic, runmonitor};
 
@@ -66,9 +67,14 @@ impl Tmux {
 
     /// Starts the view of this traffic only.
     fn start_top(&self, traffic: &Traffic) {
+        self.start_top_with(traffic, "");
+    }
+
+    /// The same, with more arguments.
+    fn start_top_with(&self, traffic: &Traffic, arguments: &str) {
         let program = env!("CARGO_BIN_EXE_runmonitor");
         self.command(&format!(
-            "echo be''fore; {program} --top --source=sockets --include={}; echo ended $?",
+            "echo be''fore; {program} --top --source=sockets --include={} {arguments}; echo ended $?",
             traffic.name
         ));
         self.wait_until("the view", |screen| screen.starts_with(" bwmon ") && screen.contains(&traffic.name));
@@ -190,6 +196,25 @@ fn ctrl_z_gives_the_terminal_back_until_fg() {
     tmux.wait_until("the view", |screen| screen.starts_with(" bwmon ") && screen.contains(&traffic.name));
     tmux.keys(&["q"]);
     tmux.wait("icanon+echo+");
+}
+
+#[test]
+fn the_view_and_the_server_show_the_same() {
+    let (tmux, traffic) = (Tmux::new(), Traffic::flowing());
+    tmux.start_top_with(&traffic, "--http=0");
+    tmux.keys(&["n"]);
+    let screen = tmux.wait("the figures are at http://");
+    let (_, rest) = screen.split_once("the figures are at http://").unwrap();
+    let server = rest.split('/').next().unwrap().parse().unwrap();
+    assert!(get(server, "/data.json").body.contains(&traffic.name));
+    tmux.keys(&["n"]);
+    tmux.wait(&traffic.name);
+    tmux.keys(&["C-z"]);
+    tmux.wait("Stopped");
+    tmux.command("fg");
+    tmux.wait_until("the view", |screen| screen.starts_with(" bwmon ") && screen.contains(&traffic.name));
+    tmux.keys(&["q"]);
+    tmux.wait("Stopped");
 }
 
 #[test]

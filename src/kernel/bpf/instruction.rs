@@ -85,8 +85,13 @@ pub enum Helper {
     SkbLoadBytes = 26,
     /// BPF_FUNC_get_socket_cookie(context): the cookie by which sock_diag(7) knows the socket, 0 without one.
     GetSocketCookie = 46,
+    /// BPF_FUNC_get_socket_uid(skb): the user of the socket, as the user namespace of its network namespace has it.
+    GetSocketUid = 47,
     /// BPF_FUNC_sock_ops_cb_flags_set(context, flags).
     SockOpsCbFlagsSet = 59,
+    /// BPF_FUNC_skb_ancestor_cgroup_id(skb, level): the id of the cgroup of the socket, or of the one above it, that is this many
+    /// levels below the root; 0 where there is none.
+    SkbAncestorCgroupId = 83,
     /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
     SkFullsock = 95,
     /// BPF_FUNC_probe_read_kernel(to, length, from): 0, or an error if the kernel has no memory there.

@@ -36,13 +36,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::instruction::Instruction;
-use super::packet_programs::{Fds, closer, count, key, maker, record_closer, record_maker, skb, value};
+use super::packet_programs::{Fds, SOCKETS, closer, count, key, maker, record_closer, record_maker, skb, value};
 use super::time_wait::{self, Layout};
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run};
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
-/// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
-const SOCKETS: u32 = 65_536;
+/// Shares of these maps that are told apart.
+const SHARES: u32 = 4096;
 /// Connections in TIME_WAIT that may move bytes between two reads; 3 MB in the kernel for each of the two maps.
 const IN_TIME_WAIT: u32 = 16_384;
 /// Makers that are remembered until the first packet of their sockets, the most recent ones.
@@ -96,10 +96,18 @@ struct Entries {
     taken: HashMap<[u8; key::SIZE], (u64, u64)>,
 }
 
+/// How many entries each of the two maps has, and how many of these each share has.
+#[derive(Debug)]
+struct Room {
+    totals: [Map<4, 8>; 2],
+    shares: [Map<8, 8>; 2],
+}
+
 /// The programs and their maps, for as long as this lives.
 #[derive(Debug)]
 pub struct PacketCounters {
     sockets: Entries,
+    room: Room,
     /// Those of connections in TIME_WAIT, or why the kernel lets no program count them.
     time_wait: io::Result<Entries>,
     /// Which of the two maps the programs write to.
@@ -127,12 +135,15 @@ impl PacketCounters {
     pub fn attach() -> io::Result<Self> {
         in_initial_pid_namespace()?;
         let sockets = Entries::create(SOCKETS)?;
+        let room = Room::create()?;
         let index = Map::create(MapType::Array, 1)?;
         let overflow = Map::create(MapType::Array, 1)?;
         let makers: Map<8, { maker::SIZE }> = Map::create(MapType::LruHash, MAKERS)?;
         let closers: Map<8, { closer::SIZE }> = Map::create(MapType::Hash, CLOSERS)?;
         let fds = Fds {
             maps: sockets.fds(),
+            totals: room.totals.each_ref().map(|map| map.as_fd().as_raw_fd()),
+            shares: room.shares.each_ref().map(|map| map.as_fd().as_raw_fd()),
             index: index.as_fd().as_raw_fd(),
             overflow: overflow.as_fd().as_raw_fd(),
             makers: makers.as_fd().as_raw_fd(),
@@ -176,6 +187,7 @@ impl PacketCounters {
         });
         Ok(Self {
             sockets,
+            room,
             time_wait,
             index,
             active: 0,
@@ -234,6 +246,7 @@ impl PacketCounters {
         for (entries, time_wait) in &mut entries {
             entries.read_late(other, |key, value, before| visit(parse(key, value, before, *time_wait)))?;
         }
+        self.room.clear(other)?;
         self.index.update(&[0; 4], &(other as u32).to_ne_bytes())?;
         self.active = other;
         for (entries, time_wait) in &mut entries {
@@ -251,6 +264,20 @@ fn attach_time_wait(layout: &Layout, fds: &Fds, answering: Option<i32>) -> io::R
     let entries = Entries::create(IN_TIME_WAIT)?;
     let link = time_wait::attach(layout, fds, &time_wait::Maps { entries: entries.fds(), answering })?;
     Ok((entries, link))
+}
+
+impl Room {
+    fn create() -> io::Result<Self> {
+        let total = || Map::create(MapType::Array, 1);
+        let shares = || Map::create(MapType::Hash, SHARES);
+        Ok(Self { totals: [total()?, total()?], shares: [shares()?, shares()?] })
+    }
+
+    /// The map `n` is empty.
+    fn clear(&self, n: usize) -> io::Result<()> {
+        self.shares[n].drain(true, |_, _| ())?;
+        self.totals[n].update(&[0; 4], &[0; 8])
+    }
 }
 
 impl Entries {

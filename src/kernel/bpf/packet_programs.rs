@@ -66,6 +66,9 @@ pub mod closer {
 pub struct Fds {
     /// The two maps of entries.
     pub maps: [i32; 2],
+    /// For each of the two, the number of its entries, a u64, and how many of these each share has.
+    pub totals: [i32; 2],
+    pub shares: [i32; 2],
     /// Which of the two is written to, a u32.
     pub index: i32,
     /// Bytes in and out for which the maps had no room, two u64.
@@ -100,6 +103,11 @@ pub const SOCK_PROTOCOL: i16 = 12;
 const SOCK_STATE: i16 = 72;
 /// The loopback interface has this index in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
 pub const LOOPBACK_IFINDEX: i32 = 1;
+/// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
+pub const SOCKETS: u32 = 65_536;
+/// The rest of them is for shares that have few.
+const UNRESERVED: i32 = SOCKETS as i32 / 8 * 7;
+const FEW_OF_SHARE: i32 = 1024;
 /// BPF_NOEXIST: the packet of another CPU may have made the entry meanwhile, and its bytes stay.
 const NOEXIST: i32 = 1;
 
@@ -109,6 +117,9 @@ const CONTEXT: Register = R6;
 const HEADERS: Register = R7;
 /// The number of segments beyond the first.
 const SEGMENTS: Register = R8;
+/// Once these are counted: the address of the number of entries, and that of those of the share, or 0.
+const TOTAL: Register = R7;
+const OF_SHARE: Register = R8;
 /// The bytes that a packet counts.
 const BYTES: Register = R9;
 /// The end of the stack, from which it grows downwards.
@@ -117,6 +128,8 @@ pub const STACK: Register = R10;
 pub const KEY: i16 = -(key::SIZE as i16);
 pub const VALUE: i16 = KEY - value::SIZE as i16;
 pub const PACKET: i16 = VALUE - 16;
+/// The key of a share and a zero, once the packet is counted.
+const SHARE: i16 = PACKET;
 
 pub const fn on_stack(base: i16, field: usize) -> i16 {
     base + field as i16
@@ -140,15 +153,17 @@ pub fn count(fds: &Fds, field: usize, answering: Option<i32>) -> io::Result<Vec<
     code.push([I::store_double(STACK, on_stack(KEY, key::LOOPBACK), R2)]);
     count_headers(&mut code);
     select_map(&mut code, fds);
-    for (scope, &map) in (1..).zip(&fds.maps) {
+    for (scope, n) in (1..).zip([0, 1]) {
+        let map = fds.maps[n];
         code.scope(scope);
         code.label("map");
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
+        take_room(&mut code, fds.totals[n], fds.shares[n]);
         make_entry(&mut code, fds, map);
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
-        // The map is full.
+        code.label("full");
         code.push(I::load_map_value(R0, fds.overflow));
         code.push([I::atomic_add(R0, field as i16, BYTES)]);
         code.jump("end");
@@ -213,6 +228,50 @@ pub fn lookup(code: &mut Assembler, map: i32) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
+}
+
+/// Counts one entry more for the socket's share of the map; jumps to `full` if it may not have one more.
+///
+/// A share is the sockets of a cgroup at the second level, with all below it: systemd has those of a user there, or of a service,
+/// and container runtimes those of a container. Sockets of the root cgroup have a share for each user.
+fn take_room(code: &mut Assembler, total: i32, shares: i32) {
+    use Instruction as I;
+    for level in [2, 1] {
+        code.push([I::copy(R1, CONTEXT), I::set(R2, level), I::call(Helper::SkbAncestorCgroupId)]);
+        code.jump_unless_equal(R0, 0, "share");
+    }
+    // In the upper half, where ids of cgroups have nothing on a host of 64 bits.
+    code.push([I::copy(R1, CONTEXT), I::call(Helper::GetSocketUid), I::shift_left(R0, 32)]);
+    code.label("share");
+    code.push([I::store_double(STACK, SHARE, R0), I::store_double_value(STACK, SHARE + 8, 0)]);
+    look_up_share(code, shares);
+    code.jump_unless_equal(R0, 0, "has share");
+    code.push(I::load_map(R1, shares));
+    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::copy(R3, STACK), I::add(R3, (SHARE + 8).into())]);
+    code.push([I::set(R4, NOEXIST), I::call(Helper::MapUpdateElem)]);
+    look_up_share(code, shares);
+    code.label("has share");
+    code.push([I::copy(OF_SHARE, R0)]);
+    code.push(I::load_map_value(TOTAL, total));
+    code.push([I::load_double(R1, TOTAL, 0)]);
+    code.jump_if_less(R1, UNRESERVED, "has room");
+    // There are more shares than can be told apart.
+    code.jump_if_equal(OF_SHARE, 0, "full");
+    code.push([I::load_double(R1, OF_SHARE, 0)]);
+    code.jump_if_less(R1, FEW_OF_SHARE, "has room");
+    code.jump("full");
+    code.label("has room");
+    code.push([I::set(R1, 1), I::atomic_add(TOTAL, 0, R1)]);
+    code.jump_if_equal(OF_SHARE, 0, "counted share");
+    code.push([I::atomic_add(OF_SHARE, 0, R1)]);
+    code.label("counted share");
+}
+
+/// r0 = the address of the number of entries of the share on the stack, or 0.
+fn look_up_share(code: &mut Assembler, shares: i32) {
+    use Instruction as I;
+    code.push(I::load_map(R1, shares));
+    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::call(Helper::MapLookupElem)]);
 }
 
 /// Makes an entry with the socket's addresses and maker, and without bytes.

@@ -1,5 +1,7 @@
 //! What the live tests are made of.
 
+pub mod browser;
+pub mod cgroups;
 pub mod harness;
 pub mod machine;
 pub mod monitor;

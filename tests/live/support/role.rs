@@ -26,6 +26,15 @@ pub fn stay() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
+/// Ends this process, whatever it does, when the test is over, even if that was killed. For a process that does not
+/// [`stay`], after it has entered its namespaces: a process with threads may not enter a user namespace.
+pub fn end_with_test() {
+    std::thread::spawn(|| {
+        stay();
+        std::process::exit(0);
+    });
+}
+
 /// The end of the name of each process of this test, so that a monitor does not add up the bytes of two runs.
 pub fn tag() -> String {
     format!("@{}", number())

@@ -1,0 +1,346 @@
+//! What the server answers: the page, the figures as JSON, the metrics, and whether ticks go on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+
+use super::Message;
+use super::history::{History, Series};
+use super::metrics::{Metrics, MetricsSettings};
+use super::request::{Request, Status};
+use crate::output::json::{self, Named, Records};
+use crate::output::{Frame, host};
+use crate::traffic::rates::Row;
+use crate::workload::names::Names;
+
+/// The page and its parts.
+const PAGE: &[(&str, &str, &str)] = &[
+    ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+    ("/data.js", SCRIPT, include_str!("page/data.js")),
+    ("/chart.js", SCRIPT, include_str!("page/chart.js")),
+    ("/table.js", SCRIPT, include_str!("page/table.js")),
+    ("/page.js", SCRIPT, include_str!("page/page.js")),
+];
+
+/// The ticks for which whole frames are made after a request for them.
+const INTEREST: u32 = 15;
+/// Ticks at least this far apart always make whole frames: that costs little then, and a client would wait long for the next.
+pub const RARE: Duration = Duration::from_secs(5);
+/// The most notifications and messages that the page shows.
+const MOST_EVENTS: usize = 20;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// A response without its headers.
+#[derive(Debug)]
+pub struct Response {
+    /// Its status.
+    pub status: Status,
+    /// The media type of its body.
+    pub content_type: &'static str,
+    /// Its body.
+    pub body: Arc<[u8]>,
+}
+
+impl Response {
+    /// A status alone.
+    pub fn of(status: Status) -> Self {
+        Self::new(status, TEXT, format!("{}\n", status.reason()))
+    }
+
+    fn new(status: Status, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, content_type, body: Arc::from(body.into()) }
+    }
+}
+
+/// The latest figures, and all that is remembered of earlier ones.
+pub struct Site {
+    named: Named,
+    host: String,
+    names: Names,
+    started: SystemTime,
+    /// How many more ticks are to make whole frames; the loop counts it down.
+    interest: Arc<AtomicU32>,
+    /// The number of ticks so far.
+    ticks: u64,
+    last_tick: Option<Instant>,
+    interval: Duration,
+    /// The last frame, if it is whole, and its JSON without and with the history, once that was asked for.
+    frame: Option<Frame>,
+    bodies: [Option<Arc<[u8]>>; 2],
+    history: History,
+    metrics: Metrics,
+    /// The latest notifications and messages, as records.
+    notifications: VecDeque<Vec<u8>>,
+    notes: VecDeque<Vec<u8>>,
+}
+
+impl Site {
+    /// A site without any figures yet.
+    pub fn new(named: Named, metrics: MetricsSettings, interest: Arc<AtomicU32>) -> Self {
+        let started = SystemTime::now();
+        Self {
+            named,
+            host: host(),
+            names: Names::new(),
+            started,
+            interest,
+            ticks: 0,
+            last_tick: None,
+            interval: Duration::from_secs(1),
+            frame: None,
+            bodies: [None, None],
+            history: History::default(),
+            metrics: Metrics::new(metrics, started),
+            notifications: VecDeque::new(),
+            notes: VecDeque::new(),
+        }
+    }
+
+    /// The time from one tick to the next.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Takes in what the loop has sent.
+    pub fn take(&mut self, message: Message) {
+        let (frame, is_whole) = match message {
+            Message::Whole(frame) => (frame, true),
+            Message::Moved(frame) => (frame, false),
+            Message::Events(frame) => {
+                self.metrics.notifications(&frame.notifications);
+                return self.remember(&frame);
+            }
+        };
+        self.names.refresh();
+        self.ticks += 1;
+        self.last_tick = Some(frame.at.monotonic);
+        self.interval = frame.interval.unwrap_or(self.interval);
+        self.history.tick(frame.at.monotonic, &frame.rows);
+        self.metrics.tick(&frame, &mut self.names);
+        self.remember(&frame);
+        self.frame = is_whole.then_some(frame);
+        self.bodies = [None, None];
+    }
+
+    /// Keeps the latest notifications and messages.
+    fn remember(&mut self, frame: &Frame) {
+        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_events(frame);
+        for (at, record) in split(&text).enumerate() {
+            let is_notification = at < frame.notifications.len();
+            let kept = if is_notification { &mut self.notifications } else { &mut self.notes };
+            kept.push_back(record);
+            kept.drain(..kept.len().saturating_sub(MOST_EVENTS));
+        }
+    }
+
+    /// The response to a request; `None` if it has to wait for a tick.
+    pub fn answer(&mut self, request: &Request, now: Instant) -> Option<Response> {
+        if let Some((_, content_type, text)) = PAGE.iter().find(|(path, ..)| *path == request.path) {
+            return Some(Response::new(Status::Ok, content_type, *text));
+        }
+        match &*request.path {
+            "/data.json" => self.data(request),
+            "/metrics" => {
+                let content_type = if request.takes_openmetrics {
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8"
+                } else {
+                    "text/plain; version=0.0.4; charset=utf-8"
+                };
+                Some(Response::new(Status::Ok, content_type, self.metrics.text(request.takes_openmetrics)))
+            }
+            "/healthz" => Some(self.health(now)),
+            _ => Some(Response::of(Status::NotFound)),
+        }
+    }
+
+    fn health(&self, now: Instant) -> Response {
+        let Some(last) = self.last_tick else {
+            return Response::new(Status::Unavailable, TEXT, "no tick yet\n");
+        };
+        let age = now.saturating_duration_since(last);
+        let status = if age > 3 * self.interval.max(RARE) { Status::Unavailable } else { Status::Ok };
+        Response::new(status, TEXT, format!("the last tick was {} s ago\n", age.as_secs()))
+    }
+
+    fn data(&mut self, request: &Request) -> Option<Response> {
+        self.interest.store(INTEREST, Ordering::Relaxed);
+        if request.after == Some(self.ticks) {
+            return None;
+        }
+        let frame = self.frame.take()?;
+        let which = usize::from(request.with_history);
+        let body = match self.bodies[which].take() {
+            Some(body) => body,
+            None => Arc::from(self.body(&frame, request.with_history)),
+        };
+        self.frame = Some(frame);
+        self.bodies[which] = Some(Arc::clone(&body));
+        Some(Response { status: Status::Ok, content_type: JSON, body })
+    }
+
+    /// The records of `--json` as one object, with what the page needs besides.
+    fn body(&mut self, frame: &Frame, with_history: bool) -> Vec<u8> {
+        let program = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "host": self.host,
+            "started": json::timestamp(self.started),
+            "ticks": self.ticks,
+            // Whether the rows are processes, which the page can group.
+            "rows": if self.named == Named::Group("command") { "process" } else { "application" },
+        });
+        let mut body = format!("{{\"program\":{program},\"records\":[").into_bytes();
+        let mut lines = self.records(frame);
+        let tick = lines.pop().unwrap_or_default();
+        body.extend(lines.join(&b','));
+        body.extend(b"],\"tick\":");
+        body.extend(tick);
+        for (name, events) in [("notifications", &self.notifications), ("notes", &self.notes)] {
+            body.extend(format!(",\"{name}\":[").bytes());
+            body.extend(events.iter().map(Vec::as_slice).collect::<Vec<_>>().join(&b','));
+            body.push(b']');
+        }
+        if with_history {
+            body.extend(b",\"history\":[");
+            body.extend(self.series(frame).join(&b','));
+            body.extend(b"],\"other_history\":{");
+            body.extend(bytes(self.history.others()).bytes());
+            body.push(b'}');
+        }
+        body.push(b'}');
+        body
+    }
+
+    /// The history: for each subject its record, with the bytes of each second.
+    fn series(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
+        let subjects: Vec<_> =
+            self.history.subjects().map(|(subject, series)| (subject.clone(), bytes(series))).collect();
+        let row = |(subject, _): &(Arc<_>, _)| Row {
+            subject: Arc::clone(subject),
+            // A record needs some.
+            bytes_in: 1,
+            bytes_out: 0,
+            moved_in: 0,
+            moved_out: 0,
+            detail: None,
+        };
+        let rows = Frame { rows: subjects.iter().map(row).collect(), ..Frame::at(frame.at) };
+        let mut series = self.records(&rows);
+        // The tick.
+        series.pop();
+        for (line, (_, bytes)) in series.iter_mut().zip(&subjects) {
+            line.pop();
+            line.extend(format!(",{bytes}}}").bytes());
+        }
+        series
+    }
+
+    /// The records of a frame; the last is the tick.
+    fn records(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
+        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
+        split(&text).collect()
+    }
+}
+
+/// The lines of a text.
+fn split(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec)
+}
+
+/// The bytes of each second as two fields of JSON.
+fn bytes(series: &Series) -> String {
+    let [bytes_in, bytes_out] = [&series.bytes_in, &series.bytes_out].map(|bytes| json!(bytes));
+    format!("\"in_bytes_each_second\":{bytes_in},\"out_bytes_each_second\":{bytes_out}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::output::Moment;
+    use crate::traffic::subject::Subject;
+
+    fn site() -> Site {
+        Site::new(Named::Application, MetricsSettings::default(), Arc::default())
+    }
+
+    fn frame(moved: u64) -> Frame {
+        let subject = Arc::new(Subject::Named((*b"Web").into()));
+        let row = Row { subject, bytes_in: 70, bytes_out: 0, moved_in: moved, moved_out: 0, detail: None };
+        Frame { rows: vec![row], interval: Some(Duration::from_secs(1)), ..Frame::at(Moment::now()) }
+    }
+
+    fn request(path: &str, after: Option<u64>, with_history: bool) -> Request {
+        Request { is_head: false, path: path.into(), after, with_history, takes_openmetrics: false }
+    }
+
+    fn answer(site: &mut Site, request: &Request) -> Option<Value> {
+        let response = site.answer(request, Instant::now())?;
+        assert_eq!((response.status, response.content_type), (Status::Ok, JSON));
+        Some(serde_json::from_slice(&response.body).unwrap())
+    }
+
+    #[test]
+    fn figures_wait_for_a_whole_frame_later_than_the_last_that_the_client_has() {
+        let mut site = site();
+        assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
+        assert_eq!(site.interest.load(Ordering::Relaxed), INTEREST);
+        site.take(Message::Moved(frame(7)));
+        assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
+        site.take(Message::Whole(frame(8)));
+        let data = answer(&mut site, &request("/data.json", Some(1), false)).unwrap();
+        assert_eq!(data["program"]["ticks"], 2);
+        assert_eq!(data["records"][0]["application"], "Web");
+        assert_eq!((&data["records"][0]["in_bytes_per_second"], &data["tick"]["records"]), (&8.into(), &1.into()));
+        assert!(data["history"].is_null());
+        assert!(answer(&mut site, &request("/data.json", Some(2), false)).is_none());
+    }
+
+    #[test]
+    fn the_history_has_the_bytes_of_each_second_also_those_that_nobody_looked_at() {
+        let mut site = site();
+        let mut at = Moment::now();
+        for moved in [3, 4] {
+            site.take(Message::Moved(Frame { at, ..frame(moved) }));
+            at.monotonic += Duration::from_secs(1);
+        }
+        site.take(Message::Whole(Frame { at, ..frame(5) }));
+        let data = answer(&mut site, &request("/data.json", None, true)).unwrap();
+        let series = &data["history"][0];
+        assert_eq!(series["application"], "Web");
+        let bytes = series["in_bytes_each_second"].as_array().unwrap();
+        assert_eq!((bytes.len(), &bytes[596..]), (600, &[0, 3, 4, 5].map(Value::from)[..]));
+        assert_eq!(data["other_history"]["out_bytes_each_second"].as_array().unwrap().len(), 600);
+    }
+
+    #[test]
+    fn notes_stay_for_those_who_come_later() {
+        let mut site = site();
+        for note in 0..30 {
+            site.take(Message::Events(Frame { notes: vec![format!("note {note}")], ..Frame::at(Moment::now()) }));
+        }
+        site.take(Message::Whole(frame(1)));
+        let data = answer(&mut site, &request("/data.json", None, false)).unwrap();
+        let notes = data["notes"].as_array().unwrap();
+        assert_eq!((notes.len(), &notes[19]["message"]), (MOST_EVENTS, &"note 29".into()));
+        assert_eq!(data["program"]["ticks"], 1);
+    }
+
+    #[test]
+    fn it_is_healthy_as_long_as_ticks_go_on() {
+        let mut site = site();
+        let now = Instant::now();
+        let health = |site: &mut Site, at| site.answer(&request("/healthz", None, false), at).unwrap().status;
+        assert_eq!(health(&mut site, now), Status::Unavailable);
+        site.take(Message::Moved(frame(1)));
+        assert_eq!(health(&mut site, now + Duration::from_secs(10)), Status::Ok);
+        assert_eq!(health(&mut site, now + Duration::from_secs(20)), Status::Unavailable);
+    }
+}
