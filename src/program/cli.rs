@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Error, Parser};
+use clap::{ArgGroup, Command, Error, Parser};
 
 use super::Schedule;
 use crate::config::nearest;
@@ -17,6 +17,7 @@ use crate::ledger::Keep;
 use crate::output::top::REMOTES;
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
+use crate::traffic::host_names::HostNames;
 use crate::traffic::rates::Details;
 
 /// Parses `words`, of which the first is the program's name.
@@ -103,6 +104,7 @@ impl Showing {
 
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("remote ends").args(["remotes", "top"]).multiple(true)))]
 pub struct Detailing {
     /// Show an interactive view, as top does; ? there lists its keys
     #[arg(long, conflicts_with_all = ["json", "wide"])]
@@ -117,6 +119,9 @@ pub struct Detailing {
         value_parser = number(1..=100)
     )]
     remotes: Option<u32>,
+    /// Also show the names of the remote ends' addresses, as far as they are known by then
+    #[arg(long, requires = "remote ends")]
+    resolve: bool,
     /// Keep the totals of what has ended
     #[arg(long)]
     keep: bool,
@@ -133,6 +138,7 @@ impl Detailing {
         let remotes = self.remotes.map_or(if self.top { REMOTES } else { 0 }, |remotes| remotes as usize);
         let details = Details::new(remotes);
         let details = if rates && !showing.json { details.by_rate() } else { details };
+        let details = if self.resolve { details.with_names(HostNames::of_this_host()) } else { details };
         (showing.json || self.top || self.remotes.is_some()).then_some(details)
     }
 }

@@ -57,10 +57,12 @@ impl Remote {
 }
 
 /// The bytes exchanged with a remote end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteBytes {
     /// The remote end.
     pub remote: Remote,
+    /// The name of its address, if names are looked up and this one is known. Whoever owns the address has chosen it.
+    pub name: Option<Arc<str>>,
     /// Bytes that came from there.
     pub bytes_in: u64,
     /// Bytes that went there.
@@ -114,6 +116,16 @@ impl Remotes {
         }
     }
 
+    /// Moves bytes in and out that were added while their remote end was not known to that remote end, at most as many as there are.
+    pub fn tell_apart(&mut self, remote: Remote, (bytes_in, bytes_out): (u64, u64)) {
+        let known = (bytes_in.min(self.folded.0), bytes_out.min(self.folded.1));
+        if known != (0, 0) {
+            self.folded = (self.folded.0 - known.0, self.folded.1 - known.1);
+            self.sum = (self.sum.0 - known.0, self.sum.1 - known.1);
+            self.add(Some(remote), known);
+        }
+    }
+
     fn fold(&mut self) {
         let mut sorted: Vec<_> = std::mem::take(&mut self.bytes).into_iter().collect();
         sorted.sort_unstable_by_key(|(remote, bytes)| (Reverse(bytes.0 + bytes.1), *remote));
@@ -160,7 +172,7 @@ impl Remotes {
             let before = before.and_then(|before| before.bytes.get(&remote)).copied().unwrap_or_default();
             let (moved_in, moved_out) =
                 if unchanged { (0, 0) } else { (moved(bytes_in, before.0), moved(bytes_out, before.1)) };
-            RemoteBytes { remote, bytes_in, bytes_out, moved_in, moved_out }
+            RemoteBytes { remote, name: None, bytes_in, bytes_out, moved_in, moved_out }
         };
         let mut remotes: Vec<RemoteBytes> = self.bytes.iter().map(bytes).collect();
         remotes.sort_unstable_by_key(|end| {
