@@ -227,6 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn bytes_whose_remote_end_becomes_known_are_moved_and_never_more_than_there_are() {
+        let mut remotes = Remotes::default();
+        remotes.add(None, (1000, 100));
+        let before = remotes.clone();
+        remotes.tell_apart(remote(1), (300, 40));
+        remotes.tell_apart(remote(2), (900, 10));
+        assert!(remotes.is_unchanged(&before));
+        let mut detail = Detail::default();
+        remotes.enter(9, false, None, &mut detail);
+        let listed: Vec<_> = detail.remotes.iter().map(|end| (end.remote, end.bytes_in, end.bytes_out)).collect();
+        assert_eq!(listed, [(remote(2), 700, 10), (remote(1), 300, 40)]);
+        assert_eq!(detail.other_remotes, (0, 50));
+    }
+
+    #[test]
     fn the_rate_of_a_remote_end_that_was_not_listed_is_what_it_has_moved_since() {
         let mut remotes = Remotes::default();
         remotes.add(Some(remote(1)), (1000, 0));

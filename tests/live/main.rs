@@ -51,6 +51,7 @@ const TESTS: &[Test] = tests! {
         aggregator::with_auto_group_each_program_shows_its_rate_until_a_reload_deselects_it,
         aggregator::without_grouping_each_command_line_shows_its_rate,
         counting::conntrack_counts_every_kind_of_flow_exactly,
+        counting::names_of_remote_ends_stand_beside_their_addresses_and_keep_nobody_waiting,
         counting::notes_stay_below_the_table_of_a_terminal,
         counting::traffic_of_a_container_is_shown_under_the_command_line_of_its_process,
         counting::where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals,

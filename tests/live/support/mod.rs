@@ -3,6 +3,7 @@
 pub mod harness;
 pub mod machine;
 pub mod monitor;
+pub mod name_server;
 pub mod netns;
 pub mod role;
 pub mod scene;
