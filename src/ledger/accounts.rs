@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::selection::{Selection, selects};
 use crate::attribution::Identity;
 use crate::python2::pattern::{MatchBudget, Pattern};
-use crate::traffic::detail::{Detail, MOST_PROCESSES, ProcessId, Remote, Remotes, VisitDetail};
+use crate::traffic::detail::{Detail, Exchanged, MOST_PROCESSES, ProcessId, Remote, Remotes, VisitDetail};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
 
@@ -166,7 +166,7 @@ impl Accounts {
     }
 
     /// Tells apart the remote ends of bytes, in and out, that `process` was credited with while they were not known.
-    pub fn tell_remotes_apart(&mut self, process: &Identity, ends: &[(Remote, (u64, u64))], local: bool, now: Instant) {
+    pub fn tell_remotes_apart(&mut self, process: &Identity, ends: &[Exchanged], local: bool, now: Instant) {
         let (account, of_users) = self.account(process, now);
         if account.counts_remotes(local) {
             let of_user = of_users.entry(account.user).or_default();

@@ -41,7 +41,7 @@ use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
 use crate::kernel::bpf::packet_counters::ClosedSocket;
 use crate::kernel::flow::{Counters, Endpoint, Tuple};
 use crate::python2::pattern::Pattern;
-use crate::traffic::detail::{Remote, VisitDetail};
+use crate::traffic::detail::{Exchanged, VisitDetail};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
 
@@ -85,8 +85,8 @@ pub struct Ledger {
     replaced: u32,
     /// The flows whose counters changed in this tick, by their index.
     moved: Vec<(u32, Movement)>,
-    /// What sockets without a peer have exchanged with remote ends in this tick, in and out: a part of what they have moved.
-    exchanged: HashMap<FlowKey, Vec<(Remote, (u64, u64))>>,
+    /// What sockets without a peer have exchanged with remote ends in this tick: a part of what they have moved.
+    exchanged: HashMap<FlowKey, Vec<Exchanged>>,
     /// The number of flows that are sockets; they stay until they are closed, whether anything moves or not.
     sockets: usize,
     /// The sockets that processes closed in this tick.

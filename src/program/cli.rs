@@ -119,7 +119,7 @@ pub struct Detailing {
         value_parser = number(1..=100)
     )]
     remotes: Option<u32>,
-    /// Also show the names of the remote ends' addresses, as far as they are known by then
+    /// Also show the names of the remote ends' addresses
     #[arg(long, requires = "remote ends")]
     resolve: bool,
     /// Keep the totals of what has ended

@@ -41,6 +41,9 @@ pub struct Remote {
     pub protocol: u8,
 }
 
+/// Bytes in and out that were exchanged with a remote end.
+pub type Exchanged = (Remote, (u64, u64));
+
 impl Remote {
     /// The name of the protocol, or its number.
     pub fn protocol_name(&self) -> String {

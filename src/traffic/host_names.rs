@@ -56,6 +56,8 @@ pub struct HostNames {
     known: HashMap<IpAddr, Known>,
     shared: Arc<Mutex<Shared>>,
     frame: u64,
+    /// The last frame in which addresses were forgotten.
+    swept: u64,
     /// The number of threads that were started.
     started: u64,
 }
@@ -69,7 +71,7 @@ impl HostNames {
     /// Names as `look_up` finds them, which may take any time.
     pub fn by(look_up: impl Fn(IpAddr) -> Option<String> + Send + Sync + 'static) -> Self {
         let (known, shared) = (HashMap::new(), Arc::default());
-        Self { look_up: Arc::new(look_up), known, shared, frame: 0, started: 0 }
+        Self { look_up: Arc::new(look_up), known, shared, frame: 0, swept: 0, started: 0 }
     }
 
     /// Begins a frame at `now`: takes the names that have been found.
@@ -85,8 +87,11 @@ impl HostNames {
 
     /// The name of an address, if it is known. Otherwise it is looked up for later frames, as it is if it is old.
     pub fn name(&mut self, address: IpAddr, now: Instant) -> Option<Arc<str>> {
-        if !self.known.contains_key(&address) && self.known.len() >= MOST_KNOWN {
-            self.forget_unseen();
+        if self.known.len() >= MOST_KNOWN && !self.known.contains_key(&address) {
+            // Once a frame: it walks all of them.
+            if std::mem::replace(&mut self.swept, self.frame) != self.frame {
+                self.forget_unseen();
+            }
             if self.known.len() >= MOST_KNOWN {
                 return None;
             }
@@ -121,7 +126,7 @@ impl HostNames {
         }
     }
 
-    /// Forgets the addresses that the last frame did not have and for which nobody works.
+    /// Forgets the addresses that neither this frame nor the last one had.
     fn forget_unseen(&mut self) {
         let frame = self.frame;
         let mut shared = lock(&self.shared);
