@@ -70,13 +70,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments: Arguments = match cli::parse(std::env::args_os()) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    match arguments.report.check(&arguments.showing) {
-        Ok(()) => bwmon::program::exit_code("runaggregator", start(arguments)),
-        Err(wrong) => cli::usage_error::<Arguments>(wrong),
+    let checked = |arguments: Arguments| arguments.report.check::<Arguments>(&arguments.showing).map(|()| arguments);
+    match cli::parse(std::env::args_os()).and_then(checked) {
+        Ok(arguments) => bwmon::program::exit_code("runaggregator", start(arguments)),
+        Err(code) => code,
     }
 }
 

@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
+use clap::Parser;
 use jiff::tz::TimeZone;
 
 use super::Signals;
-use super::cli::{Showing, number, pattern};
+use super::cli::{Showing, number, pattern, usage_error};
 use super::recording::Recording;
 use crate::calendar::{self, Period};
 use crate::history::report::{Query, Report};
@@ -116,15 +118,16 @@ impl ReportArguments {
     /// Checks `--top`, which alone is the interactive view, and with a number belongs to a report.
     ///
     /// # Errors
-    /// If it is said in a way that is neither.
-    pub fn check(&self, showing: &Showing) -> Result<(), &'static str> {
-        match (self.top, self.report.is_some()) {
-            (Some(None), true) => Err("a --report has no interactive view; --top=10 is the number of its names"),
-            (Some(Some(_)), false) => Err("--top has a number only with --report; alone it is the interactive view"),
-            (Some(None), false) if showing.json => Err("the argument '--top' cannot be used with '--json'"),
-            (Some(None), false) if showing.wide => Err("the argument '--top' cannot be used with '--wide'"),
-            _ => Ok(()),
-        }
+    /// The exit code, after a message on stderr, if it is said in a way that is neither.
+    pub fn check<Arguments: Parser>(&self, showing: &Showing) -> Result<(), ExitCode> {
+        let wrong = match (self.top, self.report.is_some()) {
+            (Some(None), true) => "a --report has no interactive view; --top=10 is the number of its names",
+            (Some(Some(_)), false) => "--top has a number only with --report; alone it is the interactive view",
+            (Some(None), false) if showing.json => "the argument '--top' cannot be used with '--json'",
+            (Some(None), false) if showing.wide => "the argument '--top' cannot be used with '--wide'",
+            _ => return Ok(()),
+        };
+        Err(usage_error::<Arguments>(wrong))
     }
 
     /// Whether applications are to be shown in the interactive view.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::detail::{Detail, Remotes};
+use super::host_names::HostNames;
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -49,6 +50,8 @@ pub struct Details {
     remotes: usize,
     /// Whether these are the ones that have moved the most since the last frame.
     by_rate: bool,
+    /// The names of their addresses; `None` unless they are looked up.
+    names: Option<HostNames>,
     before: HashMap<Arc<Subject>, Remotes>,
     /// Details are entered only while this is not 0; `None` if they always are.
     wanted: Option<Arc<AtomicU32>>,
@@ -57,7 +60,7 @@ pub struct Details {
 impl Details {
     /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, by_rate: false, before: HashMap::new(), wanted: None }
+        Self { remotes, by_rate: false, names: None, before: HashMap::new(), wanted: None }
     }
 
     /// With those that move the most bytes instead.
@@ -65,16 +68,24 @@ impl Details {
         Self { by_rate: true, ..self }
     }
 
+    /// With the names of their addresses.
+    pub fn with_names(self, names: HostNames) -> Self {
+        Self { names: Some(names), ..self }
+    }
+
     /// Enters them only while `wanted` is not 0.
     pub fn while_wanted(self, wanted: Arc<AtomicU32>) -> Self {
         Self { wanted: Some(wanted), ..self }
     }
 
-    /// Enters into each row what `source` knows of its subject.
-    pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
+    /// Enters into each row what `source` knows of its subject, in the frame of `now`.
+    pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source, now: Instant) {
         let mut before = std::mem::take(&mut self.before);
         if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
             return;
+        }
+        if let Some(names) = &mut self.names {
+            names.begin_frame(now);
         }
         let mut rows: HashMap<Arc<Subject>, &mut Row> =
             rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
@@ -83,11 +94,17 @@ impl Details {
             if let Some(ends) = ends {
                 let known = before.remove(subject);
                 ends.enter(self.remotes, self.by_rate, known.as_ref(), &mut detail);
-                let now = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
-                self.before.insert(Arc::clone(subject), now);
+                let kept = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
+                self.before.insert(Arc::clone(subject), kept);
+            }
+            if let Some(names) = &mut self.names {
+                detail.remotes.iter_mut().for_each(|end| end.name = names.name(end.remote.address, now));
             }
             row.detail = Some(Box::new(detail));
         });
+        if let Some(names) = &mut self.names {
+            names.end_frame(now);
+        }
     }
 }
 

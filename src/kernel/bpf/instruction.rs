@@ -156,6 +156,11 @@ impl Instruction {
         Self::new(ALU64 | K | OR, destination, R0, 0, bits)
     }
 
+    /// `destination |= source`
+    pub fn or_register(destination: Register, source: Register) -> Self {
+        Self::new(ALU64 | X | OR, destination, source, 0, 0)
+    }
+
     /// `destination >>= bits`, without sign
     pub fn shift_right(destination: Register, bits: i32) -> Self {
         Self::new(ALU64 | K | RSH, destination, R0, 0, bits)
@@ -194,6 +199,11 @@ impl Instruction {
     /// `*(u64 *)(base + offset) += source`, atomically
     pub fn atomic_add(base: Register, offset: i16, source: Register) -> Self {
         Self::new(STX | ATOMIC | DW, base, source, offset, 0)
+    }
+
+    /// `*(u32 *)(base + offset) += source`, atomically
+    pub fn atomic_add_word(base: Register, offset: i16, source: Register) -> Self {
+        Self::new(STX | ATOMIC | W, base, source, offset, 0)
     }
 
     /// `*(u32 *)(base + offset) = source`
