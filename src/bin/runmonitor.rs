@@ -7,13 +7,10 @@ use bwmon::grouping::{Aggregator, GroupBy, Grouping};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
-use bwmon::output::Output;
-use bwmon::output::json::{Json, Named};
-use bwmon::output::text::{Figures, Text};
-use bwmon::output::top::Top;
+use bwmon::output::json::Named;
 use bwmon::program::history::HistoryArguments;
-use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run, top};
+use bwmon::program::one_source::{OneSource, output};
+use bwmon::program::{Signals, cli, run};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
 use bwmon::web::metrics::Label;
@@ -104,18 +101,7 @@ fn start(arguments: Arguments) -> Result<()> {
     if let Some(details) = details {
         program = program.with_details(details);
     }
-    let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
-    let idle = "nothing to show yet: no process that matches has moved a byte";
-    let output: Box<dyn Output> = match &arguments.showing {
-        _ if arguments.top => Box::new(Top::new(top::processes(group_by))?),
-        showing if showing.json => Box::new(Json::new(named)),
-        showing => {
-            let (one, several) = group_by.nouns();
-            let text = Text::new(figures).of(one, several).wide(showing.wide).with_idle_note(idle);
-            let nothing = "Nothing that matches has moved a byte yet.";
-            Box::new(if is_filtered { text.with_nothing(nothing) } else { text })
-        }
-    };
+    let output = output(&arguments.showing, arguments.top, arguments.bandwidth, group_by, is_filtered)?;
     let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

@@ -2,9 +2,14 @@
 
 use anyhow::Result;
 
-use super::Program;
+use super::cli::Showing;
 use super::recording::Recording;
-use crate::output::{Frame, Moment};
+use super::{Program, top};
+use crate::grouping::GroupBy;
+use crate::output::json::{Json, Named};
+use crate::output::text::{Figures, Text};
+use crate::output::top::Top;
+use crate::output::{Frame, Moment, Output};
 use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::Source;
 
@@ -18,6 +23,31 @@ pub struct OneSource<S> {
     /// `None` unless details are shown.
     details: Option<Details>,
     recording: Option<Recording>,
+}
+
+/// How processes, or what they are grouped by, are shown: with `top`, in the interactive view; `rates`: with rates instead of totals;
+/// `is_filtered`: when only some of them are.
+///
+/// # Errors
+/// Those of [`Top::new`].
+pub fn output(
+    showing: &Showing,
+    top: bool,
+    rates: bool,
+    group_by: GroupBy,
+    is_filtered: bool,
+) -> Result<Box<dyn Output>> {
+    if top {
+        return Ok(Box::new(Top::new(top::processes(group_by))?));
+    }
+    if showing.json {
+        return Ok(Box::new(Json::new(Named::Group(group_by.name()))));
+    }
+    let (one, several) = group_by.nouns();
+    let text = Text::new(if rates { Figures::Rates } else { Figures::Totals }).of(one, several).wide(showing.wide);
+    let text = text.with_idle_note("nothing to show yet: no process that matches has moved a byte");
+    let nothing = "Nothing that matches has moved a byte yet.";
+    Ok(Box::new(if is_filtered { text.with_nothing(nothing) } else { text }))
 }
 
 impl<S: Source> OneSource<S> {
