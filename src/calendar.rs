@@ -11,7 +11,8 @@ use jiff::{Span, Timestamp, ToSpan, Zoned};
 
 /// The years 1970 to 9998: what every calendar here can work with.
 const FIRST: i64 = 0;
-const LAST: i64 = 253_370_764_799;
+/// The last second of these.
+pub const LAST: i64 = 253_370_764_799;
 
 /// A unit of the calendar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

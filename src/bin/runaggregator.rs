@@ -97,7 +97,8 @@ fn start(arguments: Arguments) -> Result<()> {
     let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
     let configuration = configuration?;
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
-    let web = arguments.serving.start(Named::Application, Vec::new(), configuration.application_names())?;
+    let (names, history) = (configuration.application_names(), arguments.history.file());
+    let web = arguments.serving.start(Named::Application, Vec::new(), names, history)?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),

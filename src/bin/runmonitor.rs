@@ -73,7 +73,7 @@ fn start(arguments: Arguments) -> Result<()> {
     let group_by = arguments.group_by;
     let named = Named::Group(group_by.name());
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
-    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
+    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new(), arguments.history.file())?;
     let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {

@@ -12,8 +12,9 @@
 //! killed, and nothing else.
 //!
 //! Where to read on: `schema` is the file, `store` what is written, `settle` whose bytes they are, `writer` the thread, [`report`]
-//! reads. docs/history.md describes the file for other tools.
+//! and [`chart`] read. docs/history.md describes the file for other tools.
 
+pub mod chart;
 pub mod report;
 mod schema;
 mod settle;

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::chart::Chart;
 use super::report::{Query, Report};
 use super::schema::{beside, open_to_read};
 use super::store::{Minute, Who};
@@ -276,4 +277,58 @@ day,2026-11-26T00:00:00+01:00,2026-11-27T00:00:00+01:00,others,(others),,,104857
     let backwards = Query { until: Some(NOON - 86_400), ..query(&path, Period::Day, NOON) };
     let error = Report::read(&backwards, &|_| true).unwrap_err().to_string();
     assert_eq!(error, "the report would end before it begins: --until has to be later than --since");
+}
+
+/// A chart as JSON: its first moment, the seconds of a step, and the name, the bytes in and the bytes out of each series.
+fn chart(path: &Path, since: i64, until: i64) -> (i64, i64, Vec<(String, Vec<u64>, Vec<u64>)>) {
+    let json = serde_json::to_value(Chart::read(path, since, until, &berlin()).unwrap()).unwrap();
+    let numbers = |value: &serde_json::Value| value.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    let series = json["series"].as_array().unwrap().iter().map(|series| {
+        (series["name"].as_str().unwrap().to_owned(), numbers(&series["in_bytes"]), numbers(&series["out_bytes"]))
+    });
+    (json["from"].as_i64().unwrap(), json["step_seconds"].as_i64().unwrap(), series.collect())
+}
+
+#[test]
+fn a_chart_has_the_largest_names_in_each_step_and_the_sum_of_all_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    let mut store = open(&path, "a").unwrap();
+    let remote = |remote: &str| Who { remote: Some(remote.to_owned()), ..who("web") };
+    let rows = vec![(remote("10.0.0.1"), [300, 1]), (remote("10.0.0.2"), [100, 0]), (Who::others(), [7, 0])];
+    store.write(&Minute { at: NOON, batch: 1, rows }, |_| String::new()).unwrap();
+    let small = (0..20).map(|n| (who(&format!("small {n:02}")), [20 - n, 0])).collect();
+    store.write(&Minute { at: NOON + 120, batch: 2, rows: small }, |_| String::new()).unwrap();
+    let (from, step, series) = chart(&path, NOON, NOON + 180);
+    assert_eq!((from, step, series.len()), (NOON, 60, 13));
+    assert_eq!(series[0], ("web".to_owned(), vec![400, 0, 0], vec![1, 0, 0]));
+    assert_eq!(series[1], ("small 00".to_owned(), vec![0, 0, 20], vec![0, 0, 0]));
+    // The eleven largest are told apart.
+    let rest = (11..20).map(|n| 20 - n).sum();
+    assert_eq!(series[12], ("(others)".to_owned(), vec![7, 0, rest], vec![0, 0, 0]));
+    assert_eq!(chart(&path, NOON - 7200, NOON - 3600).2, []);
+}
+
+#[test]
+fn a_chart_is_as_fine_as_the_history_is_for_all_of_its_range() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    let mut store = open(&path, "a").unwrap();
+    for (batch, ago) in (1..).zip([40 * 86_400, 3 * 86_400, 7200, 60]) {
+        write(&mut store, &minute(batch, NOON - ago, "web", 5)).unwrap();
+    }
+    let step = |since: i64, until: i64| chart(&path, NOON - since, NOON - until).1;
+    assert_eq!([step(3600, 0), step(86_400, 0), step(31 * 86_400, 0), step(300 * 86_400, 0)], [60, 300, 3600, 86_400]);
+    // The minutes of three days ago are gone, and the hours before the last day.
+    let old = [("minute", NOON - 86_400), ("hour", NOON - 86_400)];
+    for (table, before) in old {
+        store.connection().execute(&format!("DELETE FROM {table} WHERE start < ?"), [before]).unwrap();
+    }
+    assert_eq!([step(3600, 0), step(86_400, 0), step(31 * 86_400, 0)], [60, 300, 86_400]);
+    let (from, _, series) = chart(&path, NOON - 3 * 86_400, NOON);
+    // From midnight in Berlin, in days.
+    assert_eq!((from, &series[0].1), (NOON - 3 * 86_400 - 13 * 3600, &vec![5, 0, 0, 10]));
+    // A range that is too long is cut, whatever it is.
+    assert_eq!(chart(&path, 0, i64::MAX / 2).1, 86_400);
+    assert_eq!(chart(&path, NOON - 86_400, crate::calendar::LAST).2[0].1.len(), 750);
 }

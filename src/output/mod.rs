@@ -91,6 +91,7 @@ impl Frame {
     pub fn without_figures(&self) -> Self {
         Self {
             notifications: self.notifications.clone(),
+            quotas: self.quotas.clone(),
             notes: self.notes.clone(),
             facts: self.facts,
             took: self.took,

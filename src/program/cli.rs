@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,13 +196,19 @@ pub struct Serving {
 
 impl Serving {
     /// Starts the server, if there is to be one. `named` is what rows with a name are; the applications that are known now have
-    /// metrics from the start.
+    /// metrics from the start, and the page shows the `history`, if there is one.
     ///
     /// # Errors
     /// As for [`Web::start`].
-    pub fn start(&self, named: Named, labels: Vec<Label>, applications: Vec<String>) -> Result<Option<Web>> {
+    pub fn start(
+        &self,
+        named: Named,
+        labels: Vec<Label>,
+        applications: Vec<String>,
+        history: Option<PathBuf>,
+    ) -> Result<Option<Web>> {
         let settings = MetricsSettings { labels, top: self.metrics_top as usize, applications };
-        self.http.map(|address| Web::start(address, named, settings)).transpose()
+        self.http.map(|address| Web::start(address, named, settings, history)).transpose()
     }
 }
 

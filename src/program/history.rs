@@ -50,6 +50,11 @@ impl HistoryArguments {
         self.history.is_some()
     }
 
+    /// The file of the history, if there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        self.history.as_ref().map(PathBuf::from)
+    }
+
     /// What monitors have to keep beside `keep`.
     pub fn keep(&self, keep: Keep) -> Keep {
         Keep { remotes: keep.remotes || self.history_remotes, ..keep }

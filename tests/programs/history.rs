@@ -7,11 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::common::http::get;
 use crate::common::program::{Running, listening_port, wait_for};
 use crate::common::user::User;
 use crate::json::Schema;
@@ -130,6 +132,43 @@ fn what_a_pipe_carries_is_in_the_report_and_a_quota_is_told_once_across_restarts
     assert_eq!(events.len(), 2, "{events:?}");
     assert!(events[0].starts_with("quota_warning Web ") && events[0].ends_with("/102400 month none"), "{events:?}");
     assert!(events[1].starts_with("quota_exceeded Web ") && events[1].ends_with("/102400 month none"), "{events:?}");
+}
+
+#[test]
+fn the_server_has_the_history_for_the_page() {
+    let directory = directory(server());
+    let path = directory.path();
+    let mut program = Running::start(runaggregator(path).args(RUN).arg("--http=0"));
+    let (mut port, mut page) = (None, None);
+    while port.is_none() || page.is_none() {
+        let line = program.stderr.line();
+        let address = line.split_once("the figures are at http://").map(|(_, rest)| rest.trim_end_matches('/'));
+        page = page.or(address.map(|address| address.parse().unwrap()));
+        port = port.or(line.contains(": listening on ").then(|| listening_port(&line)));
+    }
+    let page = page.unwrap();
+    ticks(&program, 1);
+    send(port.unwrap(), 5000);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    // Each time another range: what was read stays for some seconds.
+    let mut from = now - 3600;
+    let chart: Value = wait_for("the bytes in the history", || {
+        from -= 60;
+        let response = get(page, &format!("/history.json?from={from}&to={}", now + 60));
+        assert_eq!(response.status, 200, "{response:?}");
+        let chart: Value = serde_json::from_str(&response.body).unwrap();
+        (!chart["series"].as_array().unwrap().is_empty()).then_some(chart)
+    });
+    let series = &chart["series"][0];
+    let sum: u64 = series["in_bytes"].as_array().unwrap().iter().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!((&series["name"], sum, &chart["step_seconds"]), (&"Web".into(), 5000, &300.into()));
+    for wrong in ["", "?from=1", "?from=7200&to=60", "?from=x&to=y"] {
+        assert_eq!(get(page, &format!("/history.json{wrong}")).status, 400, "{wrong}");
+    }
+    let data: Value = serde_json::from_str(&get(page, "/data.json").body).unwrap();
+    assert_eq!(data["program"]["has_history"], true);
+    program.signal(Signal::SIGTERM);
+    assert!(program.end().0.success());
 }
 
 #[test]
