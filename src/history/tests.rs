@@ -279,8 +279,11 @@ day,2026-11-26T00:00:00+01:00,2026-11-27T00:00:00+01:00,others,(others),,,104857
     assert_eq!(error, "the report would end before it begins: --until has to be later than --since");
 }
 
-/// A chart as JSON: its first moment, the seconds of a step, and the name, the bytes in and the bytes out of each series.
-fn chart(path: &Path, since: i64, until: i64) -> (i64, i64, Vec<(String, Vec<u64>, Vec<u64>)>) {
+/// The name, the bytes in and the bytes out of a series.
+type Series = (String, Vec<u64>, Vec<u64>);
+
+/// A chart as JSON: its first moment, the seconds of a step, and its series.
+fn chart(path: &Path, since: i64, until: i64) -> (i64, i64, Vec<Series>) {
     let json = serde_json::to_value(Chart::read(path, since, until, &berlin()).unwrap()).unwrap();
     let numbers = |value: &serde_json::Value| value.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
     let series = json["series"].as_array().unwrap().iter().map(|series| {

@@ -161,7 +161,7 @@ fn the_server_has_the_history_for_the_page() {
     });
     let series = &chart["series"][0];
     let sum: u64 = series["in_bytes"].as_array().unwrap().iter().map(|bytes| bytes.as_u64().unwrap()).sum();
-    assert_eq!((&series["name"], sum, &chart["step_seconds"]), (&"Web".into(), 5000, &300.into()));
+    assert_eq!((&series["name"], sum, &chart["step_seconds"]), (&"Web".into(), 5000, &60.into()));
     for wrong in ["", "?from=1", "?from=7200&to=60", "?from=x&to=y"] {
         assert_eq!(get(page, &format!("/history.json{wrong}")).status, 400, "{wrong}");
     }

@@ -73,6 +73,8 @@ const draw = () => {
     gut = wide ? 194 : 0,
     left = 0,
     ph = H - 24;
+  // It is hidden while the history is shown.
+  if (!H) return;
   const dpr = devicePixelRatio || 1;
   if (canvas.width !== Math.round(W * dpr) || canvas.height !== Math.round(H * dpr)) {
     canvas.width = Math.round(W * dpr);
