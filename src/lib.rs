@@ -35,6 +35,7 @@
 //! - [`web`]: the figures over HTTP: a live page, JSON, and metrics for Prometheus.
 //! - [`ledger`]: the bytes of each flow, the owners of its two ends, and the bytes of each subject.
 //! - [`grouping`]: which subjects form one application.
+//! - [`history`]: the bytes of minutes, hours, days and months, in a file.
 //! - [`notify`]: which application exceeds a threshold, and the commands that then run.
 //! - [`attribution`]: which process owns an end of a connection.
 //! - [`python2`]: the dialects of Python 2 in files and patterns, each tested against recordings of the original.
@@ -43,11 +44,14 @@
 //! - [`kernel`]: the kernel's interfaces, one file for each.
 //! - [`traffic`]: the types between counting and showing.
 //! - [`workload`]: the service, container and user that a process works for, from its cgroup and from files.
+//! - [`calendar`]: when hours, days, weeks and months begin.
 //! - [`printable`]: makes text from outside safe to print.
 
 pub mod attribution;
+pub mod calendar;
 pub mod config;
 pub mod grouping;
+pub mod history;
 pub mod kernel;
 pub mod ledger;
 pub mod monitor;

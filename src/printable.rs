@@ -2,6 +2,22 @@
 
 use unicode_width::UnicodeWidthChar;
 
+/// Bytes as in `12.3 MiB`; a MiB is 1024 KiB.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be shown as 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
 /// `name` in at most `width` columns, safe to print: a longer one ends in `...`.
 ///
 /// Another user may have chosen the name. So a character that could move the cursor, end the line, change the reading direction or
@@ -104,6 +120,20 @@ mod tests {
 
     fn shown(name: &str) -> String {
         printable(name.as_bytes(), 20)
+    }
+
+    #[test]
+    fn bytes_are_shown_in_human_units() {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_048_575, "1.0 MiB"),
+            (1_600_000_000, "1.5 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(human(bytes), expected);
+        }
     }
 
     #[test]

@@ -8,10 +8,10 @@ const FLOORS: &[&[&str]] = &[
     &["bin"],
     &["program"],
     &["monitor", "config", "web"],
-    &["ledger", "grouping", "notify"],
+    &["ledger", "grouping", "notify", "history"],
     &["attribution", "python2", "pipe", "output"],
     &["kernel", "traffic"],
-    &["printable", "workload"],
+    &["printable", "workload", "calendar"],
 ];
 
 fn floor(folder: &str) -> Option<usize> {

@@ -60,6 +60,9 @@ struct Ours {
     /// The runmonitor to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_runmonitor"))]
     runmonitor: PathBuf,
+    /// Let it record each remote address in this history, every 10 seconds
+    #[arg(long)]
+    history: Option<PathBuf>,
 }
 
 /// The options of the benchmarks that compare monitors.

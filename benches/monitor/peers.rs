@@ -57,7 +57,13 @@ impl Peer {
                 let mut nethogs = Command::new("nethogs");
                 namespace.start(nethogs.args(["-t", "-v", "2", "-a", "-C"]).stderr(Stdio::null()))
             }
-            Self::Runmonitor => namespace.start(&mut Command::new(&ours.runmonitor)),
+            Self::Runmonitor => {
+                let mut runmonitor = Command::new(&ours.runmonitor);
+                if let Some(file) = &ours.history {
+                    runmonitor.arg("--history").arg(file).args(["--history-remotes", "--history-interval=10"]);
+                }
+                namespace.start(&mut runmonitor)
+            }
         }
     }
 

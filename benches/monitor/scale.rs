@@ -42,7 +42,7 @@ struct Usage {
 pub fn run(options: &Options) -> Result<()> {
     for &flows in &options.flows {
         let namespace = Namespace::tracked()?;
-        let _holders = hold(&namespace, PORT, flows)?;
+        let _holders = hold(&namespace, PORT, flows, 1)?;
         println!("{flows} connections held, {} tracked", namespace.tracked_connections()?);
         let peers = peers::present(&Peer::ALL, &options.common);
         let mut used: Vec<Vec<Usage>> = peers.iter().map(|_| Vec::new()).collect();
@@ -57,16 +57,21 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Starts processes that hold `flows` connections over loopback.
-pub fn hold(namespace: &Namespace, port: u16, flows: usize) -> Result<Vec<Program>> {
+/// Starts at least so many `clients`, and servers, that hold `flows` connections over loopback.
+pub fn hold(namespace: &Namespace, port: u16, flows: usize, clients: usize) -> Result<Vec<Program>> {
     let before = namespace.tracked_connections()?;
-    let pairs = flows.div_ceil(HELD_BY_ONE).max(2);
+    let servers = flows.div_ceil(HELD_BY_ONE).max(2);
+    let clients = clients.div_ceil(servers);
+    let part = |of: usize, parts: usize, at: usize| of * (at + 1) / parts - of * at / parts;
     let mut programs = Vec::new();
-    for pair in 0..pairs {
-        let port = port + u16::try_from(pair)?;
-        let count = flows * (pair + 1) / pairs - flows * pair / pairs;
+    for server in 0..servers {
+        let port = port + u16::try_from(server)?;
+        let flows = part(flows, servers, server);
         programs.push(namespace.play("held-server", &format!("echo {port}"))?.ready()?);
-        programs.push(namespace.play("held-client", &format!("hold 127.0.0.{}:{port} {count}", pair + 1))?);
+        for client in 0..clients {
+            let role = format!("hold 127.0.0.{}:{port} {}", server + 1, part(flows, clients, client));
+            programs.push(namespace.play(&format!("held-client-{client}"), &role)?);
+        }
     }
     let programs = programs.into_iter().map(Program::ready).collect::<Result<Vec<_>>>()?;
     let tracked = namespace.tracked_connections()? - before;

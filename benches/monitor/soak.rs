@@ -20,6 +20,9 @@ pub struct Options {
     /// How many connections stay open
     #[arg(long, default_value_t = 20_000)]
     flows: usize,
+    /// How many processes hold them
+    #[arg(long, default_value_t = 2)]
+    processes: usize,
     /// How many connections a second come and go
     #[arg(long, default_value_t = 500.0)]
     rate: f64,
@@ -55,7 +58,7 @@ pub fn run(options: &Options) -> Result<()> {
     let monitor = Peer::Runmonitor.start(&namespace, &options.ours)?;
     sleep(CALM);
     let calm_until = Instant::now();
-    let _held = hold(&namespace, HELD_PORT, options.flows)?;
+    let _held = hold(&namespace, HELD_PORT, options.flows, options.processes)?;
     // Leave out the work of reading the new connections, which the other benchmarks measure.
     sleep(CALM);
     let churn = format!("storm 127.0.0.1:{CHURN_PORT} 0 {} 0 {}", options.rate, options.seconds);

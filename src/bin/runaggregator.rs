@@ -8,12 +8,10 @@ use anyhow::Result;
 use bwmon::config::Files;
 use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
-use bwmon::output::Output;
-use bwmon::output::json::{Json, Named};
-use bwmon::output::text::{Figures, Text};
-use bwmon::output::top::Top;
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files};
-use bwmon::program::{Signals, cli, run, top};
+use bwmon::output::json::Named;
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files, output};
+use bwmon::program::history::{HistoryArguments, ReportArguments};
+use bwmon::program::{Signals, cli, run};
 use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
@@ -60,6 +58,10 @@ struct Arguments {
     #[arg(long, value_name = "SOURCE", value_enum, default_value = "auto", hide_possible_values = true)]
     source: CountersFrom,
     #[command(flatten)]
+    history: HistoryArguments,
+    #[command(flatten)]
+    report: ReportArguments,
+    #[command(flatten)]
     details: cli::Detailing,
     #[command(flatten)]
     showing: cli::Showing,
@@ -68,46 +70,45 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bwmon::program::cli::parse(std::env::args_os()) {
+    let checked = |arguments: Arguments| arguments.report.check::<Arguments>(&arguments.showing).map(|()| arguments);
+    match cli::parse(std::env::args_os()).and_then(checked) {
         Ok(arguments) => bwmon::program::exit_code("runaggregator", start(arguments)),
         Err(code) => code,
     }
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    if arguments.report.print(&arguments.history, &arguments.showing)? {
+        return Ok(());
+    }
     let files = Files {
         monitors: arguments.monitor_config.map(PathBuf::from),
         applications: arguments.app_config.map(PathBuf::from),
         notifications: arguments.notification_config.map(PathBuf::from),
         strict: arguments.strict,
+        has_history: arguments.history.is_kept(),
     };
     if arguments.check {
         return check_files(&files);
     }
     let mut signals = Signals::take()?;
+    let top = arguments.report.is_top();
     let read = files.clone();
     let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
     let configuration = configuration?;
-    let web = arguments.serving.start(Named::Application, Vec::new(), configuration.application_names())?;
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
+    let (names, history) = (configuration.application_names(), arguments.history.file());
+    let web = arguments.serving.start(Named::Application, Vec::new(), names, history)?;
     let settings = AggregatorSettings {
         files,
         group_by: arguments.auto_group.unwrap_or_default(),
         counters_from: arguments.source,
-        unowned: arguments.unowned || arguments.details.top || web.is_some(),
-        keep: arguments.details.keep(web.as_ref()),
+        unowned: arguments.unowned || top || web.is_some(),
+        keep: arguments.history.keep(arguments.details.keep(top, web.as_ref())),
     };
-    let details = arguments.details.shown(&arguments.showing, !arguments.totals, web.as_ref());
-    let mut program = AggregatorProgram::start(settings, configuration, details)?;
-    let idle = "nothing to show yet: no application has moved more than 1 KiB/s";
-    let figures = if arguments.totals { Figures::Totals } else { Figures::ApplicationRates };
-    let output: Box<dyn Output> = match &arguments.showing {
-        _ if arguments.details.top => Box::new(Top::new(top::applications())?),
-        showing if showing.json => Box::new(Json::new(Named::Application)),
-        showing => {
-            let text = Text::new(figures).of("application", "applications");
-            Box::new(text.wide(showing.wide).with_idle_note(idle))
-        }
-    };
-    let mut output = arguments.details.served(output, web, arguments.unowned)?;
+    let details = arguments.details.shown(&arguments.showing, top, !arguments.totals, web.as_ref());
+    let mut program = AggregatorProgram::start(settings, configuration, details, recording)?;
+    let output = output(&arguments.showing, top, arguments.totals)?;
+    let mut output = arguments.details.served(output, top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }

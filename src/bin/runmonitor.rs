@@ -7,12 +7,10 @@ use bwmon::grouping::{Aggregator, GroupBy, Grouping};
 use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
-use bwmon::output::Output;
-use bwmon::output::json::{Json, Named};
-use bwmon::output::text::{Figures, Text};
-use bwmon::output::top::Top;
-use bwmon::program::one_source::OneSource;
-use bwmon::program::{Signals, cli, run, top};
+use bwmon::output::json::Named;
+use bwmon::program::history::HistoryArguments;
+use bwmon::program::one_source::{OneSource, output};
+use bwmon::program::{Signals, cli, run};
 use bwmon::python2::pattern::Pattern;
 use bwmon::traffic::source::Source;
 use bwmon::web::metrics::Label;
@@ -47,8 +45,13 @@ struct Arguments {
     /// Add processes up that have this in common: command (the command line), program, user, unit or container
     #[arg(long, value_name = "PROPERTY", value_enum, default_value = "command", hide_possible_values = true)]
     group_by: GroupBy,
+    /// Show an interactive view, as top does; ? there lists its keys
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    top: bool,
     #[command(flatten)]
     details: cli::Detailing,
+    #[command(flatten)]
+    history: HistoryArguments,
     #[command(flatten)]
     showing: cli::Showing,
     #[command(flatten)]
@@ -66,46 +69,40 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
     let group_by = arguments.group_by;
     let named = Named::Group(group_by.name());
-    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new())?;
+    let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
+    let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new(), arguments.history.file())?;
     let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
     let filter = Filter::new(arguments.include, arguments.exclude);
     let settings = MonitorSettings {
         selections: vec![Selection { filter, ignore_local: arguments.ignore_local }],
         // Rates need only the bytes from now on.
-        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.details.top,
+        lookback: !arguments.no_lookback && !arguments.bandwidth && !arguments.top,
         counters_from: arguments.source,
-        keep: arguments.details.keep(web.as_ref()),
+        keep: arguments.history.keep(arguments.details.keep(arguments.top, web.as_ref())),
     };
     let monitor = Monitor::of_this_host(settings)?;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
         // It groups them itself.
-        _ if arguments.details.top => Box::new(monitor),
+        _ if arguments.top => Box::new(monitor),
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
     let mut program = OneSource::new(source);
-    if arguments.unowned || arguments.details.top || web.is_some() {
+    if let Some(recording) = recording {
+        program = program.with_recording(recording);
+    }
+    if arguments.unowned || arguments.top || web.is_some() {
         program = program.with_unowned();
     }
-    if let Some(details) = arguments.details.shown(&arguments.showing, arguments.bandwidth, web.as_ref()) {
+    let details = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth, web.as_ref());
+    if let Some(details) = details {
         program = program.with_details(details);
     }
-    let figures = if arguments.bandwidth { Figures::Rates } else { Figures::Totals };
-    let idle = "nothing to show yet: no process that matches has moved a byte";
-    let output: Box<dyn Output> = match &arguments.showing {
-        _ if arguments.details.top => Box::new(Top::new(top::processes(group_by))?),
-        showing if showing.json => Box::new(Json::new(named)),
-        showing => {
-            let (one, several) = group_by.nouns();
-            let text = Text::new(figures).of(one, several).wide(showing.wide).with_idle_note(idle);
-            let nothing = "Nothing that matches has moved a byte yet.";
-            Box::new(if is_filtered { text.with_nothing(nothing) } else { text })
-        }
-    };
-    let mut output = arguments.details.served(output, web, arguments.unowned)?;
+    let output = output(&arguments.showing, arguments.top, arguments.bandwidth, group_by, is_filtered)?;
+    let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals)
 }
 

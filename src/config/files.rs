@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::read::{read, read_at_rest};
-use super::{Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications};
+use super::{
+    Diagnostic, Diagnostics, InvalidConfiguration, Monitors, applications, check, monitors, notifications_with,
+};
 use crate::grouping::Application;
 use crate::ledger::Selection;
 use crate::notify::Rule;
@@ -20,6 +22,8 @@ pub struct Files {
     pub notifications: Option<PathBuf>,
     /// Whether a warning is an error.
     pub strict: bool,
+    /// Whether the program keeps a history, which quotas need.
+    pub has_history: bool,
 }
 
 /// The contents of all files.
@@ -60,6 +64,10 @@ impl Files {
         let none = Monitors { selections: vec![Selection::default()], pipes: Vec::new() };
         let monitors = reader.read(0, "--monitor-config", self.monitors.as_ref(), monitors).unwrap_or(none);
         let applications = reader.read(1, "--app-config", self.applications.as_ref(), applications).unwrap_or_default();
+        let has_history = self.has_history;
+        let notifications = |file: &str, text: &[u8], diagnostics: &mut Diagnostics| {
+            notifications_with(has_history, file, text, diagnostics)
+        };
         let notifications =
             reader.read(2, "--notification-config", self.notifications.as_ref(), notifications).unwrap_or_default();
         let warnings = check(reader.diagnostics, self.strict)?;

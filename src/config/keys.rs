@@ -15,6 +15,7 @@ use crate::python2::ini::{self, KeyValue, Section, quoted};
 use crate::python2::int::int;
 use crate::python2::pattern::Pattern;
 use crate::python2::shlex;
+use crate::traffic::rates::BYTES_PER_KB;
 
 /// The most memory of all patterns of a file: 8,000 short ones.
 const MOST_MEMORY: u64 = 128 << 20;
@@ -100,6 +101,27 @@ impl<'a> Keys<'a> {
             return None;
         }
         Some(number)
+    }
+
+    /// The key's value as a number of bytes, such as `50 GB`. A kB is 1024 bytes, a MB is 1024 kB, and so on.
+    pub(super) fn bytes(&mut self, key: &str, example: &str) -> Option<u64> {
+        let text = self.text(key)?;
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+        let exponent = match unit.trim().to_ascii_lowercase().as_str() {
+            "b" => Some(0),
+            "kb" | "kib" => Some(1),
+            "mb" | "mib" => Some(2),
+            "gb" | "gib" => Some(3),
+            "tb" | "tib" => Some(4),
+            "" if number == "0" => Some(0),
+            _ => None,
+        };
+        let bytes = exponent.zip(number.parse::<f64>().ok()).map(|(n, number)| number * (BYTES_PER_KB as f64).powi(n));
+        // Up to here, each whole number has a floating-point number of its own.
+        if !bytes.is_some_and(|bytes| (0.0..=9e15).contains(&bytes)) {
+            self.error(key, format!("{} is not a number of B, kB, MB, GB or TB such as {example}", quoted(text)));
+        }
+        bytes.filter(|bytes| (0.0..=9e15).contains(bytes)).map(|bytes| bytes as u64)
     }
 
     /// The key's value as a pattern.

@@ -43,6 +43,7 @@ pub use files::{Configuration, Files};
 pub(crate) use keys::nearest;
 pub(crate) use monitors::{Monitors, PipeSection, monitors};
 pub use notifications::notifications;
+use notifications::notifications_with;
 
 #[cfg(test)]
 mod tests;

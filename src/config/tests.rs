@@ -349,3 +349,50 @@ fn patterns_that_take_too_much_memory_together_are_an_error() {
     let lines = lines(diagnostics);
     assert_eq!(lines, ["a.cfg:5: [A] k3: the patterns of this file take more than 128 MiB together; use fewer"]);
 }
+
+#[test]
+fn a_quota_has_a_size_a_period_and_a_first_day() {
+    use crate::calendar::{Cycle, Period};
+    use crate::notify::Quota;
+    let read = |keys: &str| {
+        let mut diagnostics = Diagnostics::default();
+        let text = format!("[Q]\nprocess_filter=.\n{keys}");
+        let rules = notifications("n.cfg", text.as_bytes(), &mut diagnostics);
+        let text = lines(diagnostics).join("\n");
+        (rules.into_iter().next().and_then(|rule| rule.quota), text)
+    };
+    let quota = |bytes, period, first_day, warn_percent| {
+        Some(Quota { bytes, cycle: Cycle { period, first_day }, warn_percent })
+    };
+    for (keys, expected) in [
+        ("quota=50 GB", quota(50 << 30, Period::Month, 1, Some(80))),
+        ("quota=1.5MiB\nquota_starts=15\nquota_warn=0", quota(3 << 19, Period::Month, 15, None)),
+        ("quota=7 kB\nquota_period=week\nquota_starts=7\nquota_warn=99", quota(7 << 10, Period::Week, 7, Some(99))),
+        ("quota=1 TB\nquota_period=day", quota(1 << 40, Period::Day, 1, Some(80))),
+        ("quota=0\nin_threshold=1", None),
+    ] {
+        assert_eq!(read(keys), (expected, String::new()), "{keys}");
+    }
+    for (keys, expected) in [
+        ("quota=50", "n.cfg:3: [Q] quota: \"50\" is not a number of B, kB, MB, GB or TB such as 50 GB"),
+        ("quota=many GB", "n.cfg:3: [Q] quota: \"many GB\" is not a number of B, kB, MB, GB or TB such as 50 GB"),
+        (
+            "quota=99999999 TB",
+            "n.cfg:3: [Q] quota: \"99999999 TB\" is not a number of B, kB, MB, GB or TB such as 50 GB",
+        ),
+        ("quota=1 GB\nquota_period=year", "n.cfg:4: [Q] quota_period: \"year\" is not day, week or month"),
+        ("quota=1 GB\nquota_starts=29", "n.cfg:4: [Q] quota_starts: \"29\" is not between 1 and 28"),
+        ("quota=1 GB\nquota_period=week\nquota_starts=8", "n.cfg:5: [Q] quota_starts: \"8\" is not between 1 and 7"),
+        ("quota=1 GB\nquota_warn=100", "n.cfg:4: [Q] quota_warn: \"100\" is not between 0 and 99"),
+        (
+            "quota=1 GB\nquota_period=day\nquota_starts=2",
+            "n.cfg:5: warning: [Q] quota_starts: has no effect: a day begins at midnight",
+        ),
+        (
+            "in_threshold=1\nquota_warn=70",
+            "n.cfg:4: warning: [Q] quota_warn: has no effect without quota; add a line such as quota=50 GB",
+        ),
+    ] {
+        assert_eq!(read(keys).1, expected, "{keys}");
+    }
+}

@@ -22,7 +22,7 @@ use crate::python2::pattern::{MatchBudget, Pattern};
 use crate::traffic::detail::{Detail, Remotes, VisitDetail};
 use crate::traffic::rates::moved;
 use crate::traffic::rounds::forget_until;
-use crate::traffic::source::{Facts, Reading, Source};
+use crate::traffic::source::{Facts, Reading, Source, VisitMoved, VisitRemotes};
 use crate::traffic::subject::Subject;
 use crate::workload::names::Names;
 
@@ -179,6 +179,8 @@ struct Member<S> {
 struct GroupedReading {
     bytes_in: u64,
     bytes_out: u64,
+    /// The bytes in and out that the last tick added to the group.
+    moved: [u64; 2],
     /// `None` as long as its group is not known: its bytes wait.
     group: Option<Arc<Subject>>,
     /// Whether the group is to be found out, or found out again.
@@ -293,11 +295,12 @@ impl<S: Source> Source for Aggregator<S> {
                 let known = member.before.entry(Arc::clone(&reading.subject)).or_insert(GroupedReading {
                     bytes_in: 0,
                     bytes_out: 0,
+                    moved: [0, 0],
                     group: None,
                     is_pending: true,
                     round: 0,
                 });
-                known.round = self.round;
+                (known.round, known.moved) = (self.round, [0, 0]);
             }
             readings.push(of_member);
         }
@@ -306,8 +309,9 @@ impl<S: Source> Source for Aggregator<S> {
             for Reading { subject, bytes_in, bytes_out } in readings {
                 let Some(known) = member.before.get_mut(&subject) else { continue };
                 let Some(group) = known.group.as_ref().and_then(|name| self.groups.get_mut(name)) else { continue };
-                group.bytes_in += moved(bytes_in, known.bytes_in);
-                group.bytes_out += moved(bytes_out, known.bytes_out);
+                known.moved = [moved(bytes_in, known.bytes_in), moved(bytes_out, known.bytes_out)];
+                group.bytes_in += known.moved[0];
+                group.bytes_out += known.moved[1];
                 group.round = self.round;
                 (known.bytes_in, known.bytes_out) = (bytes_in, bytes_out);
             }
@@ -347,6 +351,26 @@ impl<S: Source> Source for Aggregator<S> {
         }
         let reading = |(subject, (bytes_in, bytes_out))| Reading { subject, bytes_in, bytes_out };
         sums.into_iter().map(reading).collect()
+    }
+
+    fn each_moved(&self, visit: &mut VisitMoved<'_>) -> bool {
+        for (subject, reading) in self.members.iter().flat_map(|member| &member.before) {
+            if let Some(group) = reading.group.as_ref().filter(|_| reading.moved != [0, 0]) {
+                visit(subject, group, reading.moved);
+            }
+        }
+        true
+    }
+
+    fn each_remotes(&self, visit: &mut VisitRemotes<'_>) {
+        for member in &self.members {
+            member.source.each_detail(&mut |subject, _, remotes| {
+                let group = member.before.get(subject).and_then(|reading| reading.group.as_ref());
+                if let (Some(group), Some(remotes)) = (group, remotes) {
+                    visit(subject, group, remotes);
+                }
+            });
+        }
     }
 
     fn notes(&mut self) -> Vec<String> {

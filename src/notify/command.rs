@@ -22,7 +22,8 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::Rule;
-use crate::output::{Direction, Notification};
+use crate::calendar;
+use crate::output::{Direction, Notification, QuotaNotification};
 use crate::printable::printable;
 use crate::traffic::subject::Subject;
 
@@ -66,14 +67,37 @@ struct Section {
 }
 
 /// What a command is about.
-type Topic = (Arc<Subject>, Direction);
+///
+/// A quota has no direction.
+type Topic = (Arc<Subject>, Option<Direction>);
+
+/// What happened.
+#[derive(Debug, Clone)]
+enum Event {
+    Threshold(Notification),
+    Quota(QuotaNotification),
+}
+
+impl Event {
+    fn topic(&self) -> Topic {
+        match self {
+            Self::Threshold(it) => (Arc::clone(&it.application), Some(it.direction)),
+            Self::Quota(it) => (Arc::clone(&it.application), None),
+        }
+    }
+
+    /// Whether what was notified is over.
+    fn is_recovery(&self) -> bool {
+        matches!(self, Self::Threshold(Notification { recovered: true, .. }))
+    }
+}
 
 /// A command that waits.
 #[derive(Debug, Clone)]
 struct Job {
     topic: Topic,
     rule: Arc<Rule>,
-    notification: Notification,
+    event: Event,
     /// Whether it could not be started. It is tried again in the next tick.
     failed: bool,
 }
@@ -100,14 +124,27 @@ impl Commands {
     /// # Errors
     /// If too many commands of the rule wait, as one line for the user: the notification has to be tried again.
     pub fn queue(&mut self, id: u64, rule: &Arc<Rule>, notification: &Notification) -> Result<(), String> {
-        let has_command = words(rule, notification).is_some();
+        self.queue_event(id, rule, Event::Threshold(notification.clone()))
+    }
+
+    /// Does the same for a quota: its command has `BWMON_APPLICATION`, `BWMON_EVENT` (`quota_warning` or `quota_exceeded`),
+    /// `BWMON_QUOTA_BYTES`, `BWMON_QUOTA_USED_BYTES`, `BWMON_QUOTA_PERIOD` (`day`, `week` or `month`) and
+    /// `BWMON_QUOTA_PERIOD_START` (a date).
+    ///
+    /// # Errors
+    /// As for [`queue`](Self::queue).
+    pub fn queue_quota(&mut self, id: u64, rule: &Arc<Rule>, quota: &QuotaNotification) -> Result<(), String> {
+        self.queue_event(id, rule, Event::Quota(quota.clone()))
+    }
+
+    fn queue_event(&mut self, id: u64, rule: &Arc<Rule>, event: Event) -> Result<(), String> {
+        let has_command = words(rule, &event).is_some();
         let mut queue = lock(&self.queue);
         let waiting = &mut queue.sections.entry(id).or_default().waiting;
-        let topic = (Arc::clone(&notification.application), notification.direction);
-        let job = Job { topic, rule: Arc::clone(rule), notification: notification.clone(), failed: false };
+        let job = Job { topic: event.topic(), rule: Arc::clone(rule), event, failed: false };
         let first = waiting.iter().position(|other| other.topic == job.topic);
         if let Some(first) = first
-            && notification.recovered
+            && job.event.is_recovery()
             && waiting[first].failed
         {
             // The command for the notification has never run.
@@ -119,7 +156,7 @@ impl Commands {
         }
         let Some(first) = first else {
             if waiting.len() >= MOST_WAITING {
-                let application = printable(&notification.application.label(), 50);
+                let application = printable(&job.topic.0.label(), 50);
                 let section = section_name(rule);
                 return Err(format!(
                     "[{section}] {MOST_WAITING} commands wait already; the one for {application} is tried again"
@@ -129,7 +166,7 @@ impl Commands {
             return Ok(());
         };
         let second = (first + 1..waiting.len()).next().filter(|&second| waiting[second].topic == job.topic);
-        if waiting[first].notification.recovered == notification.recovered {
+        if waiting[first].event.is_recovery() == job.event.is_recovery() {
             waiting[first] = job;
             second.map(|second| waiting.remove(second));
         } else if let Some(second) = second {
@@ -188,7 +225,7 @@ impl Queue {
         match section.waiting.iter().position(|waiting| waiting.topic == job.topic) {
             None => section.waiting.push(Job { failed: true, ..job }),
             // A recovery of what was never notified.
-            Some(at) if section.waiting[at].notification.recovered => drop(section.waiting.remove(at)),
+            Some(at) if section.waiting[at].event.is_recovery() => drop(section.waiting.remove(at)),
             Some(_) => {}
         }
     }
@@ -230,8 +267,16 @@ impl Section {
 impl Job {
     /// How many times its threshold the average is; a recovery goes first, and so does what exceeds a limit below zero.
     fn urgency(&self) -> f64 {
-        let Notification { recovered, threshold_kb_per_s: threshold, value_kb_per_s: value, .. } = self.notification;
-        if recovered || threshold <= 0 { f64::INFINITY } else { value / threshold as f64 }
+        match &self.event {
+            Event::Threshold(Notification {
+                threshold_kb_per_s: threshold @ 1..,
+                recovered: false,
+                value_kb_per_s,
+                ..
+            }) => value_kb_per_s / *threshold as f64,
+            Event::Threshold(_) => f64::INFINITY,
+            Event::Quota(quota) => quota.used_bytes as f64 / quota.quota_bytes as f64,
+        }
     }
 }
 
@@ -256,7 +301,7 @@ fn start_waiting(shared: &Arc<Mutex<Queue>>, queue: &mut Queue) {
 
 /// Runs one command from start to end, and then starts what waited for its place.
 fn run(shared: &Arc<Mutex<Queue>>, id: u64, number: u64, job: Job) {
-    let child = spawn(&job.rule, &job.notification);
+    let child = spawn(&job.rule, &job.event);
     let mut queue = lock(shared);
     match child {
         Ok(mut child) => {
@@ -280,24 +325,33 @@ fn run(shared: &Arc<Mutex<Queue>>, id: u64, number: u64, job: Job) {
 }
 
 /// The command and its arguments for a notification, if the rule has one.
-fn words<'r>(rule: &'r Rule, notification: &Notification) -> Option<(&'r OsString, &'r [OsString])> {
-    let command = if notification.recovered { &rule.recovery_command } else { &rule.notification_command };
+fn words<'r>(rule: &'r Rule, event: &Event) -> Option<(&'r OsString, &'r [OsString])> {
+    let command = if event.is_recovery() { &rule.recovery_command } else { &rule.notification_command };
     command.as_deref()?.split_first()
 }
 
 /// Starts the command for a notification; an error is one line for the user.
-fn spawn(rule: &Rule, notification: &Notification) -> Result<Child, String> {
-    let (program, arguments) = words(rule, notification).ok_or("no command")?;
+fn spawn(rule: &Rule, event: &Event) -> Result<Child, String> {
+    let (program, arguments) = words(rule, event).ok_or("no command")?;
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env("BWMON_APPLICATION", OsStr::from_bytes(&notification.application.label()))
-        .env("BWMON_DIRECTION", notification.direction.to_string())
-        .env("BWMON_THRESHOLD_KB_PER_S", notification.threshold_kb_per_s.to_string())
-        .env("BWMON_VALUE_KB_PER_S", format!("{:.2}", notification.value_kb_per_s))
-        .env("BWMON_EVENT", if notification.recovered { "recovered" } else { "exceeded" })
-        .stdin(Stdio::null())
-        .process_group(0);
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command.env("BWMON_APPLICATION", OsStr::from_bytes(&event.topic().0.label()));
+    match event {
+        Event::Threshold(notification) => command
+            .env("BWMON_DIRECTION", notification.direction.to_string())
+            .env("BWMON_THRESHOLD_KB_PER_S", notification.threshold_kb_per_s.to_string())
+            .env("BWMON_VALUE_KB_PER_S", format!("{:.2}", notification.value_kb_per_s))
+            .env("BWMON_EVENT", if notification.recovered { "recovered" } else { "exceeded" }),
+        Event::Quota(quota) => {
+            let start = calendar::local(quota.period_start, &jiff::tz::TimeZone::system());
+            command
+                .env("BWMON_EVENT", quota.event())
+                .env("BWMON_QUOTA_BYTES", quota.quota_bytes.to_string())
+                .env("BWMON_QUOTA_USED_BYTES", quota.used_bytes.to_string())
+                .env("BWMON_QUOTA_PERIOD", quota.period.name())
+                .env("BWMON_QUOTA_PERIOD_START", start.strftime("%F").to_string())
+        }
+    };
     command.spawn().map_err(|error| {
         let (section, program) = (section_name(rule), printable(program.as_bytes(), 50));
         format!("[{section}] cannot start {program}: {}", reason(&error))

@@ -8,10 +8,12 @@
 //! traffic count as zero, also those before the application appeared and after it went, so that an average over five
 //! minutes takes more than one busy second to exceed its threshold.
 //!
-//! Where to read on: `rule` is one section of the file, `average` the moving average, `command` runs the commands.
+//! Where to read on: `rule` is one section of the file, `average` the moving average, `quota` adds up days and months, `command`
+//! runs the commands.
 
 mod average;
 mod command;
+mod quota;
 mod rule;
 
 use std::collections::HashMap;
@@ -26,6 +28,7 @@ use crate::traffic::subject::Subject;
 
 use average::Average;
 pub use command::Commands;
+pub use quota::{Quota, Quotas, Told};
 pub use rule::{Interval, Rule};
 
 /// A tick that is early by less than this counts as on time, so that it does not miss its notification.
@@ -167,6 +170,11 @@ impl Notifier {
         };
         let retired: Vec<NumberedRule> = old.into_iter().chain(self.retired.drain(..)).filter(is_retired).collect();
         self.retired = retired;
+    }
+
+    /// Gives `quotas` the rules, by their numbers here.
+    pub fn set_quotas(&self, quotas: &mut Quotas) {
+        quotas.replace(self.rules.iter());
     }
 
     /// The messages for the user since the last call, one line each.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use super::Quota;
 use crate::python2::pattern::Pattern;
 
 /// One section of a notification file.
@@ -18,6 +19,8 @@ pub struct Rule {
     pub out_threshold_kb_per_s: Option<i64>,
     /// The time over which it averages the rate.
     pub interval: Interval,
+    /// How much an application may move in a day, week or month.
+    pub quota: Option<Quota>,
     /// The program, with its arguments, that it runs when the average exceeds a threshold.
     pub notification_command: Option<Vec<OsString>>,
     /// The least time between two notifications for one application and direction; zero means every tick.

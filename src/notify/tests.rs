@@ -285,3 +285,121 @@ fn a_long_interval_takes_little_memory_and_stays_exact() {
     assert!((49.9..50.1).contains(&kb_per_s), "{kb_per_s}");
     assert!(average.pieces() <= 602, "{}", average.pieces());
 }
+
+const DAY: i64 = 86_400;
+
+/// Quotas, and the bytes that each application moves in a tick.
+struct QuotaRun {
+    notifier: Notifier,
+    quotas: Quotas,
+    now: i64,
+}
+
+impl QuotaRun {
+    fn new(file: &str) -> Self {
+        let (notifier, mut quotas) = (Notifier::new(rules(file)), Quotas::new());
+        notifier.set_quotas(&mut quotas);
+        // 2026-11-26, a Thursday.
+        Self { notifier, quotas, now: 1_795_651_200 }
+    }
+
+    /// What is told: the application, its bytes, and whether the quota is used up.
+    fn tick(&mut self, moved: &[(&str, u64)]) -> Vec<(String, u64, bool)> {
+        self.now += 1;
+        let row = |&(name, moved_in): &(&str, u64)| Row {
+            subject: named(name),
+            bytes_in: 0,
+            bytes_out: 0,
+            moved_in,
+            moved_out: 0,
+            detail: None,
+        };
+        let rows: Vec<Row> = moved.iter().map(row).collect();
+        let found = self.quotas.tick(self.now, &jiff::tz::TimeZone::UTC, &rows);
+        found.iter().for_each(|quota| self.quotas.confirm(quota));
+        found.iter().map(|it| (it.application.recorded_name(), it.used_bytes, it.exceeded)).collect()
+    }
+
+    /// The questions to the history.
+    fn ask(&mut self) -> Vec<(u64, String, i64)> {
+        let unasked = self.quotas.unasked();
+        unasked.iter().for_each(|(number, ..)| self.quotas.asked(*number));
+        unasked
+    }
+
+    fn remembered(&mut self) -> Vec<(String, String, u64)> {
+        let mut all = Vec::new();
+        self.quotas.remember(|told| {
+            all.push((told.section.clone(), told.name.clone(), told.bytes));
+            true
+        });
+        all
+    }
+}
+
+const QUOTA: &str = "[Q]\nprocess_filter=web\nquota=100 B\nquota_period=day\n";
+
+fn told(name: &str, bytes: u64, exceeded: bool) -> (String, u64, bool) {
+    (name.to_owned(), bytes, exceeded)
+}
+
+#[test]
+fn a_quota_is_told_at_the_warning_and_at_the_limit_once_each() {
+    let mut run = QuotaRun::new(QUOTA);
+    // Until the history has answered, nobody is told.
+    assert_eq!(run.tick(&[("web", 1000)]), []);
+    let today = run.now - run.now % DAY;
+    assert_eq!(run.ask(), [(0, "Q".to_owned(), today)]);
+    assert_eq!(run.ask(), []);
+    assert_eq!(run.tick(&[("web", 10)]), []);
+    run.quotas.load("Q", today, &[("web".to_owned(), 69), ("web 2".to_owned(), 5)].into(), &[]);
+    assert_eq!(run.tick(&[("web", 0)]), []);
+    assert_eq!(run.tick(&[("web", 1), ("mail", 500), ("web 2", 1)]), [told("web", 80, false)]);
+    assert_eq!(run.tick(&[("web", 19)]), []);
+    assert_eq!(run.tick(&[("web", 1)]), [told("web", 100, true)]);
+    assert_eq!(run.tick(&[("web", 1), ("web 2", 94)]), [told("web 2", 100, true)]);
+    assert_eq!(run.tick(&[("web", 1), ("web 2", 1)]), []);
+    let all = [("web", 80), ("web", 100), ("web 2", 80), ("web 2", 100)];
+    assert_eq!(run.remembered(), all.map(|(name, bytes)| ("Q".to_owned(), name.to_owned(), bytes)));
+    assert_eq!(run.remembered(), []);
+    // The next day begins with a question.
+    run.now += DAY;
+    assert_eq!(run.tick(&[("web", 100)]), []);
+    assert_eq!(run.ask(), [(0, "Q".to_owned(), today + DAY)]);
+    run.quotas.load("Q", today + DAY, &[("web".to_owned(), 100)].into(), &[]);
+    assert_eq!(run.tick(&[("web", 0)]), [told("web", 100, true)]);
+}
+
+#[test]
+fn what_was_told_before_a_restart_is_not_told_again_but_another_limit_is() {
+    for (file, expected) in [
+        (QUOTA.to_owned(), vec![]),
+        (QUOTA.replace("100 B", "110 B"), vec![told("web", 120, true)]),
+        (QUOTA.replace("100 B", "1 kB"), vec![]),
+    ] {
+        let mut run = QuotaRun::new(&file);
+        run.tick(&[]);
+        let [(_, section, since)] = &run.ask()[..] else { panic!("no question") };
+        let before = [("web".to_owned(), 80), ("web".to_owned(), 100)];
+        run.quotas.load(section, *since, &[("web".to_owned(), 119)].into(), &before);
+        assert_eq!(run.tick(&[("web", 1)]), expected, "{file}");
+    }
+}
+
+#[test]
+fn a_quota_whose_section_has_another_name_goes_on_and_remembers() {
+    let mut run = QuotaRun::new(QUOTA);
+    run.tick(&[]);
+    let since = run.ask()[0].2;
+    run.quotas.load("Q", since, &HashMap::new(), &[]);
+    assert_eq!(run.tick(&[("web", 90)]), [told("web", 90, false)]);
+    run.remembered();
+    run.notifier.replace(rules(&QUOTA.replace("[Q]", "[R]")));
+    run.notifier.set_quotas(&mut run.quotas);
+    assert_eq!(run.remembered(), [("R".to_owned(), "web".to_owned(), 80)]);
+    assert_eq!((run.tick(&[("web", 1)]), run.ask().len()), (vec![], 0));
+    // Another filter has to know what others have moved.
+    run.notifier.replace(rules(&QUOTA.replace("=web", "=.")));
+    run.notifier.set_quotas(&mut run.quotas);
+    assert_eq!((run.tick(&[("web", 1)]), run.ask().len()), (vec![], 1));
+}

@@ -18,7 +18,7 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::terminal::Terminal;
 use super::text::messages;
-use super::{Announcement, Frame, Notification, Output, host};
+use super::{Announcement, Frame, Notification, Output, QuotaNotification, host};
 use crate::printable::is_unsafe_to_print;
 use crate::traffic::detail::{Detail, ProcessId, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
@@ -141,6 +141,9 @@ impl<'a> Records<'a> {
         let mut text = Vec::new();
         for notification in &frame.notifications {
             write(&mut text, &NotificationRecord::of(notification, &timestamp, self.host));
+        }
+        for quota in &frame.quotas {
+            write(&mut text, &QuotaRecord::of(quota, &timestamp, self.host));
         }
         for message in &frame.notes {
             write(&mut text, &Note { timestamp: &timestamp, host: self.host, kind: "note", message });
@@ -469,6 +472,42 @@ impl<'a> NotificationRecord<'a> {
     }
 }
 
+#[derive(Debug, Serialize)]
+struct QuotaRecord<'a> {
+    timestamp: &'a str,
+    host: &'a str,
+    kind: &'static str,
+    event: &'static str,
+    application: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_hex: Option<String>,
+    used_bytes: u64,
+    quota_bytes: u64,
+    period: &'static str,
+    period_started: String,
+    command_failure: Option<&'a str>,
+}
+
+impl<'a> QuotaRecord<'a> {
+    fn of(quota: &'a QuotaNotification, timestamp: &'a str, host: &'a str) -> Self {
+        let since_1970 = Duration::from_secs(quota.period_start.max(0).unsigned_abs());
+        let (application, application_hex) = text(&quota.application.name());
+        Self {
+            timestamp,
+            host,
+            kind: "quota",
+            event: quota.event(),
+            application,
+            application_hex,
+            used_bytes: quota.used_bytes,
+            quota_bytes: quota.quota_bytes,
+            period: quota.period.name(),
+            period_started: self::timestamp(SystemTime::UNIX_EPOCH + since_1970),
+            command_failure: quota.command_failure.as_deref(),
+        }
+    }
+}
+
 /// When the host booted, by today's clock, to the hundredth of a second: the same at each call, unless somebody sets the clock.
 fn boot() -> SystemTime {
     let since = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
@@ -488,7 +527,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// Appends a record and the end of the line.
-fn write(text: &mut Vec<u8>, record: &impl Serialize) {
+pub(crate) fn write(text: &mut Vec<u8>, record: &impl Serialize) {
     // Writing to a Vec cannot fail, and no key of a record is anything but a string.
     let _ = record.serialize(&mut Serializer::with_formatter(&mut *text, Visible));
     text.push(b'\n');

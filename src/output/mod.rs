@@ -27,6 +27,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::calendar::Period;
 use crate::traffic::rates::Row;
 use crate::traffic::source::Facts;
 use crate::traffic::subject::Subject;
@@ -60,6 +61,8 @@ pub struct Frame {
     pub unowned: Vec<Row>,
     /// The applications that exceed a threshold, and those that no longer do.
     pub notifications: Vec<Notification>,
+    /// The applications that have used too much of a quota.
+    pub quotas: Vec<QuotaNotification>,
     /// Messages for the user, one line each, that were not in an earlier frame.
     pub notes: Vec<String>,
     /// How the figures were obtained.
@@ -77,6 +80,7 @@ impl Frame {
             rows: Vec::new(),
             unowned: Vec::new(),
             notifications: Vec::new(),
+            quotas: Vec::new(),
             notes: Vec::new(),
             facts: Facts::default(),
             took: Duration::ZERO,
@@ -87,6 +91,7 @@ impl Frame {
     pub fn without_figures(&self) -> Self {
         Self {
             notifications: self.notifications.clone(),
+            quotas: self.quotas.clone(),
             notes: self.notes.clone(),
             facts: self.facts,
             took: self.took,
@@ -130,6 +135,34 @@ pub struct Notification {
     pub recovered: bool,
     /// Why its command could not be queued, as one line; `None` if nothing failed.
     pub command_failure: Option<String>,
+}
+
+/// An application has used too much of a quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotaNotification {
+    /// The number of its rule, as in [`Notification`].
+    pub rule: u64,
+    /// The application.
+    pub application: Arc<Subject>,
+    /// The bytes in and out together that it has moved in the period.
+    pub used_bytes: u64,
+    /// The bytes that it may move in the period.
+    pub quota_bytes: u64,
+    /// The length of the period.
+    pub period: Period,
+    /// When the period began, in seconds since 1970.
+    pub period_start: i64,
+    /// Whether the quota is used up; otherwise, this is a warning.
+    pub exceeded: bool,
+    /// Why its command could not be queued, as one line; `None` if nothing failed.
+    pub command_failure: Option<String>,
+}
+
+impl QuotaNotification {
+    /// What happened, in one word.
+    pub fn event(&self) -> &'static str {
+        if self.exceeded { "quota_exceeded" } else { "quota_warning" }
+    }
 }
 
 /// A program's message between two ticks, after a signal.

@@ -16,8 +16,9 @@ use std::time::{Duration, SystemTime};
 
 use super::plain::{Content, View};
 use super::terminal::Terminal;
-use super::{Announcement, Frame, Notification, Output};
-use crate::printable::printable;
+use super::{Announcement, Frame, Notification, Output, QuotaNotification};
+use crate::calendar;
+use crate::printable::{human, printable};
 use crate::traffic::detail::{Remote, RemoteBytes};
 use crate::traffic::rates::{BYTES_PER_KB, Row, per_second};
 
@@ -179,8 +180,12 @@ pub(super) fn amounts(figures: Figures, interval: Option<Duration>, rows: &[Row]
 /// The lines for stderr, without line ends.
 pub fn messages(frame: &Frame) -> Vec<String> {
     let mut lines = frame.notes.clone();
-    if !frame.notifications.is_empty() {
+    if !frame.notifications.is_empty() || !frame.quotas.is_empty() {
         let local_time = local_time(frame.at.wall_clock);
+        for quota in &frame.quotas {
+            lines.push(quota_line(quota, &local_time));
+            lines.extend(quota.command_failure.clone());
+        }
         for notification in &frame.notifications {
             lines.extend(notification_line(notification, &local_time));
             lines.extend(notification.command_failure.clone());
@@ -317,6 +322,19 @@ pub fn notification_line(notification: &Notification, local_time: &str) -> Optio
     Some(format!(
         "{local_time}: {name} exceeding '{direction}' bandwidth limit {limit:10.2}: {value:10.2} kB/s ({percent:3.2} %)"
     ))
+}
+
+/// The message of a quota.
+pub fn quota_line(quota: &QuotaNotification, local_time: &str) -> String {
+    let name = printable(&quota.application.name(), NAME_WIDTH_IN_MESSAGE);
+    let (used, of) = (human(quota.used_bytes), human(quota.quota_bytes));
+    let percent = quota.used_bytes as f64 / quota.quota_bytes as f64 * 100.0;
+    let since = calendar::local(quota.period_start, &jiff::tz::TimeZone::system()).strftime("%F");
+    let quota_of = format!("its quota of {of} for the {} from {since}", quota.period.name());
+    match quota.exceeded {
+        true => format!("{local_time}: {name} has used up {quota_of}: {used} ({percent:.1} %)"),
+        false => format!("{local_time}: {name} has used {used} ({percent:.1} %) of {quota_of}"),
+    }
 }
 
 /// The local time as in `2012-11-22 10:37:01`; for a clock beyond the year 9999, the beginning of 1970.

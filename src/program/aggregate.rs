@@ -5,19 +5,26 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use jiff::tz::TimeZone;
 
-use super::{Next, Program};
-
-use crate::config::{Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection, check};
+use super::cli::Showing;
+use super::recording::Recording;
+use super::{Next, Program, top};
+use crate::calendar;
+use crate::config::{self, Configuration, ConfigurationShape, Diagnostics, Files, InvalidConfiguration, PipeSection};
 use crate::grouping::{Aggregator, GroupBy, Grouping};
+use crate::history::Sums;
 use crate::kernel::process::raise_descriptor_limit;
 use crate::ledger::{Keep, Selection};
 use crate::monitor::{CountersFrom, Monitor, MonitorSettings};
-use crate::notify::{Commands, Notifier};
-use crate::output::{Announcement, Frame, Moment};
+use crate::notify::{Commands, Notifier, Quotas};
+use crate::output::json::{Json, Named};
+use crate::output::text::{Figures, Text};
+use crate::output::top::Top;
+use crate::output::{Announcement, Frame, Moment, Output, QuotaNotification};
 use crate::pipe::Pipe;
 use crate::traffic::detail::VisitDetail;
-use crate::traffic::rates::{Details, Rates};
+use crate::traffic::rates::{Details, Rates, Row};
 use crate::traffic::source::{Facts, Reading, Source};
 
 /// How long SIGHUP waits for the files; if they take longer, the next ticks look for them.
@@ -48,6 +55,8 @@ pub struct AggregatorProgram {
     unowned: Option<Rates>,
     details: Option<Details>,
     notifier: Notifier,
+    quotas: Quotas,
+    recording: Option<Recording>,
     commands: Commands,
     notes: Vec<String>,
     /// What the files looked like when they were last read.
@@ -105,7 +114,7 @@ impl Part {
                 Err(error) => diagnostics.add(section.cannot_bind(&error)),
             }
         }
-        check(diagnostics, false)?;
+        config::check(diagnostics, false)?;
         Ok(pipes)
     }
 
@@ -185,26 +194,52 @@ impl Source for Part {
     }
 }
 
+/// How the applications are shown: with `top`, in the interactive view; `totals`: with totals instead of bandwidth.
+///
+/// # Errors
+/// Those of [`Top::new`].
+pub fn output(showing: &Showing, top: bool, totals: bool) -> Result<Box<dyn Output>> {
+    if top {
+        return Ok(Box::new(Top::new(top::applications())?));
+    }
+    if showing.json {
+        return Ok(Box::new(Json::new(Named::Application)));
+    }
+    let figures = if totals { Figures::Totals } else { Figures::ApplicationRates };
+    let text = Text::new(figures).of("application", "applications").wide(showing.wide);
+    Ok(Box::new(text.with_idle_note("nothing to show yet: no application has moved more than 1 KiB/s")))
+}
+
 impl AggregatorProgram {
-    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count. Rows have `details`, if
-    /// there are any.
+    /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count, and to record. Rows have
+    /// `details`, if there are any.
     ///
     /// # Errors
     /// All ports on which a pipe cannot listen, or the error of [`Monitor::of_this_host`].
-    pub fn start(settings: AggregatorSettings, configuration: Configuration, details: Option<Details>) -> Result<Self> {
+    pub fn start(
+        settings: AggregatorSettings,
+        configuration: Configuration,
+        details: Option<Details>,
+        recording: Option<Recording>,
+    ) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
         if !monitors.selections.is_empty() {
             parts.push(Part::monitor(monitors.selections, &settings)?);
         }
         let grouping = Grouping { applications, group_by: settings.group_by };
+        let notifier = Notifier::new(notifications);
+        let mut quotas = Quotas::new();
+        notifier.set_quotas(&mut quotas);
         Ok(Self {
             aggregator: Aggregator::new(grouping, parts),
             rates: Rates::new(),
             shown_rates: Rates::new(),
             unowned: settings.unowned.then(Rates::new),
             details,
-            notifier: Notifier::new(notifications),
+            notifier,
+            quotas,
+            recording,
             commands: Commands::default(),
             notes: warnings.iter().map(ToString::to_string).collect(),
             shape,
@@ -284,6 +319,7 @@ impl AggregatorProgram {
         parts.into_iter().for_each(|part| self.aggregator.add(part));
         self.aggregator.regroup(Grouping { applications, group_by: self.settings.group_by });
         self.notifier.replace(notifications);
+        self.notifier.set_quotas(&mut self.quotas);
         self.shape = shape;
         Ok(notes)
     }
@@ -302,6 +338,30 @@ impl AggregatorProgram {
             }
         }
         (kept, new)
+    }
+
+    /// Asks the history what quotas need to know, and compares what has moved with them.
+    fn check_quotas(&mut self, at: Moment, rows: &[Row]) -> Vec<QuotaNotification> {
+        let Some(recording) = &mut self.recording else { return Vec::new() };
+        let history = recording.history();
+        for Sums { section, since, bytes, told } in history.sums() {
+            self.quotas.load(&section, since, &bytes, &told);
+        }
+        let mut found = self.quotas.tick(calendar::seconds(at.wall_clock), &TimeZone::system(), rows);
+        for (number, section, since) in self.quotas.unasked() {
+            if history.ask_for_sums(&section, since) {
+                self.quotas.asked(number);
+            }
+        }
+        for quota in &mut found {
+            let Some(rule) = self.notifier.rule(quota.rule) else { continue };
+            match self.commands.queue_quota(quota.rule, rule, quota) {
+                Ok(()) => self.quotas.confirm(quota),
+                Err(full) => quota.command_failure = Some(full),
+            }
+        }
+        self.quotas.remember(|told| history.remember_told(&told.section, &told.name, told.period_start, told.bytes));
+        found
     }
 
     /// Gives the monitor, if there is one, other selections. Without any selection, drops the monitor.
@@ -329,6 +389,11 @@ impl Program for AggregatorProgram {
         let readings = self.aggregator.read(now)?;
         frame.notes.extend(self.aggregator.notes());
         frame.facts = self.aggregator.facts();
+        // Before what a pipe that is over has moved last is forgotten.
+        if let Some(recording) = &mut self.recording {
+            recording.tick(at, &self.aggregator, &readings);
+            frame.notes.extend(recording.history().notes());
+        }
         self.aggregator.retain(|part| !part.is_over());
         if shown {
             (frame.interval, frame.rows) = self.shown_rates.rows(now, readings.clone());
@@ -348,6 +413,7 @@ impl Program for AggregatorProgram {
                 self.notifier.try_again(notification);
             }
         }
+        frame.quotas = self.check_quotas(at, &rows);
         frame.notes.extend(self.notifier.notes());
         frame.notes.extend(self.commands.tick(now));
         Ok(frame)
@@ -366,11 +432,14 @@ impl Program for AggregatorProgram {
         let mut notes = std::mem::take(&mut self.notes);
         notes.extend(self.aggregator.last_notes());
         notes.extend(self.notifier.notes());
+        notes.extend(self.recording.as_mut().into_iter().flat_map(|recording| recording.history().finish()));
         notes
     }
 
     fn works_unseen(&mut self) -> bool {
-        self.notifier.has_rules() || self.aggregator.sources().any(|part| matches!(part, Part::Pipe { .. }))
+        self.recording.is_some()
+            || self.notifier.has_rules()
+            || self.aggregator.sources().any(|part| matches!(part, Part::Pipe { .. }))
     }
 
     fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,9 +115,6 @@ impl Showing {
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("remote ends").args(["remotes", "top"]).multiple(true)))]
 pub struct Detailing {
-    /// Show an interactive view, as top does; ? there lists its keys
-    #[arg(long, conflicts_with_all = ["json", "wide"])]
-    pub top: bool,
     /// Also show the remote ends with the most bytes, N of each
     #[arg(
         long,
@@ -136,35 +134,41 @@ pub struct Detailing {
 }
 
 impl Detailing {
-    /// What the monitors keep.
-    pub fn keep(&self, web: Option<&Web>) -> Keep {
-        Keep { remotes: self.top || self.remotes.is_some() || web.is_some(), ended: self.keep }
+    /// What the monitors keep; `top`: for the interactive view.
+    pub fn keep(&self, top: bool, web: Option<&Web>) -> Keep {
+        Keep { remotes: top || self.remotes.is_some() || web.is_some(), ended: self.keep }
     }
 
-    /// The details of each row, if they are shown: in lines that have `rates`, with the remote ends that move the most. A server alone
-    /// needs them only while somebody looks.
-    pub fn shown(&self, showing: &Showing, rates: bool, web: Option<&Web>) -> Option<Details> {
+    /// The details of each row, if they are shown, as they are in the interactive view (`top`): in lines that have `rates`, with the
+    /// remote ends that move the most. A server alone needs them only while somebody looks.
+    pub fn shown(&self, showing: &Showing, top: bool, rates: bool, web: Option<&Web>) -> Option<Details> {
         let remotes = match self.remotes {
             Some(remotes) => remotes as usize,
-            None if self.top => REMOTES,
+            None if top => REMOTES,
             None => web.map_or(0, |_| web::REMOTES),
         };
         let details = Details::new(remotes);
         let details = if self.resolve { details.with_names(HostNames::of_this_host()) } else { details };
-        if !showing.json && !self.top && self.remotes.is_none() {
+        if !showing.json && !top && self.remotes.is_none() {
             return web.map(|web| details.while_wanted(Arc::clone(web.interest())));
         }
         Some(if rates && !showing.json { details.by_rate() } else { details })
     }
 
     /// An output that also serves, if there is a server, and has said where; by itself, it shows bytes without an owner only if
-    /// `unowned`.
+    /// `unowned`, or if it is the interactive view (`top`).
     ///
     /// # Errors
     /// As for [`Output::announce`].
-    pub fn served(&self, output: Box<dyn Output>, web: Option<Web>, unowned: bool) -> Result<Box<dyn Output>> {
+    pub fn served(
+        &self,
+        output: Box<dyn Output>,
+        top: bool,
+        web: Option<Web>,
+        unowned: bool,
+    ) -> Result<Box<dyn Output>> {
         let Some(web) = web else { return Ok(output) };
-        let shows = Shows { unowned: unowned || self.top, remotes: self.top || self.remotes.is_some() };
+        let shows = Shows { unowned: unowned || top, remotes: top || self.remotes.is_some() };
         let note = Announcement::Note(web.note());
         let mut served = Served::new(output, shows, web);
         served.announce(&[note])?;
@@ -192,13 +196,19 @@ pub struct Serving {
 
 impl Serving {
     /// Starts the server, if there is to be one. `named` is what rows with a name are; the applications that are known now have
-    /// metrics from the start.
+    /// metrics from the start, and the page shows the `history`, if there is one.
     ///
     /// # Errors
     /// As for [`Web::start`].
-    pub fn start(&self, named: Named, labels: Vec<Label>, applications: Vec<String>) -> Result<Option<Web>> {
+    pub fn start(
+        &self,
+        named: Named,
+        labels: Vec<Label>,
+        applications: Vec<String>,
+        history: Option<PathBuf>,
+    ) -> Result<Option<Web>> {
         let settings = MetricsSettings { labels, top: self.metrics_top as usize, applications };
-        self.http.map(|address| Web::start(address, named, settings)).transpose()
+        self.http.map(|address| Web::start(address, named, settings, history)).transpose()
     }
 }
 

@@ -8,12 +8,15 @@
 //! calls an output.
 //!
 //! Where to read on: [`one_source`] (runmonitor), [`pipe`] (runpipe) and [`aggregate`] (runaggregator) are the
-//! programs; `signals` waits from one tick to the next; [`top`] says what the rows of --top are; [`cli`] parses the command lines.
+//! programs; [`recording`] gives what moved to a history; `signals` waits from one tick to the next; [`top`] says what the rows of
+//! --top are; [`cli`] and [`history`] parse the command lines.
 
 pub mod aggregate;
 pub mod cli;
+pub mod history;
 pub mod one_source;
 pub mod pipe;
+pub mod recording;
 mod signals;
 pub mod top;
 

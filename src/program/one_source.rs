@@ -2,8 +2,14 @@
 
 use anyhow::Result;
 
-use super::Program;
-use crate::output::{Frame, Moment};
+use super::cli::Showing;
+use super::recording::Recording;
+use super::{Program, top};
+use crate::grouping::GroupBy;
+use crate::output::json::{Json, Named};
+use crate::output::text::{Figures, Text};
+use crate::output::top::Top;
+use crate::output::{Frame, Moment, Output};
 use crate::traffic::rates::{Details, Rates};
 use crate::traffic::source::Source;
 
@@ -16,12 +22,38 @@ pub struct OneSource<S> {
     unowned: Option<Rates>,
     /// `None` unless details are shown.
     details: Option<Details>,
+    recording: Option<Recording>,
+}
+
+/// How processes, or what they are grouped by, are shown: with `top`, in the interactive view; `rates`: with rates instead of totals;
+/// `is_filtered`: when only some of them are.
+///
+/// # Errors
+/// Those of [`Top::new`].
+pub fn output(
+    showing: &Showing,
+    top: bool,
+    rates: bool,
+    group_by: GroupBy,
+    is_filtered: bool,
+) -> Result<Box<dyn Output>> {
+    if top {
+        return Ok(Box::new(Top::new(top::processes(group_by))?));
+    }
+    if showing.json {
+        return Ok(Box::new(Json::new(Named::Group(group_by.name()))));
+    }
+    let (one, several) = group_by.nouns();
+    let text = Text::new(if rates { Figures::Rates } else { Figures::Totals }).of(one, several).wide(showing.wide);
+    let text = text.with_idle_note("nothing to show yet: no process that matches has moved a byte");
+    let nothing = "Nothing that matches has moved a byte yet.";
+    Ok(Box::new(if is_filtered { text.with_nothing(nothing) } else { text }))
 }
 
 impl<S: Source> OneSource<S> {
     /// Shows what each subject has moved.
     pub fn new(source: S) -> Self {
-        Self { source, rates: Rates::new(), unowned: None, details: None }
+        Self { source, rates: Rates::new(), unowned: None, details: None, recording: None }
     }
 
     /// Also shows the bytes without an owner, by reason.
@@ -34,6 +66,11 @@ impl<S: Source> OneSource<S> {
         Self { details: Some(details), ..self }
     }
 
+    /// Also records what moves.
+    pub fn with_recording(self, recording: Recording) -> Self {
+        Self { recording: Some(recording), ..self }
+    }
+
     /// The source.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
@@ -44,6 +81,10 @@ impl<S: Source> Program for OneSource<S> {
     fn tick(&mut self, at: Moment, shown: bool) -> Result<Frame> {
         let mut frame = Frame::at(at);
         let readings = self.source.read(at.monotonic)?;
+        if let Some(recording) = &mut self.recording {
+            recording.tick(at, &self.source, &readings);
+            frame.notes = recording.history().notes();
+        }
         if shown {
             (frame.interval, frame.rows) = self.rates.rows(at.monotonic, readings);
             if let Some(details) = &mut self.details {
@@ -53,12 +94,18 @@ impl<S: Source> Program for OneSource<S> {
                 (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());
             }
         }
-        frame.notes = self.source.notes();
+        frame.notes.extend(self.source.notes());
         frame.facts = self.source.facts();
         Ok(frame)
     }
 
     fn last_notes(&mut self) -> Vec<String> {
-        self.source.last_notes()
+        let mut notes = self.source.last_notes();
+        notes.extend(self.recording.as_mut().into_iter().flat_map(|recording| recording.history().finish()));
+        notes
+    }
+
+    fn works_unseen(&mut self) -> bool {
+        self.recording.is_some()
     }
 }

@@ -152,6 +152,11 @@ impl Remotes {
         self.add_unfolded(None, other.folded);
     }
 
+    /// The bytes in and out of each remote end that is told apart.
+    pub fn iter(&self) -> impl Iterator<Item = (&Remote, (u64, u64))> {
+        self.bytes.iter().map(|(remote, &bytes)| (remote, bytes))
+    }
+
     /// Whether this remote end is told apart.
     pub fn has(&self, remote: &Remote) -> bool {
         self.bytes.contains_key(remote)

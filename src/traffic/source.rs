@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::detail::VisitDetail;
+use super::detail::{Remotes, VisitDetail};
 use super::subject::Subject;
 
 /// The bytes that one subject has received and sent since it first appeared.
@@ -21,6 +21,12 @@ pub struct Reading {
     /// Bytes that went out.
     pub bytes_out: u64,
 }
+
+/// Takes a subject, its group, and the bytes in and out that it has moved.
+pub type VisitMoved<'a> = dyn FnMut(&Arc<Subject>, &Arc<Subject>, [u64; 2]) + 'a;
+
+/// Takes a subject, its group, and the bytes of each of its remote ends.
+pub type VisitRemotes<'a> = dyn FnMut(&Arc<Subject>, &Arc<Subject>, &Remotes) + 'a;
 
 /// Counts bytes per subject: a monitor or a pipe.
 pub trait Source {
@@ -40,6 +46,21 @@ pub trait Source {
     /// Calls `visit` with what is known of each subject of the last reading, without remote ends, and with its remote ends if they
     /// are counted.
     fn each_detail(&self, _visit: &mut VisitDetail<'_>) {}
+
+    /// Calls `visit` with each subject of the last reading that has moved, with its group, and the bytes in and out since the reading
+    /// before that. Returns false, without a call, if this source does not group: its readings are the subjects themselves.
+    fn each_moved(&self, _visit: &mut VisitMoved<'_>) -> bool {
+        false
+    }
+
+    /// Calls `visit` with each subject of the last reading, its group, and its remote ends, if they are counted.
+    fn each_remotes(&self, visit: &mut VisitRemotes<'_>) {
+        self.each_detail(&mut |subject, _, remotes| {
+            if let Some(remotes) = remotes {
+                visit(subject, subject, remotes);
+            }
+        });
+    }
 
     /// The messages for the user since the last call, one line each; they belong on stderr.
     fn notes(&mut self) -> Vec<String> {
@@ -77,6 +98,14 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn each_detail(&self, visit: &mut VisitDetail<'_>) {
         (**self).each_detail(visit);
+    }
+
+    fn each_moved(&self, visit: &mut VisitMoved<'_>) -> bool {
+        (**self).each_moved(visit)
+    }
+
+    fn each_remotes(&self, visit: &mut VisitRemotes<'_>) {
+        (**self).each_remotes(visit);
     }
 
     fn notes(&mut self) -> Vec<String> {

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
+use crate::printable::printable;
 use crate::workload::cgroup::Cgroup;
+
+/// The columns of a name that is recorded.
+const RECORDED_WIDTH: usize = 512;
 
 /// Bytes are credited to it: processes that have much in common, or a name.
 ///
@@ -60,6 +64,11 @@ impl Subject {
             }
             _ => self.label(),
         }
+    }
+
+    /// The [name](Self::name) by which files and other programs know it: safe to print, and of at most 512 columns.
+    pub fn recorded_name(&self) -> String {
+        printable(self.name().trim_ascii_end(), RECORDED_WIDTH)
     }
 
     /// The effective user id of its processes; `None` if it has none or it could not be read.

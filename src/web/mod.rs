@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! the loop:    Output::show ──▶ Message: what moved, or the whole frame ──▶ channel
-//! one thread:  server: clients and messages ──▶ site: GET / · /data.json · /metrics · /healthz
+//! one thread:  server: clients and messages ──▶ site: GET / · /data.json · /history.json · /metrics · /healthz
 //! ```
 //! The loop only sends: everything that is remembered belongs to the thread, so neither waits for the other. A message has all rows
 //! only if somebody has lately asked for them; the metrics and the chart need no more than what moved.
 //!
-//! Where to read on: `request` parses what clients send, `server` waits for them, `site` answers; `history` is the chart,
-//! [`metrics`] the counters for Prometheus; the page itself is in `page/`. [`served`] shows frames in another way, too.
+//! Where to read on: `request` parses what clients send, `server` waits for them, `site` answers; `recent` is the chart of
+//! the last minutes, `past` those of the history, [`metrics`] the counters for Prometheus; the page itself is in `page/`. [`served`] shows frames in another way, too.
 
-mod history;
 pub mod metrics;
+mod past;
+mod recent;
 mod request;
 pub mod served;
 mod server;
@@ -19,6 +20,7 @@ mod site;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -29,6 +31,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::output::json::Named;
 use crate::output::{Announcement, Frame, Output};
 use metrics::MetricsSettings;
+use past::Past;
 use site::Site;
 
 /// The number of remote ends that the page needs in the details of each row.
@@ -55,11 +58,17 @@ pub struct Web {
 }
 
 impl Web {
-    /// Listens on `address` and starts the server. `named` is what rows with a name are.
+    /// Listens on `address` and starts the server. `named` is what rows with a name are, `history` the file of the history, if there is
+    /// one.
     ///
     /// # Errors
     /// If it cannot listen there, or not start a thread.
-    pub fn start(address: SocketAddr, named: Named, metrics: MetricsSettings) -> Result<Self> {
+    pub fn start(
+        address: SocketAddr,
+        named: Named,
+        metrics: MetricsSettings,
+        history: Option<PathBuf>,
+    ) -> Result<Self> {
         let cannot_listen = || format!("--http: cannot listen on {address}");
         let listener = TcpListener::bind(address).with_context(cannot_listen)?;
         listener.set_nonblocking(true).with_context(cannot_listen)?;
@@ -68,7 +77,8 @@ impl Web {
         let wakeup = Arc::new(wakeup.context("--http: eventfd(2)")?);
         let (sender, messages) = channel();
         let interest = Arc::new(AtomicU32::new(0));
-        let site = Site::new(named, metrics, Arc::clone(&interest));
+        let past = history.map(|file| Past::new(file, Arc::clone(&wakeup)));
+        let site = Site::new(named, metrics, Arc::clone(&interest), past);
         let wakes = Arc::clone(&wakeup);
         let thread = std::thread::Builder::new().name("http".into());
         thread

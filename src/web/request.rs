@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::past::Range;
+use crate::calendar::LAST;
+
 /// The most bytes of a request up to the empty line that ends its headers.
 pub const MOST_BYTES: usize = 8 << 10;
 const MOST_HEADERS: usize = 64;
@@ -17,6 +20,8 @@ pub struct Request {
     pub after: Option<u64>,
     /// Whether the history of the last minutes is wanted, too.
     pub with_history: bool,
+    /// The first moment of the range whose history is wanted, and the one after its last, in full minutes, in seconds since 1970.
+    pub range: Option<Range>,
     /// Whether the client prefers OpenMetrics to the older text format of Prometheus.
     pub takes_openmetrics: bool,
 }
@@ -95,8 +100,17 @@ pub fn parse(bytes: &[u8], is_loopback: bool) -> Result<Option<Request>, Status>
         path: path.to_owned(),
         after: value("after").and_then(|tick| tick.parse().ok()),
         with_history: value("history").is_some(),
+        range: value("from").zip(value("to")).and_then(|(from, to)| range(from, to)),
         takes_openmetrics: values("accept").any(|accepted| accepted.contains("application/openmetrics-text")),
     }))
+}
+
+/// The range of two times, if they are some of this calendar. Full minutes, so that clients which look at the same have one answer.
+fn range(from: &str, to: &str) -> Option<Range> {
+    let minutes =
+        |seconds: &str| seconds.parse().ok().filter(|seconds| (0..=LAST).contains(seconds)).map(|at: i64| at / 60);
+    let (from, to) = (minutes(from)? * 60, (minutes(to)? + 1) * 60);
+    (from < to).then_some((from, to))
 }
 
 /// Whether a Host (RFC 9110, section 7.2) is a name of this server. A page of somebody else's, whose name resolves to this
@@ -130,6 +144,13 @@ mod tests {
         let request = parsed(text).unwrap().unwrap();
         assert_eq!((request.path.as_str(), request.after, request.with_history), ("/data.json", Some(7), true));
         assert!(!request.is_head && !request.takes_openmetrics);
+        let range = |query: &str| {
+            parsed(&format!("GET /history.json?{query} HTTP/1.1\nHost: [::1]\n\n")).unwrap().unwrap().range
+        };
+        assert_eq!(range("from=125&to=185"), Some((120, 240)));
+        for none in ["from=1", "from=7200&to=60", "from=-1&to=60", "from=a&to=60", "from=0&to=9999999999999999999"] {
+            assert_eq!(range(none), None, "{none}");
+        }
         let request = parsed("HEAD / HTTP/1.1\nhost: [::1]\naccept: application/openmetrics-text;version=1.0.0\n\n");
         assert!(request.unwrap().is_some_and(|request| request.is_head && request.takes_openmetrics));
     }

@@ -79,7 +79,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::output::Moment;
+    use crate::calendar::Period;
+    use crate::output::{Moment, QuotaNotification};
     use crate::traffic::detail::{Detail, ProcessId};
     use crate::traffic::rates::Row;
     use crate::traffic::subject::{Reason, Subject};
@@ -91,12 +92,29 @@ mod tests {
         Row { subject: Arc::new(subject), bytes_in: 9, bytes_out: 9, moved_in: 1, moved_out: 1, detail }
     }
 
+    fn quota() -> QuotaNotification {
+        let application = Arc::new(Subject::Named((*b"a").into()));
+        let (period, command_failure) = (Period::Day, None);
+        let (used_bytes, quota_bytes, period_start) = (9, 9, 0);
+        QuotaNotification {
+            rule: 1,
+            application,
+            used_bytes,
+            quota_bytes,
+            period,
+            period_start,
+            exceeded: true,
+            command_failure,
+        }
+    }
+
     fn frame() -> Frame {
         let detail = Detail { processes: vec![PROCESS], connections: 2, other_remotes: (9, 9), ..Default::default() };
         Frame {
             rows: vec![row(Subject::Named((*b"a").into()), Some(detail))],
             unowned: vec![row(Subject::Unowned(Reason::Gone), None)],
             notes: vec!["a note".to_owned()],
+            quotas: vec![quota()],
             ..Frame::at(Moment::now())
         }
     }
@@ -106,6 +124,7 @@ mod tests {
         let frame = frame();
         let shown = Shows { unowned: false, remotes: false }.of(&frame).unwrap();
         assert!(shown.unowned.is_empty());
+        assert_eq!((&shown.notes, &shown.quotas), (&frame.notes, &frame.quotas));
         let detail = Detail { processes: vec![PROCESS], connections: 2, ..Default::default() };
         assert_eq!(shown.rows, [row(Subject::Named((*b"a").into()), Some(detail))]);
         assert_eq!((shown.notes, shown.at), (frame.notes.clone(), frame.at));

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use super::Message;
-use super::history::{History, Series};
 use super::metrics::{Metrics, MetricsSettings};
+use super::past::Past;
+use super::recent::{Recent, Series};
 use super::request::{Request, Status};
 use crate::output::json::{self, Named, Records};
 use crate::output::{Frame, host};
@@ -23,6 +24,7 @@ const PAGE: &[(&str, &str, &str)] = &[
     ("/data.js", SCRIPT, include_str!("page/data.js")),
     ("/chart.js", SCRIPT, include_str!("page/chart.js")),
     ("/table.js", SCRIPT, include_str!("page/table.js")),
+    ("/past.js", SCRIPT, include_str!("page/past.js")),
     ("/page.js", SCRIPT, include_str!("page/page.js")),
 ];
 
@@ -33,12 +35,12 @@ pub const RARE: Duration = Duration::from_secs(5);
 /// The most notifications and messages that the page shows.
 const MOST_EVENTS: usize = 20;
 
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// A response without its headers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Response {
     /// Its status.
     pub status: Status,
@@ -54,7 +56,8 @@ impl Response {
         Self::new(status, TEXT, format!("{}\n", status.reason()))
     }
 
-    fn new(status: Status, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    /// One with a body.
+    pub(super) fn new(status: Status, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Self { status, content_type, body: Arc::from(body.into()) }
     }
 }
@@ -74,7 +77,8 @@ pub struct Site {
     /// The last frame, if it is whole, and its JSON without and with the history, once that was asked for.
     frame: Option<Frame>,
     bodies: [Option<Arc<[u8]>>; 2],
-    history: History,
+    recent: Recent,
+    past: Option<Past>,
     metrics: Metrics,
     /// The latest notifications and messages, as records.
     notifications: VecDeque<Vec<u8>>,
@@ -83,7 +87,7 @@ pub struct Site {
 
 impl Site {
     /// A site without any figures yet.
-    pub fn new(named: Named, metrics: MetricsSettings, interest: Arc<AtomicU32>) -> Self {
+    pub fn new(named: Named, metrics: MetricsSettings, interest: Arc<AtomicU32>, past: Option<Past>) -> Self {
         let started = SystemTime::now();
         Self {
             named,
@@ -96,7 +100,8 @@ impl Site {
             interval: Duration::from_secs(1),
             frame: None,
             bodies: [None, None],
-            history: History::default(),
+            recent: Recent::default(),
+            past,
             metrics: Metrics::new(metrics, started),
             notifications: VecDeque::new(),
             notes: VecDeque::new(),
@@ -122,7 +127,7 @@ impl Site {
         self.ticks += 1;
         self.last_tick = Some(frame.at.monotonic);
         self.interval = frame.interval.unwrap_or(self.interval);
-        self.history.tick(frame.at.monotonic, &frame.rows);
+        self.recent.tick(frame.at.monotonic, &frame.rows);
         self.metrics.tick(&frame, &mut self.names);
         self.remember(&frame);
         self.frame = is_whole.then_some(frame);
@@ -133,7 +138,7 @@ impl Site {
     fn remember(&mut self, frame: &Frame) {
         let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_events(frame);
         for (at, record) in split(&text).enumerate() {
-            let is_notification = at < frame.notifications.len();
+            let is_notification = at < frame.notifications.len() + frame.quotas.len();
             let kept = if is_notification { &mut self.notifications } else { &mut self.notes };
             kept.push_back(record);
             kept.drain(..kept.len().saturating_sub(MOST_EVENTS));
@@ -147,6 +152,11 @@ impl Site {
         }
         match &*request.path {
             "/data.json" => self.data(request),
+            "/history.json" => match (&mut self.past, request.range) {
+                (Some(past), Some(range)) => past.answer(range, now),
+                (Some(_), None) => Some(Response::of(Status::BadRequest)),
+                (None, _) => Some(Response::of(Status::NotFound)),
+            },
             "/metrics" => {
                 let content_type = if request.takes_openmetrics {
                     "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -192,6 +202,8 @@ impl Site {
             "host": self.host,
             "started": json::timestamp(self.started),
             "ticks": self.ticks,
+            // Whether there is /history.json.
+            "has_history": self.past.is_some(),
             // Whether the rows are processes, which the page can group.
             "rows": if self.named == Named::Group("command") { "process" } else { "application" },
         });
@@ -210,7 +222,7 @@ impl Site {
             body.extend(b",\"history\":[");
             body.extend(self.series(frame).join(&b','));
             body.extend(b"],\"other_history\":{");
-            body.extend(bytes(self.history.others()).bytes());
+            body.extend(bytes(self.recent.others()).bytes());
             body.push(b'}');
         }
         body.push(b'}');
@@ -220,7 +232,7 @@ impl Site {
     /// The history: for each subject its record, with the bytes of each second.
     fn series(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
         let subjects: Vec<_> =
-            self.history.subjects().map(|(subject, series)| (subject.clone(), bytes(series))).collect();
+            self.recent.subjects().map(|(subject, series)| (subject.clone(), bytes(series))).collect();
         let row = |(subject, _): &(Arc<_>, _)| Row {
             subject: Arc::clone(subject),
             // A record needs some.
@@ -268,7 +280,7 @@ mod tests {
     use crate::traffic::subject::Subject;
 
     fn site() -> Site {
-        Site::new(Named::Application, MetricsSettings::default(), Arc::default())
+        Site::new(Named::Application, MetricsSettings::default(), Arc::default(), None)
     }
 
     fn frame(moved: u64) -> Frame {
@@ -278,7 +290,7 @@ mod tests {
     }
 
     fn request(path: &str, after: Option<u64>, with_history: bool) -> Request {
-        Request { is_head: false, path: path.into(), after, with_history, takes_openmetrics: false }
+        Request { is_head: false, path: path.into(), after, with_history, range: None, takes_openmetrics: false }
     }
 
     fn answer(site: &mut Site, request: &Request) -> Option<Value> {

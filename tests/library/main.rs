@@ -12,6 +12,7 @@ mod aggregator;
 mod conntrack;
 mod container_names;
 mod fake_proc;
+mod history;
 mod loopback;
 mod monitor;
 mod net_tables;

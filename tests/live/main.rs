@@ -40,6 +40,7 @@ const TESTS: &[Test] = tests! {
         ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
         web::promtool_accepts_the_metrics_the_rules_and_the_configuration,
         web::the_page_shows_what_moves_in_a_browser,
+        web::the_page_shows_the_history_in_a_browser,
     }
     OwnProcess {
         tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,

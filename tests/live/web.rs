@@ -5,7 +5,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use bwmon::history::{History, HistorySettings, Kept, Moved};
+use bwmon::traffic::subject::Subject;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -128,6 +133,78 @@ pub fn prometheus_finds_a_known_transfer_on_two_hosts() -> Outcome {
         assert!(found <= TRANSFER as f64 * 1.005, "{way}: {found}");
         let all = query(&format!("sum(bwmon_{way}_bytes_total)")).unwrap();
         assert!(all >= found, "{way}: {all} in all");
+    }
+    Ok(())
+}
+
+/// A history of three days, in which two applications moved bytes in each hour.
+fn history(file: &Path) {
+    let settings = HistorySettings {
+        file: file.to_owned(),
+        remotes: false,
+        kept: Kept::default(),
+        zone: TimeZone::system(),
+        interval_s: 60,
+    };
+    let mut history = History::open(settings).unwrap();
+    let named = |name: &str| Arc::new(Subject::Named(name.as_bytes().into()));
+    let groups = [named("nginx"), named("<b>hostile</b>")];
+    let begin = SystemTime::now() - Duration::from_secs(3 * 86_400);
+    for tick in 0..3 * 24 * 6 {
+        let moved = groups.iter().zip([5, 1]).map(|(group, n)| Moved { group, uid: None, bytes: [n << 20, n << 18] });
+        history.record(begin + Duration::from_secs(tick * 600), moved, &|_| {});
+        wait_for("the history", || history.ask_for_sums("", 0).then_some(()));
+    }
+    assert_eq!(history.finish(), [""; 0]);
+}
+
+pub fn the_page_shows_the_history_in_a_browser() -> Outcome {
+    let mut browser = Browser::start().map_err(|Lack(lack)| Lack(format!("{lack}, of Debian's package chromium")))?;
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("history");
+    history(&file);
+    let history = format!("--history={}", file.display());
+    let program = Running::start(&mut runmonitor(&["--http=0", &history]));
+    let url = format!("http://{}/", served_at(&program));
+    for (width, scheme) in [(1280, "light"), (360, "dark")] {
+        browser.open(&url, width, scheme);
+        let is = |browser: &mut Browser, what: &str, expression: &str| {
+            wait_for(what, || browser.evaluate(expression).as_bool().filter(|is| *is));
+        };
+        is(&mut browser, "the choice of times", "!!document.querySelector('#span:not([hidden])')");
+        browser.evaluate("document.getElementById('tm').click()");
+        is(&mut browser, "the names", "document.querySelectorAll('#pastbody tr').length >= 2");
+        let names = browser.evaluate("document.getElementById('pastbody').textContent");
+        assert!(names.as_str().is_some_and(|names| names.contains("<b>hostile</b>")), "{names}");
+        assert_eq!(
+            browser.evaluate("[document.getElementById('ch').textContent, past.step_seconds, past.steps]")[1],
+            3600
+        );
+        let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("history-{width}-{scheme}.png"));
+        fs::write(picture, browser.picture()).unwrap();
+        // A click narrows a month down to a day, and a day to an hour; Escape goes back.
+        let key = |browser: &mut Browser, key: &str| {
+            let event = format!("new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}})");
+            browser.evaluate(&format!("document.getElementById('pastplot').dispatchEvent({event})"));
+        };
+        let click = "{ const box = pastPlot.getBoundingClientRect(); \
+            for (const kind of ['pointermove', 'click']) pastPlot.dispatchEvent(new MouseEvent(kind, \
+            {clientX: box.left + box.width * 0.97, clientY: box.top + 9, bubbles: true})); }";
+        browser.evaluate(click);
+        is(&mut browser, "a day", "ranges.length === 2 && past?.steps * past?.step_seconds >= 23 * 3600");
+        is(&mut browser, "bars", "past.series.length >= 2");
+        browser.evaluate("pastAt = 9");
+        key(&mut browser, "ArrowRight");
+        key(&mut browser, "Enter");
+        is(&mut browser, "an hour", "ranges.length === 3 && past?.steps * past?.step_seconds <= 7200");
+        key(&mut browser, "Escape");
+        is(&mut browser, "the day again", "ranges.length === 2 && !!past");
+        let fits = browser.evaluate("document.documentElement.scrollWidth <= innerWidth");
+        assert_eq!(fits, true, "it is wider than {width}");
+        browser.evaluate("document.getElementById('tl').click()");
+        is(&mut browser, "the live chart", "document.getElementById('plot').clientHeight > 0 && ranges.length === 0");
+        let (complaints, _) = browser.events();
+        assert!(complaints.is_empty(), "{complaints:#?}");
     }
     Ok(())
 }

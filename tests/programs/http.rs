@@ -61,6 +61,7 @@ fn it_refuses_what_it_does_not_serve_and_whom_it_is_not() {
     let (_program, server) = start();
     let status = |request: &str| exchange(server, request.as_bytes()).status;
     assert_eq!(status("GET /../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n"), 404);
+    assert_eq!(status("GET /history.json?from=0&to=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"), 404);
     assert_eq!(status("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"), 421);
     assert_eq!(status("GET /data.json HTTP/1.1\r\nHost: localhost.evil.example:8000\r\n\r\n"), 421);
     assert_eq!(status("GET / HTTP/1.1\r\n\r\n"), 400);

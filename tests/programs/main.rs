@@ -6,9 +6,11 @@ mod common {
     pub mod http;
     pub mod program;
     pub mod runmonitor;
+    pub mod user;
     pub mod vectors;
 }
 
+mod history;
 mod http;
 mod json;
 mod readme;

@@ -54,7 +54,7 @@ fn the_sample_files_have_no_mistake() {
         .arg("--notification-config=notifications.sample.cfg")
         .output()
         .unwrap();
-    let summary = "2 monitors, 1 pipe, 7 applications, 2 notifications: no mistake\n";
+    let summary = "2 monitors, 1 pipe, 7 applications, 3 notifications: no mistake\n";
     assert_eq!(result(output), (Some(0), summary.to_owned(), String::new()));
 }
 

@@ -55,10 +55,12 @@ let now = Math.floor(Date.now() / 1000);
 const clock = (second) => new Date(second * 1000).toTimeString().slice(0, 8);
 
 /* what bwmon says */
-let program = { host: "", version: "", started: null, ticks: null, rows: "process" };
+let program = { host: "", version: "", started: null, ticks: null, rows: "process", has_history: false };
 let tick = null;
 let unowned = [];
 let notifications = [];
+// Who has used much of a quota, the latest first.
+let quotas = [];
 // The applications by the key of their record.
 const apps = new Map();
 // What has not moved shares this.
@@ -147,8 +149,9 @@ const takeIn = (data) => {
     for (const app of apps.values())
       if (app.seen !== program.ticks && !app.hin.some(Boolean) && !app.hout.some(Boolean)) apps.delete(app.key);
 
+  quotas = data.notifications.filter((record) => record.kind === "quota").reverse();
   notifications = [];
-  for (const record of data.notifications) {
+  for (const record of data.notifications.filter((record) => record.kind !== "quota")) {
     const app = plain(record.application).trim();
     const at = Math.round(Date.parse(record.timestamp) / 1000);
     const begun = notifications.find(

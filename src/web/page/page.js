@@ -174,6 +174,7 @@ const show = (seconds) => {
     $("group").hidden = true;
     $("page").classList.add("named");
   }
+  $("span").hidden = !program.has_history;
   text($("host"), program.host);
   text($("ver"), "bwmon " + program.version);
   if (pinned !== null && (pinned -= seconds) < 0) setPin(null);

@@ -335,9 +335,19 @@ const HOW = {
 };
 
 const showRail = () => {
-  keep($("nl"), [notifications, unit], () => {
-    if (!notifications.length) return [el("li", { class: "mut" }, "None has fired.")];
-    return notifications.map((n) =>
+  keep($("nl"), [notifications, quotas, unit], () => {
+    if (!notifications.length && !quotas.length) return [el("li", { class: "mut" }, "None has fired.")];
+    const ofQuotas = quotas.map((record) => {
+      const isUsedUp = record.event === "quota_exceeded";
+      return el(
+        "li",
+        { class: isUsedUp ? "on" : "" },
+        el("span", { class: "st" }, isUsedUp ? "quota used up" : "quota nearly used up"),
+        el("span", null, plain(record.application).trim() + ", this " + record.period),
+        el("p", null, shown(record.used_bytes, false) + " of " + shown(record.quota_bytes, false)),
+      );
+    });
+    const ofThresholds = notifications.map((n) =>
       el(
         "li",
         { class: n.isActive ? "on" : "" },
@@ -346,6 +356,7 @@ const showRail = () => {
         el("p", null, clock(n.at) + " · " + shown(n.value) + " of " + shown(n.threshold)),
       ),
     );
+    return [...ofQuotas, ...ofThresholds];
   });
   const active = notifications.filter((n) => n.isActive).length;
   text($("nc"), active ? active + " now" : "");

@@ -61,14 +61,14 @@ impl Series {
 
 /// The history of all subjects.
 #[derive(Debug, Default)]
-pub struct History {
+pub struct Recent {
     subjects: HashMap<Arc<Subject>, Series>,
     others: Series,
     /// When the last second began.
     at: Option<Instant>,
 }
 
-impl History {
+impl Recent {
     /// Adds what `rows` have moved until `now`.
     pub fn tick(&mut self, now: Instant, rows: &[Row]) {
         let at = *self.at.get_or_insert(now);
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_tick_that_is_late_or_long_fills_the_seconds_that_it_covers() {
-        let (start, mut history) = (Instant::now(), History::default());
+        let (start, mut history) = (Instant::now(), Recent::default());
         for (millis, moved) in [(0, 1), (1010, 10), (1990, 20), (5000, 300), (5400, 7), (6010, 9)] {
             history.tick(start + Duration::from_millis(millis), &[row("a", moved, 0)]);
         }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_is_older_than_ten_minutes_is_forgotten() {
-        let (start, mut history) = (Instant::now(), History::default());
+        let (start, mut history) = (Instant::now(), Recent::default());
         history.tick(start, &[row("a", 1, 2)]);
         history.tick(start + Duration::from_secs(599), &[]);
         assert_eq!(history.subjects().count(), 1);
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn ever_new_subjects_take_bounded_room_and_lose_no_byte() {
-        let (start, mut history) = (Instant::now(), History::default());
+        let (start, mut history) = (Instant::now(), Recent::default());
         for second in 0..50 {
             let rows: Vec<Row> = (0..40).map(|n| row(&format!("{second}.{n}"), 100 * second + n, 1)).collect();
             history.tick(start + Duration::from_secs(second), &rows);
