@@ -403,8 +403,8 @@ pub fn a_flood_of_addresses_at_one_socket_takes_no_room_from_another() -> Outcom
     const FLOOD: u32 = 100_000;
     const BYTES: u64 = 28 + 1;
     let mut counters = needs_remotes()?;
-    let [flooded, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-    let to = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let [flooded, other, receiver] = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let to = receiver.local_addr().unwrap();
     for n in 0..FLOOD {
         let address = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + n);
         flooded.send_to(b"x", SocketAddr::from((address, to.port()))).unwrap();

@@ -88,6 +88,17 @@ fn a_bad_pattern_is_wrong_usage() {
 }
 
 #[test]
+fn names_are_looked_up_only_of_what_is_shown() {
+    let output = runmonitor(&["--resolve"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("error: the following required arguments were not provided:\n  <--remotes[=<N>]|--top>\n"),
+        "{said}"
+    );
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""));
+}
+
+#[test]
 fn an_unknown_option_gets_the_tip_that_helps() {
     for (option, expected) in [
         ("--once", ["error: unexpected argument '--once' found", "Usage: runmonitor [OPTIONS]"].as_slice()),
