@@ -146,7 +146,7 @@ impl Detailing {
         };
         let details = Details::new(remotes);
         if !showing.json && !self.top && self.remotes.is_none() {
-            return web.map(|web| details.while_wanted(Arc::clone(web.interest())));
+            return web.map(|web| details.for_interest(Arc::clone(web.interest())));
         }
         Some(if rates && !showing.json { details.by_rate() } else { details })
     }

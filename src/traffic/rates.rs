@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::detail::{Detail, Remotes};
+use super::interest::{Interest, Wanted};
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -30,6 +30,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether a byte has moved since the last tick.
+    pub fn has_moved(&self) -> bool {
+        self.moved_in + self.moved_out > 0
+    }
+
     /// Its bytes alone.
     pub fn without_detail(&self) -> Self {
         Self { subject: Arc::clone(&self.subject), detail: None, ..*self }
@@ -50,14 +55,14 @@ pub struct Details {
     /// Whether these are the ones that have moved the most since the last frame.
     by_rate: bool,
     before: HashMap<Arc<Subject>, Remotes>,
-    /// Details are entered only while this is not 0; `None` if they always are.
-    wanted: Option<Arc<AtomicU32>>,
+    /// Who wants them; `None` if all rows always have them.
+    interest: Option<Arc<Interest>>,
 }
 
 impl Details {
     /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, by_rate: false, before: HashMap::new(), wanted: None }
+        Self { remotes, by_rate: false, before: HashMap::new(), interest: None }
     }
 
     /// With those that move the most bytes instead.
@@ -65,19 +70,24 @@ impl Details {
         Self { by_rate: true, ..self }
     }
 
-    /// Enters them only while `wanted` is not 0.
-    pub fn while_wanted(self, wanted: Arc<AtomicU32>) -> Self {
-        Self { wanted: Some(wanted), ..self }
+    /// Enters only what somebody wants.
+    pub fn for_interest(self, interest: Arc<Interest>) -> Self {
+        Self { interest: Some(interest), ..self }
     }
 
     /// Enters into each row what `source` knows of its subject.
     pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
-        let mut before = std::mem::take(&mut self.before);
-        if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
+        let wanted = self.interest.as_ref().map_or(Wanted::All, |interest| interest.of_this_frame());
+        if wanted == Wanted::Nothing {
+            self.before.clear();
             return;
         }
-        let mut rows: HashMap<Arc<Subject>, &mut Row> =
-            rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
+        let mut before = std::mem::take(&mut self.before);
+        let mut rows: HashMap<Arc<Subject>, &mut Row> = rows
+            .iter_mut()
+            .filter(|row| wanted == Wanted::All || row.has_moved())
+            .map(|row| (Arc::clone(&row.subject), row))
+            .collect();
         source.each_detail(&mut |subject, mut detail, ends| {
             let Some(row) = rows.get_mut(subject) else { return };
             if let Some(ends) = ends {
@@ -88,6 +98,11 @@ impl Details {
             }
             row.detail = Some(Box::new(detail));
         });
+        if wanted == Wanted::Moved {
+            // The others are as they were.
+            before.extend(self.before.drain());
+            self.before = before;
+        }
     }
 }
 
