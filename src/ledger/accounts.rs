@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::selection::{Selection, selects};
 use crate::attribution::Identity;
 use crate::python2::pattern::{MatchBudget, Pattern};
-use crate::traffic::detail::{Detail, MOST_PROCESSES, ProcessId, Remote, Remotes, VisitDetail};
+use crate::traffic::detail::{Detail, Exchanged, MOST_PROCESSES, ProcessId, Remote, Remotes, VisitDetail};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::Subject;
 
@@ -59,6 +59,11 @@ pub struct Keep {
 }
 
 impl Account {
+    /// Whether the remote ends of its bytes count, if any do.
+    fn counts_remotes(&self, local: bool) -> bool {
+        self.waiting.is_some() || if local { self.counts_local } else { self.counts }
+    }
+
     fn add(&mut self, (bytes_in, bytes_out): (u64, u64), local: bool) {
         if let Some(waiting) = &mut self.waiting {
             let sum = &mut waiting[usize::from(local)];
@@ -151,12 +156,27 @@ impl Accounts {
         let count_remotes = self.keep.remotes;
         let (account, of_users) = self.account(process, now);
         account.add(bytes, local);
-        if count_remotes && (account.waiting.is_some() || if local { account.counts_local } else { account.counts }) {
+        if count_remotes && account.counts_remotes(local) {
             let of_user = of_users.entry(account.user).or_default();
             let before = account.remotes.len();
             let remote = remote.filter(|remote| of_user.remotes < MOST_REMOTES_OF_USER || account.remotes.has(remote));
             account.remotes.add(remote, bytes);
             of_user.remotes = (of_user.remotes + account.remotes.len()).saturating_sub(before);
+        }
+    }
+
+    /// Tells apart the remote ends of bytes, in and out, that `process` was credited with while they were not known.
+    pub fn tell_remotes_apart(&mut self, process: &Identity, ends: &[Exchanged], local: bool, now: Instant) {
+        let (account, of_users) = self.account(process, now);
+        if account.counts_remotes(local) {
+            let of_user = of_users.entry(account.user).or_default();
+            for (remote, bytes) in ends {
+                let before = account.remotes.len();
+                if of_user.remotes < MOST_REMOTES_OF_USER || account.remotes.has(remote) {
+                    account.remotes.tell_apart(*remote, *bytes);
+                }
+                of_user.remotes = (of_user.remotes + account.remotes.len()).saturating_sub(before);
+            }
         }
     }
 

@@ -246,6 +246,7 @@ impl<'l> AttributingTick<'l> {
             }
         }
         ledger.moved = moved;
+        ledger.tell_remotes_apart();
         let (table_began, owners, unowned) = (ledger.table_began, &mut ledger.processes, &mut ledger.unowned);
         let continues = ledger.table_continues;
         // Mostly all flows were met, and need no second look.

@@ -4,8 +4,9 @@ use super::add_unowned;
 use super::attributing::{AttributingTick, EndRef};
 use super::entry::{EndOwner, FlowEntry, FlowKey, Side};
 use super::{Answer, Attribution, Ledger, Movement, ProcessLookup, Query, Reason};
-use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
+use crate::kernel::bpf::packet_counters::{ClosedSocket, RemoteEndBytes, SocketBytes};
 use crate::kernel::flow::{Counters, Flow, Tuple};
+use crate::traffic::detail::Remote;
 
 /// A tick in its first step.
 #[derive(Debug)]
@@ -171,6 +172,13 @@ impl<'l> OpenTick<'l> {
                 }
             }
         }
+    }
+
+    /// Enters with whom a socket without a peer has exchanged a part of what it has moved in this tick.
+    pub fn remote_end(&mut self, end: &RemoteEndBytes) {
+        let key = FlowKey::Socket { cookie: end.cookie, loopback: end.loopback };
+        let remote = Remote { address: end.remote.address(), port: end.remote.port, protocol: end.protocol.number() };
+        self.ledger.exchanged.entry(key).or_default().push((remote, (end.bytes_in, end.bytes_out)));
     }
 
     /// Enters bytes of which no socket is known.

@@ -204,10 +204,14 @@ impl FlowEntry {
         matches!(self.reply, ReplyTuple::Packets { made: true, .. })
     }
 
-    /// Adds what has become known of the socket.
+    /// Adds what has become known of the socket: a socket of UDP may be connected again and again, to others.
     pub fn know(&mut self, newer: Option<Tuple>) {
-        if let ReplyTuple::Packets { tuple: tuple @ None, .. } = &mut self.reply {
-            *tuple = newer.map(Box::new);
+        if let (ReplyTuple::Packets { tuple, .. }, Some(newer)) = (&mut self.reply, newer) {
+            match tuple {
+                Some(tuple) if tuple.protocol == Protocol::Tcp => {}
+                Some(tuple) => **tuple = newer,
+                None => *tuple = Some(Box::new(newer)),
+            }
         }
     }
 

@@ -41,7 +41,7 @@ use crate::attribution::{Answer, Attribution, ProcessLookup, Query};
 use crate::kernel::bpf::packet_counters::ClosedSocket;
 use crate::kernel::flow::{Counters, Endpoint, Tuple};
 use crate::python2::pattern::Pattern;
-use crate::traffic::detail::VisitDetail;
+use crate::traffic::detail::{Exchanged, VisitDetail};
 use crate::traffic::source::Reading;
 use crate::traffic::subject::{Reason, Subject};
 
@@ -85,6 +85,8 @@ pub struct Ledger {
     replaced: u32,
     /// The flows whose counters changed in this tick, by their index.
     moved: Vec<(u32, Movement)>,
+    /// What sockets without a peer have exchanged with remote ends in this tick: a part of what they have moved.
+    exchanged: HashMap<FlowKey, Vec<Exchanged>>,
     /// The number of flows that are sockets; they stay until they are closed, whether anything moves or not.
     sockets: usize,
     /// The sockets that processes closed in this tick.
@@ -150,6 +152,7 @@ impl Ledger {
             any_over: false,
             replaced: 0,
             moved: Vec::new(),
+            exchanged: HashMap::new(),
             sockets: 0,
             closed: Vec::new(),
             lingering: VecDeque::new(),
@@ -264,6 +267,18 @@ impl Ledger {
                 let remote = self.accounts.count_remotes().then(|| entry.remote(key, side)).flatten();
                 let is_local = self.own_addresses.has_both_ends(key, entry);
                 self.accounts.credit(&process.identity, side.in_and_out(moved), remote, is_local, self.now);
+            }
+        }
+    }
+
+    /// Tells the remote ends of sockets without a peer apart, whose owners have been credited with the bytes.
+    fn tell_remotes_apart(&mut self) {
+        for (key, ends) in std::mem::take(&mut self.exchanged) {
+            if let Some(entry) = self.flows.get(&key)
+                && let Some(process) = entry.owner(Side::Original).process()
+                && let Some(process) = self.processes.get(process)
+            {
+                self.accounts.tell_remotes_apart(&process.identity, &ends, entry.local, self.now);
             }
         }
     }

@@ -12,7 +12,7 @@ use super::packets::Packets;
 use super::sockets::Sockets;
 use crate::attribution::Attribution;
 use crate::attribution::process_cache::KnownProcess;
-use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
+use crate::kernel::bpf::packet_counters::{ClosedSocket, RemoteEndBytes, SocketBytes};
 use crate::kernel::bpf::tcp_owners::TcpOwners;
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process_events::ProcessEvent;
@@ -104,6 +104,9 @@ pub(super) trait FlowSink {
     /// A socket has moved bytes.
     fn socket(&mut self, socket: &SocketBytes);
 
+    /// A part of what a socket has moved in this tick was exchanged with this remote end.
+    fn remote_end(&mut self, end: &RemoteEndBytes);
+
     /// Bytes were counted that no socket can be told of.
     fn without_owner(&mut self, bytes: Counters);
 
@@ -112,13 +115,14 @@ pub(super) trait FlowSink {
     fn tuples(&self, most: usize) -> Option<Vec<Tuple>>;
 }
 
-/// The first source that works on this host, of those that `wanted` allows. Adds notes about what it does not count.
-pub(super) fn open(wanted: CountersFrom, notes: &mut Notes) -> Result<Box<dyn CounterSource>> {
+/// The first source that works on this host, of those that `wanted` allows; with `remotes`, it counts the bytes of each remote end as
+/// far as it can. Adds notes about what it does not count.
+pub(super) fn open(wanted: CountersFrom, remotes: bool, notes: &mut Notes) -> Result<Box<dyn CounterSource>> {
     match wanted {
         CountersFrom::Sockets => return Ok(Box::new(Sockets::open()?)),
-        CountersFrom::Packets => return Ok(Box::new(Packets::open()?)),
+        CountersFrom::Packets => return Ok(Box::new(Packets::open(remotes)?)),
         CountersFrom::Auto => {
-            if let Ok(packets) = Packets::open() {
+            if let Ok(packets) = Packets::open(remotes) {
                 return Ok(Box::new(packets));
             }
         }

@@ -27,7 +27,7 @@ use anyhow::Result;
 use crate::attribution::per_tick::TickLookup;
 use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::{Attribution, ProcessLookup};
-use crate::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
+use crate::kernel::bpf::packet_counters::{ClosedSocket, RemoteEndBytes, SocketBytes};
 use crate::kernel::flow::{Counters, Flow, Tuple};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::kernel::process_events::ProcessEvent;
@@ -83,7 +83,7 @@ impl Monitor {
         let mut notes = Notes::default();
         // If that is refused, what runs out of descriptors later says so.
         let _ = raise_descriptor_limit();
-        let counters = counters::open(settings.counters_from, &mut notes)?;
+        let counters = counters::open(settings.counters_from, settings.keep.remotes, &mut notes)?;
         let lookup = TickLookup::of_this_host(counters.tcp_owners());
         let wanted = Some(settings.counters_from);
         Ok(Self { wanted, ..Self::new(counters, lookup, settings, notes) })
@@ -208,6 +208,10 @@ impl FlowSink for TickSink<'_, '_> {
 
     fn socket(&mut self, socket: &SocketBytes) {
         self.tick.socket(socket, self.lookup);
+    }
+
+    fn remote_end(&mut self, end: &RemoteEndBytes) {
+        self.tick.remote_end(end);
     }
 
     fn without_owner(&mut self, bytes: Counters) {

@@ -43,14 +43,22 @@ pub(super) struct Packets {
 }
 
 impl Packets {
-    /// Loads and attaches the programs.
+    /// Loads and attaches the programs, with `remotes` those that also count the remote ends of sockets without a peer.
     ///
     /// # Errors
     /// Where the kernel refuses them.
-    pub fn open() -> Result<Self> {
-        let counters = PacketCounters::attach()
-            .context("cannot count packets per socket (bpf(2): needs root on the host and Linux 5.10)")?;
+    pub fn open(remotes: bool) -> Result<Self> {
         let mut notes = Notes::default();
+        let counters = PacketCounters::attach(remotes)
+            .or_else(|error| {
+                if remotes {
+                    notes.once("remotes", || {
+                        format!("this kernel refuses to count the remote ends of sockets without a peer ({error}): they are not told apart")
+                    });
+                }
+                PacketCounters::attach(false)
+            })
+            .context("cannot count packets per socket (bpf(2): needs root on the host and Linux 5.10)")?;
         if !counters.missing().is_empty() {
             let missing = counters.missing().join(", ");
             notes.once("missing", || {
@@ -99,15 +107,20 @@ impl CounterSource for Packets {
         }
         let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into) };
         self.counters.read_closers(|socket| into.closed(socket)).context("cannot read who closed sockets")?;
+        let mut remotes = Vec::new();
         let overflow = self
             .counters
-            .read(|socket| {
-                // What these moved until now is in the counters that they were entered with.
-                if !existing.get(&socket.cookie).is_some_and(|counted| *counted) {
-                    into.socket(&socket);
-                }
-            })
+            .read_with_remotes(
+                |socket| {
+                    // What these moved until now is in the counters that they were entered with.
+                    if !existing.get(&socket.cookie).is_some_and(|counted| *counted) {
+                        into.socket(&socket);
+                    }
+                },
+                |end| remotes.push(end),
+            )
             .context("cannot read the packet counters")?;
+        remotes.iter().for_each(|end| into.remote_end(end));
         if overflow != (0, 0) {
             self.ticks_with_lost_events += 1;
             self.notes.once("overflow", || {

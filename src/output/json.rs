@@ -281,7 +281,7 @@ struct RowRecord<'a> {
     #[serde(flatten)]
     bytes: Bytes,
     #[serde(flatten)]
-    detail: Option<DetailRecord>,
+    detail: Option<DetailRecord<'a>>,
 }
 
 /// Whose bytes a row has.
@@ -340,18 +340,18 @@ struct ProcessRecord {
 }
 
 #[derive(Debug, Serialize)]
-struct DetailRecord {
+struct DetailRecord<'a> {
     pids: Vec<u32>,
     /// When the first of these processes started.
     started: Option<String>,
     connections: u64,
     /// Null unless remote ends are counted.
-    remotes: Option<Vec<RemoteRecord>>,
+    remotes: Option<Vec<RemoteRecord<'a>>>,
     other_remotes: Option<OtherRemotes>,
 }
 
-impl DetailRecord {
-    fn of(detail: &Detail, interval: Option<Duration>, boot: SystemTime) -> Self {
+impl<'a> DetailRecord<'a> {
+    fn of(detail: &'a Detail, interval: Option<Duration>, boot: SystemTime) -> Self {
         let started =
             |&(_, ticks): &ProcessId| boot + Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND));
         let has_remotes = !detail.remotes.is_empty() || detail.other_remotes != (0, 0);
@@ -379,20 +379,23 @@ struct ContainerRecord {
 }
 
 #[derive(Debug, Serialize)]
-struct RemoteRecord {
+struct RemoteRecord<'a> {
     address: IpAddr,
     port: u16,
     protocol: String,
+    /// Null unless names are looked up and this one is known.
+    name: Option<&'a str>,
     #[serde(flatten)]
     bytes: Bytes,
 }
 
-impl RemoteRecord {
-    fn of(end: &RemoteBytes, interval: Option<Duration>) -> Self {
+impl<'a> RemoteRecord<'a> {
+    fn of(end: &'a RemoteBytes, interval: Option<Duration>) -> Self {
         Self {
             address: end.remote.address,
             port: end.remote.port,
             protocol: end.remote.protocol_name(),
+            name: end.name.as_deref(),
             bytes: Bytes {
                 in_bytes_total: end.bytes_in,
                 out_bytes_total: end.bytes_out,

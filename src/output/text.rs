@@ -283,19 +283,21 @@ fn remote_lines(
 
 /// The remote ends of a name and their bytes, the biggest first: as many as one of its subjects has.
 fn remote_sums(remotes: &[&[RemoteBytes]], bytes: fn(&RemoteBytes) -> (u64, u64)) -> Vec<(String, u64, u64)> {
-    let mut sums: HashMap<Remote, (u64, u64)> = HashMap::new();
+    let mut sums: HashMap<Remote, (Option<&str>, (u64, u64))> = HashMap::new();
     for end in remotes.iter().copied().flatten() {
-        let (sum, (bytes_in, bytes_out)) = (sums.entry(end.remote).or_default(), bytes(end));
+        let (bytes_in, bytes_out) = bytes(end);
+        let (_, sum) = sums.entry(end.remote).or_insert((end.name.as_deref(), (0, 0)));
         *sum = (sum.0 + bytes_in, sum.1 + bytes_out);
     }
-    let mut sums: Vec<_> = sums.into_iter().filter(|(_, bytes)| *bytes != (0, 0)).collect();
-    sums.sort_unstable_by_key(|(remote, bytes)| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
+    let mut sums: Vec<_> = sums.into_iter().filter(|(_, (_, bytes))| *bytes != (0, 0)).collect();
+    sums.sort_unstable_by_key(|(remote, (_, bytes))| (std::cmp::Reverse(bytes.0 + bytes.1), *remote));
     let most = remotes.iter().map(|remotes| remotes.len()).max().unwrap_or_default();
-    let name = |remote: Remote| {
+    let line = |(remote, (name, (bytes_in, bytes_out))): (Remote, (Option<&str>, (u64, u64)))| {
         let end = SocketAddr::new(remote.address, remote.port);
-        format!("  {end} {}", remote.protocol_name())
+        let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
+        (format!("  {end} {}{name}", remote.protocol_name()), bytes_in, bytes_out)
     };
-    sums.into_iter().take(most).map(|(remote, (bytes_in, bytes_out))| (name(remote), bytes_in, bytes_out)).collect()
+    sums.into_iter().take(most).map(line).collect()
 }
 
 fn line(text: &mut Vec<u8>, bytes_in: &dyn Display, bytes_out: &dyn Display, name: &[u8], name_width: usize) {

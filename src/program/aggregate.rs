@@ -333,7 +333,7 @@ impl Program for AggregatorProgram {
         if shown {
             (frame.interval, frame.rows) = self.shown_rates.rows(now, readings.clone());
             if let Some(details) = &mut self.details {
-                details.enter(&mut frame.rows, &self.aggregator);
+                details.enter(&mut frame.rows, &self.aggregator, at.monotonic);
             }
             if let Some(unowned) = &mut self.unowned {
                 (_, frame.unowned) = unowned.rows(now, self.aggregator.unowned());

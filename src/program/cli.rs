@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Error, Parser};
+use clap::{ArgGroup, Command, Error, Parser};
 
 use super::Schedule;
 use crate::config::nearest;
@@ -21,6 +21,7 @@ use crate::output::top::REMOTES;
 use crate::output::{Announcement, Output};
 use crate::python2::int::{int, port};
 use crate::python2::pattern::Pattern;
+use crate::traffic::host_names::HostNames;
 use crate::traffic::rates::Details;
 use crate::web::metrics::{Label, MetricsSettings};
 use crate::web::served::{Served, Shows};
@@ -111,6 +112,7 @@ impl Showing {
 
 /// What is shown of each process, group or application beside its bytes.
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("remote ends").args(["remotes", "top"]).multiple(true)))]
 pub struct Detailing {
     /// Show an interactive view, as top does; ? there lists its keys
     #[arg(long, conflicts_with_all = ["json", "wide"])]
@@ -125,6 +127,9 @@ pub struct Detailing {
         value_parser = number(1..=100)
     )]
     remotes: Option<u32>,
+    /// Also show the names of the remote ends' addresses
+    #[arg(long, requires = "remote ends")]
+    resolve: bool,
     /// Keep the totals of what has ended
     #[arg(long)]
     keep: bool,
@@ -145,6 +150,7 @@ impl Detailing {
             None => web.map_or(0, |_| web::REMOTES),
         };
         let details = Details::new(remotes);
+        let details = if self.resolve { details.with_names(HostNames::of_this_host()) } else { details };
         if !showing.json && !self.top && self.remotes.is_none() {
             return web.map(|web| details.for_interest(Arc::clone(web.interest())));
         }

@@ -47,7 +47,7 @@ impl<S: Source> Program for OneSource<S> {
         if shown {
             (frame.interval, frame.rows) = self.rates.rows(at.monotonic, readings);
             if let Some(details) = &mut self.details {
-                details.enter(&mut frame.rows, &self.source);
+                details.enter(&mut frame.rows, &self.source, at.monotonic);
             }
             if let Some(unowned) = &mut self.unowned {
                 (_, frame.unowned) = unowned.rows(at.monotonic, self.source.unowned());

@@ -41,6 +41,9 @@ pub struct Remote {
     pub protocol: u8,
 }
 
+/// Bytes in and out that were exchanged with a remote end.
+pub type Exchanged = (Remote, (u64, u64));
+
 impl Remote {
     /// The name of the protocol, or its number.
     pub fn protocol_name(&self) -> String {
@@ -57,10 +60,12 @@ impl Remote {
 }
 
 /// The bytes exchanged with a remote end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteBytes {
     /// The remote end.
     pub remote: Remote,
+    /// The name of its address, if names are looked up and this one is known. Whoever owns the address has chosen it.
+    pub name: Option<Arc<str>>,
     /// Bytes that came from there.
     pub bytes_in: u64,
     /// Bytes that went there.
@@ -119,6 +124,16 @@ impl Remotes {
         }
     }
 
+    /// Moves bytes in and out that were added while their remote end was not known to that remote end, at most as many as there are.
+    pub fn tell_apart(&mut self, remote: Remote, (bytes_in, bytes_out): (u64, u64)) {
+        let known = (bytes_in.min(self.folded.0), bytes_out.min(self.folded.1));
+        if known != (0, 0) {
+            self.folded = (self.folded.0 - known.0, self.folded.1 - known.1);
+            self.sum = (self.sum.0 - known.0, self.sum.1 - known.1);
+            self.add(Some(remote), known);
+        }
+    }
+
     fn fold(&mut self) {
         let mut sorted: Vec<_> = std::mem::take(&mut self.bytes).into_iter().collect();
         sorted.sort_unstable_by_key(|(remote, bytes)| (Reverse(bytes.0 + bytes.1), *remote));
@@ -165,7 +180,7 @@ impl Remotes {
             let before = before.and_then(|before| before.bytes.get(&remote)).copied().unwrap_or_default();
             let (moved_in, moved_out) =
                 if unchanged { (0, 0) } else { (moved(bytes_in, before.0), moved(bytes_out, before.1)) };
-            RemoteBytes { remote, bytes_in, bytes_out, moved_in, moved_out }
+            RemoteBytes { remote, name: None, bytes_in, bytes_out, moved_in, moved_out }
         };
         let mut remotes: Vec<RemoteBytes> = self.bytes.iter().map(bytes).collect();
         remotes.sort_unstable_by_key(|end| {
@@ -217,6 +232,21 @@ mod tests {
         remotes.enter(1, false, None, &mut detail);
         assert_eq!(detail.remotes[0].remote, remote(1));
         assert_eq!(detail.other_remotes, (10_000, 20_000));
+    }
+
+    #[test]
+    fn bytes_whose_remote_end_becomes_known_are_moved_and_never_more_than_there_are() {
+        let mut remotes = Remotes::default();
+        remotes.add(None, (1000, 100));
+        let before = remotes.clone();
+        remotes.tell_apart(remote(1), (300, 40));
+        remotes.tell_apart(remote(2), (900, 10));
+        assert!(remotes.is_unchanged(&before));
+        let mut detail = Detail::default();
+        remotes.enter(9, false, None, &mut detail);
+        let listed: Vec<_> = detail.remotes.iter().map(|end| (end.remote, end.bytes_in, end.bytes_out)).collect();
+        assert_eq!(listed, [(remote(2), 700, 10), (remote(1), 300, 40)]);
+        assert_eq!(detail.other_remotes, (0, 50));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::detail::{Detail, Remotes};
+use super::host_names::HostNames;
 use super::interest::{Interest, Wanted};
 use super::source::{Reading, Source};
 use super::subject::Subject;
@@ -54,6 +55,8 @@ pub struct Details {
     remotes: usize,
     /// Whether these are the ones that have moved the most since the last frame.
     by_rate: bool,
+    /// The names of their addresses; `None` unless they are looked up.
+    names: Option<HostNames>,
     before: HashMap<Arc<Subject>, Remotes>,
     /// Who wants them; `None` if all rows always have them.
     interest: Option<Arc<Interest>>,
@@ -62,7 +65,7 @@ pub struct Details {
 impl Details {
     /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, by_rate: false, before: HashMap::new(), interest: None }
+        Self { remotes, by_rate: false, names: None, before: HashMap::new(), interest: None }
     }
 
     /// With those that move the most bytes instead.
@@ -70,17 +73,25 @@ impl Details {
         Self { by_rate: true, ..self }
     }
 
+    /// With the names of their addresses.
+    pub fn with_names(self, names: HostNames) -> Self {
+        Self { names: Some(names), ..self }
+    }
+
     /// Enters only what somebody wants.
     pub fn for_interest(self, interest: Arc<Interest>) -> Self {
         Self { interest: Some(interest), ..self }
     }
 
-    /// Enters into each row what `source` knows of its subject.
-    pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source) {
+    /// Enters into each row what `source` knows of its subject, in the frame of `now`.
+    pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source, now: Instant) {
         let wanted = self.interest.as_ref().map_or(Wanted::All, |interest| interest.of_this_frame());
         if wanted == Wanted::Nothing {
             self.before.clear();
             return;
+        }
+        if let Some(names) = &mut self.names {
+            names.begin_frame(now);
         }
         let mut before = std::mem::take(&mut self.before);
         let mut rows: HashMap<Arc<Subject>, &mut Row> = rows
@@ -93,8 +104,11 @@ impl Details {
             if let Some(ends) = ends {
                 let known = before.remove(subject);
                 ends.enter(self.remotes, self.by_rate, known.as_ref(), &mut detail);
-                let now = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
-                self.before.insert(Arc::clone(subject), now);
+                let kept = known.filter(|known| ends.is_unchanged(known)).unwrap_or_else(|| ends.clone());
+                self.before.insert(Arc::clone(subject), kept);
+            }
+            if let Some(names) = &mut self.names {
+                detail.remotes.iter_mut().for_each(|end| end.name = names.name(end.remote.address, now));
             }
             row.detail = Some(Box::new(detail));
         });
@@ -102,6 +116,9 @@ impl Details {
             // The others are as they were.
             before.extend(self.before.drain());
             self.before = before;
+        }
+        if let Some(names) = &mut self.names {
+            names.end_frame(now);
         }
     }
 }

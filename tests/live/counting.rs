@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::program::Running;
 use crate::common::runmonitor::{is_figure, on_a_terminal, views};
 use crate::common::user::User;
+use crate::support::harness::{Outcome, needs_command};
 use crate::support::monitor::{Figures, Monitor, ONLY_OWN, RUNMONITOR};
+use crate::support::name_server::{NAME, NameServer};
 use crate::support::netns::{Namespace, address, host_and_remote};
 use crate::support::role::{as_role, start_role, stay, tell, told};
 use crate::support::truth::{Bytes, Truth};
@@ -367,4 +371,40 @@ pub fn notes_stay_below_the_table_of_a_terminal() {
         let notes: Vec<&str> = notes.iter().flat_map(|note| note.split_whitespace()).collect();
         assert!(notes.join(" ").contains("For full counting run: "), "{view:?}");
     }
+}
+
+pub fn names_of_remote_ends_stand_beside_their_addresses_and_keep_nobody_waiting() -> Outcome {
+    needs_command("unshare", &["--version"])?;
+    let names = NameServer::start(false, &[]);
+    let [host_v4, remote_v4] = [1, 2].map(|host| address(host)[0].clone());
+    Namespace::here().shell(&format!("ip addr add {host_v4}/30 dev lo; ip addr add {remote_v4}/30 dev lo"));
+    let listener = TcpListener::bind((remote_v4.as_str(), 0)).unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.write_all(&[7; 5000]).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.read_exact(&mut [0; 5000]).unwrap();
+    let arguments = ["--json", "--source=sockets", "--remotes", "--resolve", "--interval=0.2"];
+    let remotes = |line: &String| -> Vec<Value> {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let ends = record["remotes"].as_array().into_iter().flatten();
+        ends.filter(|end| end["address"] == *remote_v4).cloned().collect()
+    };
+    // A lookup without an answer takes longer than all of these refreshes and the end together.
+    let asked = || names.questions.load(Ordering::Relaxed);
+    let (status, lines, _) =
+        Running::start(&mut names.run(RUNMONITOR, &[&arguments[..], &["--count=10"]].concat())).end();
+    assert_eq!(status.code(), Some(0));
+    assert!(asked() > 0);
+    let ticks = lines.iter().filter(|line| line.contains("\"kind\":\"tick\"")).count();
+    let shown: Vec<Value> = lines.iter().flat_map(remotes).collect();
+    assert!(ticks == 10 && !shown.is_empty(), "{lines:#?}");
+    assert!(shown.iter().all(|end| end["name"].is_null()), "{shown:#?}");
+    // The name comes when there is an answer.
+    names.answers.store(true, Ordering::Relaxed);
+    let program = Running::start(&mut names.run(RUNMONITOR, &arguments));
+    while !remotes(&program.line()).iter().any(|end| end["name"] == NAME) {}
+    let text = Running::start(&mut names.run(RUNMONITOR, &["--source=sockets", "--remotes", "--resolve"]));
+    let line = std::iter::repeat_with(|| text.line()).find(|line| line.contains(NAME)).unwrap();
+    assert!(line.contains(&format!(" --   {remote_v4}:")) && line.ends_with(&format!(" tcp ({NAME})")), "{line}");
+    Ok(())
 }

@@ -28,6 +28,7 @@ use tempfile::TempDir;
 
 use crate::common::program::Running;
 use crate::handing_over::{first_socket, receive};
+use crate::support::cgroups::Cgroups;
 use crate::support::harness::{Lack, Outcome, needs_packets};
 use crate::support::machine::number;
 use crate::support::monitor::Monitor;
@@ -50,6 +51,8 @@ const PACKET: u64 = DATAGRAM as u64 + 28;
 /// The connections of an attacker, and what he moves over each.
 const CONNECTIONS: u32 = 20;
 const STREAM: usize = 200_000;
+/// The bytes of sockets for which there was no room.
+const TOO_MANY: &str = "(too many sockets at once)";
 
 /// Where Debian's python3 is, in a place that every user may enter.
 const PYTHON: &str = "/usr/bin/python3";
@@ -68,6 +71,22 @@ pub fn play(role: &[&str]) -> bool {
         ["set-user-id"] => {
             tell(0);
             stay();
+        }
+        ["fresh", port] => {
+            // Each datagram by a socket of its own, until the test says that it is enough.
+            let (enough, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                stay();
+                let _ = enough.send(());
+            });
+            let mut sent = 0;
+            while told.try_recv().is_err() {
+                send(&UdpSocket::bind("127.0.0.1:0").unwrap(), loopback(port), 1);
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            tell(sent);
+            std::thread::park();
         }
         ["hostile-child", port] => {
             set_pdeathsig(Signal::SIGKILL).unwrap();
@@ -139,6 +158,13 @@ fn attack(act: &[&str]) {
                 for _ in 0..3 {
                     drop(socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).unwrap());
                 }
+            }
+        }
+        ["fill"] => {
+            end_with_test();
+            loop {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
             }
         }
         ["execs", descriptors, length] => start_programs(descriptors.parse().unwrap(), length.parse().unwrap()),
@@ -673,6 +699,28 @@ pub fn memory_is_bounded_whatever_sockets_come_and_go() -> Outcome {
     assert!(memory < MOST_MEMORY, "{memory} kB");
     scene.end();
     drop(hostile);
+    Ok(())
+}
+
+pub fn many_sockets_of_one_leave_room_for_others() -> Outcome {
+    needs_packets()?;
+    let host = &Namespace::here();
+    let mut cgroups = Cgroups::new()?;
+    let service = cgroups.make(&format!("system.slice/bwmon-{}.service", number()))?;
+    let (_sink, port) = sink();
+    let mut scene = Scene::new(host, "packets", "sockets that all move something");
+    let hostile = [(); 2].map(|()| start_role(host, HOSTILE, "hostile fill"));
+    while scene.shown(TOO_MANY) == (0, 0) {
+        scene.pass(1);
+    }
+    let mut fresh = start_role(host, "fresh", &format!("within {service} 0 fresh fresh {port}"));
+    scene.pass(3);
+    writeln!(fresh.child.stdin.as_mut().unwrap()).unwrap();
+    let sent = u64::from(told(&fresh));
+    drop(hostile);
+    scene.pass(3);
+    assert_eq!(scene.shown("fresh"), (0, sent * (28 + DATAGRAM as u64)), "{:#?}", scene.monitor.figures);
+    scene.end();
     Ok(())
 }
 

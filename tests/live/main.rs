@@ -45,6 +45,7 @@ const TESTS: &[Test] = tests! {
         tcp_owners::the_connecting_and_the_closing_process_of_a_connection_are_recorded,
         tcp_owners::the_same_is_recorded_over_ipv6_and_on_a_dual_stack_socket,
         packets::a_flood_of_closed_sockets_takes_no_room_from_those_that_move_bytes,
+        packets::a_flood_of_addresses_at_one_socket_takes_no_room_from_another,
         packets::the_counters_lose_nothing_between_two_reads,
         packets::the_headers_of_every_segment_of_an_offloaded_packet_count,
         tcp_owners::the_next_connection_between_the_same_ports_begins_without_a_record,
@@ -54,6 +55,7 @@ const TESTS: &[Test] = tests! {
         aggregator::with_auto_group_each_program_shows_its_rate_until_a_reload_deselects_it,
         aggregator::without_grouping_each_command_line_shows_its_rate,
         counting::conntrack_counts_every_kind_of_flow_exactly,
+        counting::names_of_remote_ends_stand_beside_their_addresses_and_keep_nobody_waiting,
         counting::notes_stay_below_the_table_of_a_terminal,
         counting::traffic_of_a_container_is_shown_under_the_command_line_of_its_process,
         counting::where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals,
@@ -90,12 +92,14 @@ const TESTS: &[Test] = tests! {
         hostile::many_flows_and_sockets_hold_up_nobody,
         hostile::many_namespaces_hold_up_nobody,
         hostile::many_processes_and_descriptors_hold_up_nobody,
+        hostile::many_sockets_of_one_leave_room_for_others,
         hostile::memory_is_bounded_whatever_sockets_come_and_go,
         hostile::programs_that_start_and_end_hold_up_nobody,
         hostile::who_claims_the_address_of_another_gets_none_of_its_bytes,
         hostile::who_shares_a_port_with_another_user_gets_only_its_own_bytes,
         flows::a_container_that_ends_at_once_is_credited,
         handing_over::children_that_end_at_once_are_credited_with_the_connections_they_were_given,
+        packets::a_socket_without_a_peer_shows_each_of_its_remote_ends,
         packets::connections_that_this_side_closes_first_count_to_their_last_segment,
         packets::processes_that_end_at_once_are_credited,
         packets::the_sockets_bytes_are_those_of_the_interface,
@@ -125,7 +129,15 @@ fn play(role: &str) {
         tell(0);
         return stay();
     }
-    let modules =
-        [aggregator::play, counting::play, flows::play, handing_over::play, hostile::play, web::play, workload::play];
+    let modules = [
+        aggregator::play,
+        counting::play,
+        flows::play,
+        handing_over::play,
+        hostile::play,
+        packets::play,
+        web::play,
+        workload::play,
+    ];
     assert!(modules.iter().any(|play| play(&words)), "nobody plays {role}");
 }

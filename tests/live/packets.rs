@@ -1,17 +1,21 @@
 //! Packets counted per socket, on hosts where conntrack tracks nothing.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
 
-use crate::common::program::wait_for;
+use serde_json::Value;
+
+use crate::common::program::{DEADLINE, Running, wait_for};
 use crate::counting::{Addresses, Flow, Traffic, figures_of};
-use crate::support::harness::{Outcome, needs_packets, needs_time_wait};
-use crate::support::monitor::Monitor;
+use crate::support::harness::{Outcome, needs_packets, needs_remotes, needs_time_wait};
+use crate::support::monitor::{Monitor, RUNMONITOR};
 use crate::support::netns::{Namespace, address, host_and_remote};
-use crate::support::role::{start_role, told};
+use crate::support::role::{start_role, tag, tell, told};
 use crate::support::truth::Truth;
 
 /// Processes that make one connection each and end.
@@ -83,7 +87,7 @@ pub fn two_monitors_at_once_show_the_same() -> Outcome {
 }
 
 pub fn the_counters_lose_nothing_between_two_reads() -> Outcome {
-    let mut counters = needs_packets()?;
+    let mut counters = needs_remotes()?;
     let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
     let to = receiver.local_addr().unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -96,28 +100,33 @@ pub fn the_counters_lose_nothing_between_two_reads() -> Outcome {
         }
         sender
     });
-    let mut sent = 0;
-    let read = |counters: &mut PacketCounters| {
-        let mut add = 0;
+    let (mut sent, mut to_receiver) = (0, 0);
+    let mut read = |counters: &mut PacketCounters| {
         let is_ours = |port: u16| port == from.port();
         let overflow = counters
-            .read(|socket| {
-                if socket.tuple.is_some_and(|tuple| is_ours(tuple.source.port)) && socket.maker.is_some() {
-                    add += socket.bytes_out;
-                }
-            })
+            .read_with_remotes(
+                |socket| {
+                    if socket.tuple.is_some_and(|tuple| is_ours(tuple.source.port)) && socket.maker.is_some() {
+                        sent += socket.bytes_out;
+                    }
+                },
+                |end| {
+                    if end.remote.port == to.port() {
+                        to_receiver += end.bytes_out;
+                    }
+                },
+            )
             .unwrap();
         assert_eq!(overflow, (0, 0));
-        add
     };
     while !sending.is_finished() {
-        sent += read(&mut counters);
+        read(&mut counters);
     }
     let _sender = sending.join().unwrap();
     // What was added late is there at the next read.
-    sent += read(&mut counters);
-    sent += read(&mut counters);
-    assert_eq!(sent, DATAGRAMS * BYTES);
+    read(&mut counters);
+    read(&mut counters);
+    assert_eq!((sent, to_receiver), (DATAGRAMS * BYTES, DATAGRAMS * BYTES));
     Ok(())
 }
 
@@ -300,5 +309,128 @@ pub fn connections_that_this_side_closes_first_count_to_their_last_segment() -> 
             ((bytes_out, bytes_in) == passed).then_some(())
         });
     }
+    Ok(())
+}
+
+/// The bytes that the server below answers with, whatever it is asked.
+const UDP_ANSWER: usize = 700;
+
+pub fn play(words: &[&str]) -> bool {
+    let ["answer_udp"] = words else { return false };
+    let server = UdpSocket::bind("[::]:0").unwrap();
+    tell(server.local_addr().unwrap().port());
+    let mut question = [0; 2000];
+    while let Ok((_, client)) = server.recv_from(&mut question) {
+        server.send_to(&[7; UDP_ANSWER], client).unwrap();
+    }
+    true
+}
+
+fn record(program: &Running) -> Value {
+    serde_json::from_str(&program.line()).unwrap()
+}
+
+pub fn a_socket_without_a_peer_shows_each_of_its_remote_ends() -> Outcome {
+    needs_remotes()?;
+    let (host, remote) = &host_and_remote();
+    let other = &Namespace::new();
+    host.connect("second", address(5), other, address(6));
+    let [[host_v4, _], [_, second_v6]] = [1, 5].map(address);
+    let mut monitor = Command::new(RUNMONITOR);
+    let include = format!("--include={}", tag());
+    monitor.args(["--json", "--source=packets", "--remotes=9", "--interval=0.3", &include]).stdin(Stdio::null());
+    let monitor = Running::start(&mut monitor);
+    // From then on it counts.
+    while record(&monitor)["kind"] != "tick" {}
+    let server = start_role(host, "udp_server", "answer_udp");
+    let port = told(&server);
+    // Clients with their own sizes and numbers of datagrams: two in one namespace, one over IPv6, one over loopback.
+    let clients = [
+        (remote, "0.0.0.0:0", format!("{host_v4}:{port}"), 100, 50),
+        (remote, "0.0.0.0:0", format!("{host_v4}:{port}"), 900, 7),
+        (other, "[::]:0", format!("[{second_v6}]:{port}"), 333, 20),
+        (host, "127.0.0.1:0", format!("127.0.0.1:{port}"), 50, 30),
+    ];
+    let mut expected = BTreeMap::new();
+    let mut sockets = Vec::new();
+    for (namespace, from, to, length, datagrams) in clients {
+        let client = namespace.run(|| {
+            let client = UdpSocket::bind(from).unwrap();
+            client.connect(&to).unwrap();
+            client
+        });
+        for _ in 0..datagrams {
+            client.send(&vec![7; length]).unwrap();
+            assert_eq!(client.recv(&mut [0; 2000]).unwrap(), UDP_ANSWER);
+        }
+        let end = client.local_addr().unwrap();
+        let headers = if end.is_ipv4() { 20 + 8 } else { 40 + 8 };
+        let bytes = |payload: usize| (datagrams * (headers + payload)) as u64;
+        expected.insert((end.ip().to_string(), u64::from(end.port())), (bytes(length), bytes(UDP_ANSWER)));
+        sockets.push(client);
+    }
+    let give_up = Instant::now() + DEADLINE;
+    loop {
+        let record = record(&monitor);
+        assert!(Instant::now() < give_up, "{record:#}, not {expected:#?}");
+        if record["kind"] != "process" || !record["command_line"].as_str().unwrap().starts_with("udp_server") {
+            continue;
+        }
+        let bytes = |end: &Value| {
+            let bytes = ["in_bytes_total", "out_bytes_total"].map(|field| end[field].as_u64().unwrap());
+            (bytes[0], bytes[1])
+        };
+        let ends = record["remotes"].as_array().unwrap();
+        assert!(ends.iter().all(|end| end["protocol"] == "udp"), "{record:#}");
+        let end = |end: &Value| {
+            let (address, port) = (end["address"].as_str().unwrap().to_owned(), end["port"].as_u64().unwrap());
+            ((address, port), bytes(end))
+        };
+        let shown: BTreeMap<_, _> = ends.iter().map(end).collect();
+        let all = shown
+            .values()
+            .chain([&bytes(&record["other_remotes"])])
+            .fold((0, 0), |sum, end| (sum.0 + end.0, sum.1 + end.1));
+        assert_eq!(all, bytes(&record), "{record:#}");
+        if shown == expected {
+            assert_eq!(bytes(&record["other_remotes"]), (0, 0));
+            return Ok(());
+        }
+    }
+}
+
+pub fn a_flood_of_addresses_at_one_socket_takes_no_room_from_another() -> Outcome {
+    const FLOOD: u32 = 100_000;
+    const BYTES: u64 = 28 + 1;
+    let mut counters = needs_remotes()?;
+    let [flooded, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let to = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for n in 0..FLOOD {
+        let address = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + n);
+        flooded.send_to(b"x", SocketAddr::from((address, to.port()))).unwrap();
+    }
+    other.send_to(b"x", to).unwrap();
+    let from = [&flooded, &other].map(|socket| socket.local_addr().unwrap().port());
+    let mut cookies = [0; 2];
+    let (mut sent, mut told_apart) = ([0; 2], [0; 2]);
+    let mut ends = Vec::new();
+    let overflow = counters.read_with_remotes(
+        |socket| {
+            let port = socket.tuple.map(|tuple| tuple.source.port);
+            if let Some(at) = from.iter().position(|from| Some(*from) == port) {
+                (cookies[at], sent[at]) = (socket.cookie, socket.bytes_out);
+            }
+        },
+        |end| ends.push(end),
+    );
+    assert_eq!(overflow.unwrap(), (0, 0));
+    for end in &ends {
+        if let Some(at) = cookies.iter().position(|cookie| *cookie == end.cookie) {
+            told_apart[at] += end.bytes_out;
+        }
+    }
+    assert_eq!(sent, [u64::from(FLOOD) * BYTES, BYTES]);
+    assert!((1000 * BYTES..10_000 * BYTES).contains(&told_apart[0]), "{told_apart:?}");
+    assert_eq!(told_apart[1], BYTES);
     Ok(())
 }

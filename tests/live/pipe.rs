@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::io::{PipeReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -14,11 +13,11 @@ use bwmon::traffic::source::Source;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::TempDir;
 
 use crate::common::program::{DEADLINE, Running, listening_port, wait_for};
 use crate::common::silent::Silent;
 use crate::support::harness::{Outcome, needs_command};
+use crate::support::name_server::NameServer;
 use crate::support::netns::{Namespace, address};
 
 pub fn a_pipe_does_not_connect_to_itself_by_any_address_of_the_host() {
@@ -39,58 +38,6 @@ pub fn a_pipe_does_not_connect_to_itself_by_any_address_of_the_host() {
         });
         wait_for("the end", || (pipe.connections() == 0).then_some(()));
     }
-}
-
-/// A name server that knows the same addresses for every name.
-struct NameServer {
-    answers: Arc<AtomicBool>,
-    questions: Arc<AtomicUsize>,
-    /// The file that makes it the name server of a program.
-    resolv_conf: TempDir,
-}
-
-impl NameServer {
-    fn start(answers: bool, addresses: &[Ipv4Addr]) -> Self {
-        let addresses = addresses.to_vec();
-        let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
-        let resolv_conf = TempDir::new().unwrap();
-        fs::write(resolv_conf.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
-        let server = Self { answers: Arc::new(AtomicBool::new(answers)), questions: Arc::default(), resolv_conf };
-        let (answers, questions) = (Arc::clone(&server.answers), Arc::clone(&server.questions));
-        thread::spawn(move || {
-            let mut question = [0; 512];
-            while let Ok((length, client)) = socket.recv_from(&mut question) {
-                questions.fetch_add(1, Ordering::Relaxed);
-                if answers.load(Ordering::Relaxed) {
-                    socket.send_to(&answer(&question[..length], &addresses), client).unwrap();
-                }
-            }
-        });
-        server
-    }
-
-    /// A command that asks this name server.
-    fn run(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("unshare");
-        let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-        command.args(["--mount", "sh", "-c", script]).arg(self.resolv_conf.path().join("resolv.conf"));
-        command.arg(program).args(arguments);
-        command
-    }
-}
-
-/// The answer to a question (RFC 1035, section 4): the addresses to one for IPv4 addresses, nothing to others.
-fn answer(question: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
-    let name_end = 12 + question[12..].iter().position(|&byte| byte == 0).unwrap() + 1;
-    let addresses = if question[name_end..name_end + 2] == [0, 1] { addresses } else { &[] };
-    let mut answer = question[..2].to_vec();
-    answer.extend([0x81, 0x80, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
-    answer.extend(&question[12..name_end + 4]);
-    for address in addresses {
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        answer.extend(address.octets());
-    }
-    answer
 }
 
 /// The next connection, which a pipe must not delay for ever.

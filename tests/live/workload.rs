@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::common::program::{DEADLINE, Running};
 use crate::common::user::NOBODY;
+use crate::support::cgroups::Cgroups;
 use crate::support::harness::{Lack, Outcome, needs_time_wait};
 use crate::support::machine::number;
 use crate::support::monitor::{Figures, RUNMONITOR};
@@ -35,46 +36,6 @@ pub fn play(role: &[&str]) -> bool {
     setresuid(Uid::from_raw(uid), Uid::from_raw(uid), Uid::from_raw(uid)).unwrap();
     let error = as_role(Command::new("/proc/self/exe"), name, &rest.join(" ")).stdin(Stdio::inherit()).exec();
     panic!("{error}");
-}
-
-/// Cgroups that are removed after the test.
-struct Cgroups {
-    root: PathBuf,
-    made: Vec<PathBuf>,
-}
-
-impl Cgroups {
-    fn new() -> Result<Self, Lack> {
-        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let of_systemd = cgroups.lines().find_map(|line| line.split_once("name=systemd:"));
-        let root = PathBuf::from("/sys/fs/cgroup");
-        if of_systemd.is_some_and(|(_, path)| path != "/") || !root.join("cgroup.procs").exists() {
-            return Err(Lack("cgroup2 as systemd's hierarchy".to_owned()));
-        }
-        Ok(Self { root, made: Vec::new() })
-    }
-
-    /// The directory of a cgroup.
-    fn make(&mut self, path: &str) -> Result<String, Lack> {
-        let mut directory = self.root.clone();
-        for component in path.split('/').filter(|component| !component.is_empty()) {
-            directory.push(component);
-            if !directory.exists() {
-                let made = fs::create_dir(&directory);
-                made.map_err(|error| Lack(format!("cgroups of its own ({})", error.kind())))?;
-                self.made.push(directory.clone());
-            }
-        }
-        Ok(directory.to_str().unwrap().to_owned())
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for made in self.made.iter().rev() {
-            let _ = fs::remove_dir(made);
-        }
-    }
 }
 
 /// Processes of one name, user and cgroup.

@@ -85,8 +85,13 @@ pub enum Helper {
     SkbLoadBytes = 26,
     /// BPF_FUNC_get_socket_cookie(context): the cookie by which sock_diag(7) knows the socket, 0 without one.
     GetSocketCookie = 46,
+    /// BPF_FUNC_get_socket_uid(skb): the user of the socket, as the user namespace of its network namespace has it.
+    GetSocketUid = 47,
     /// BPF_FUNC_sock_ops_cb_flags_set(context, flags).
     SockOpsCbFlagsSet = 59,
+    /// BPF_FUNC_skb_ancestor_cgroup_id(skb, level): the id of the cgroup of the socket, or of the one above it, that is this many
+    /// levels below the root; 0 where there is none.
+    SkbAncestorCgroupId = 83,
     /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
     SkFullsock = 95,
     /// BPF_FUNC_probe_read_kernel(to, length, from): 0, or an error if the kernel has no memory there.
@@ -151,6 +156,11 @@ impl Instruction {
         Self::new(ALU64 | K | OR, destination, R0, 0, bits)
     }
 
+    /// `destination |= source`
+    pub fn or_register(destination: Register, source: Register) -> Self {
+        Self::new(ALU64 | X | OR, destination, source, 0, 0)
+    }
+
     /// `destination >>= bits`, without sign
     pub fn shift_right(destination: Register, bits: i32) -> Self {
         Self::new(ALU64 | K | RSH, destination, R0, 0, bits)
@@ -189,6 +199,11 @@ impl Instruction {
     /// `*(u64 *)(base + offset) += source`, atomically
     pub fn atomic_add(base: Register, offset: i16, source: Register) -> Self {
         Self::new(STX | ATOMIC | DW, base, source, offset, 0)
+    }
+
+    /// `*(u32 *)(base + offset) += source`, atomically
+    pub fn atomic_add_word(base: Register, offset: i16, source: Register) -> Self {
+        Self::new(STX | ATOMIC | W, base, source, offset, 0)
     }
 
     /// `*(u32 *)(base + offset) = source`

@@ -22,6 +22,11 @@
 //! program that was interrupted between finding an entry and adding to it may still add to the map that was read, so its
 //! entries stay until the next read, which takes what was added late, and removes them. Nothing is lost, and nobody waits.
 //!
+//! A socket without a peer (a UDP server, a raw socket) exchanges packets with many remote ends. Only where these are wanted, the
+//! programs also add the packet to an entry of its remote end, in two more maps that are read in the same way. There it is what the
+//! packet says: where addresses are translated, that of the wire. The maps have bounded room, which one socket cannot take from
+//! the others; what finds none is still in the entry of its socket.
+//!
 //! A connection in TIME_WAIT has no socket any more, but still a cookie: another program adds its segments to two maps of their
 //! own, so that a flood of them takes no room from sockets.
 //!
@@ -36,15 +41,19 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::instruction::Instruction;
-use super::packet_programs::{Fds, closer, count, key, maker, record_closer, record_maker, skb, value};
+use super::packet_programs::{
+    Fds, REMOTE_VALUE_SIZE, SOCKETS, closer, count, key, maker, record_closer, record_maker, remote_key, skb, value,
+};
 use super::time_wait::{self, Layout};
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run};
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
-/// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
-const SOCKETS: u32 = 65_536;
+/// Shares of these maps that are told apart.
+const SHARES: u32 = 4096;
 /// Connections in TIME_WAIT that may move bytes between two reads; 3 MB in the kernel for each of the two maps.
 const IN_TIME_WAIT: u32 = 16_384;
+/// Remote ends of sockets without a peer that may exchange bytes between two reads; 7 MB in the kernel for each of the two maps.
+const REMOTES: u32 = 65_536;
 /// Makers that are remembered until the first packet of their sockets, the most recent ones.
 const MAKERS: u32 = 65_536;
 /// Sockets that may be closed between two reads with the process that did it being recorded.
@@ -77,6 +86,23 @@ pub struct SocketBytes {
     pub maker: Option<(u32, u64)>,
 }
 
+/// What a socket without a peer has exchanged with a remote end since the read before: a part of its [`SocketBytes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteEndBytes {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// Whether the packets passed the loopback interface.
+    pub loopback: bool,
+    /// The protocol of the socket.
+    pub protocol: Protocol,
+    /// The remote end; its port is 0 where the protocol has none.
+    pub remote: Endpoint,
+    /// Bytes of IP packets that came from there.
+    pub bytes_in: u64,
+    /// Bytes that went there.
+    pub bytes_out: u64,
+}
+
 /// A socket that was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClosedSocket {
@@ -88,20 +114,32 @@ pub struct ClosedSocket {
     pub lingers: bool,
 }
 
-/// Two maps of entries: programs write to one while the other is read.
+/// Two maps of entries, which begin with bytes in and out: programs write to one while the other is read.
 #[derive(Debug)]
-struct Entries {
-    maps: [Map<{ key::SIZE }, { value::SIZE }>; 2],
+struct Entries<const KEY: usize, const VALUE: usize> {
+    maps: [Map<KEY, VALUE>; 2],
     /// What the last read took from the map that is not written any more.
-    taken: HashMap<[u8; key::SIZE], (u64, u64)>,
+    taken: HashMap<[u8; KEY], (u64, u64)>,
 }
+
+/// How many entries each of the two maps of sockets has, and how many of these each share has.
+#[derive(Debug)]
+struct Room {
+    totals: [Map<4, 8>; 2],
+    shares: [Map<8, 8>; 2],
+}
+
+type SocketEntries = Entries<{ key::SIZE }, { value::SIZE }>;
 
 /// The programs and their maps, for as long as this lives.
 #[derive(Debug)]
 pub struct PacketCounters {
-    sockets: Entries,
+    sockets: SocketEntries,
+    room: Room,
     /// Those of connections in TIME_WAIT, or why the kernel lets no program count them.
-    time_wait: io::Result<Entries>,
+    time_wait: io::Result<SocketEntries>,
+    /// Those of the remote ends of sockets without a peer, if they are counted.
+    remotes: Option<Entries<{ remote_key::SIZE }, REMOTE_VALUE_SIZE>>,
     /// Which of the two maps the programs write to.
     index: Map<4, 4>,
     active: usize,
@@ -118,23 +156,29 @@ pub struct PacketCounters {
 }
 
 impl PacketCounters {
-    /// Loads and attaches the programs: the kernel counts from now on.
+    /// Loads and attaches the programs: the kernel counts from now on, with `remotes` also the bytes of each remote end of sockets
+    /// without a peer.
     ///
     /// # Errors
     /// EPERM without the privileges or where another program claims the root of the hierarchy for itself; ENOSYS or
     /// EINVAL where the kernel is too old or built without cgroup BPF; Unsupported where this process is not in the
     /// initial pid namespace.
-    pub fn attach() -> io::Result<Self> {
+    pub fn attach(remotes: bool) -> io::Result<Self> {
         in_initial_pid_namespace()?;
         let sockets = Entries::create(SOCKETS)?;
+        let room = Room::create()?;
+        let remotes = remotes.then(|| Entries::create(REMOTES)).transpose()?;
         let index = Map::create(MapType::Array, 1)?;
         let overflow = Map::create(MapType::Array, 1)?;
         let makers: Map<8, { maker::SIZE }> = Map::create(MapType::LruHash, MAKERS)?;
         let closers: Map<8, { closer::SIZE }> = Map::create(MapType::Hash, CLOSERS)?;
         let fds = Fds {
             maps: sockets.fds(),
+            totals: room.totals.each_ref().map(|map| map.as_fd().as_raw_fd()),
+            shares: room.shares.each_ref().map(|map| map.as_fd().as_raw_fd()),
             index: index.as_fd().as_raw_fd(),
             overflow: overflow.as_fd().as_raw_fd(),
+            remotes: remotes.as_ref().map(Entries::fds),
             makers: makers.as_fd().as_raw_fd(),
             closers: closers.as_fd().as_raw_fd(),
         };
@@ -176,7 +220,9 @@ impl PacketCounters {
         });
         Ok(Self {
             sockets,
+            room,
             time_wait,
+            remotes,
             index,
             active: 0,
             overflow,
@@ -227,15 +273,36 @@ impl PacketCounters {
     ///
     /// # Errors
     /// What bpf(2) gives.
-    pub fn read(&mut self, mut visit: impl FnMut(SocketBytes)) -> io::Result<(u64, u64)> {
+    pub fn read(&mut self, visit: impl FnMut(SocketBytes)) -> io::Result<(u64, u64)> {
+        self.read_with_remotes(visit, |_| {})
+    }
+
+    /// As [`read`](Self::read), and calls `visit_remote` with what each remote end that is told apart has exchanged with sockets
+    /// without a peer.
+    ///
+    /// # Errors
+    /// What bpf(2) gives.
+    pub fn read_with_remotes(
+        &mut self,
+        mut visit: impl FnMut(SocketBytes),
+        mut visit_remote: impl FnMut(RemoteEndBytes),
+    ) -> io::Result<(u64, u64)> {
         let (full, other) = (self.active, 1 - self.active);
-        let mut entries: Vec<(&mut Entries, bool)> = vec![(&mut self.sockets, false)];
+        // Programs count for the socket first, so that what is read of its remote ends first is in what is read of it.
+        if let Some(remotes) = &mut self.remotes {
+            remotes.read_late(other, |key, value, before| visit_remote(parse_remote(key, value, before)))?;
+        }
+        let mut entries: Vec<(&mut SocketEntries, bool)> = vec![(&mut self.sockets, false)];
         entries.extend(self.time_wait.iter_mut().map(|entries| (entries, true)));
         for (entries, time_wait) in &mut entries {
             entries.read_late(other, |key, value, before| visit(parse(key, value, before, *time_wait)))?;
         }
+        self.room.clear(other)?;
         self.index.update(&[0; 4], &(other as u32).to_ne_bytes())?;
         self.active = other;
+        if let Some(remotes) = &mut self.remotes {
+            remotes.read(full, |key, value| visit_remote(parse_remote(key, value, (0, 0))))?;
+        }
         for (entries, time_wait) in &mut entries {
             entries.read(full, |key, value| visit(parse(key, value, (0, 0), *time_wait)))?;
         }
@@ -247,13 +314,27 @@ impl PacketCounters {
 }
 
 /// Attaches the program that counts segments of connections in TIME_WAIT.
-fn attach_time_wait(layout: &Layout, fds: &Fds, answering: Option<i32>) -> io::Result<(Entries, OwnedFd)> {
+fn attach_time_wait(layout: &Layout, fds: &Fds, answering: Option<i32>) -> io::Result<(SocketEntries, OwnedFd)> {
     let entries = Entries::create(IN_TIME_WAIT)?;
     let link = time_wait::attach(layout, fds, &time_wait::Maps { entries: entries.fds(), answering })?;
     Ok((entries, link))
 }
 
-impl Entries {
+impl Room {
+    fn create() -> io::Result<Self> {
+        let total = || Map::create(MapType::Array, 1);
+        let shares = || Map::create(MapType::Hash, SHARES);
+        Ok(Self { totals: [total()?, total()?], shares: [shares()?, shares()?] })
+    }
+
+    /// The map `n` is empty.
+    fn clear(&self, n: usize) -> io::Result<()> {
+        self.shares[n].drain(true, |_, _| ())?;
+        self.totals[n].update(&[0; 4], &[0; 8])
+    }
+}
+
+impl<const KEY: usize, const VALUE: usize> Entries<KEY, VALUE> {
     fn create(entries: u32) -> io::Result<Self> {
         let map = || Map::create(MapType::Hash, entries);
         Ok(Self { maps: [map()?, map()?], taken: HashMap::new() })
@@ -265,14 +346,10 @@ impl Entries {
 
     /// Calls `visit` with the entries of the map `n`, which the call before this has read, to which programs have added
     /// late, and with what that call has read. Empties the map.
-    fn read_late(
-        &mut self,
-        n: usize,
-        mut visit: impl FnMut(&[u8; key::SIZE], &[u8; value::SIZE], (u64, u64)),
-    ) -> io::Result<()> {
+    fn read_late(&mut self, n: usize, mut visit: impl FnMut(&[u8; KEY], &[u8; VALUE], (u64, u64))) -> io::Result<()> {
         let taken = std::mem::take(&mut self.taken);
         let map = &self.maps[n];
-        let mut visit_late = |key: &[u8; key::SIZE], value: &[u8; value::SIZE]| {
+        let mut visit_late = |key: &[u8; KEY], value: &[u8; VALUE]| {
             let before = taken.get(key).copied().unwrap_or_default();
             if moved(value) != before {
                 visit(key, value, before);
@@ -292,7 +369,7 @@ impl Entries {
     }
 
     /// Calls `visit` with the entries of the map `n`, to which programs do not write any more.
-    fn read(&mut self, n: usize, mut visit: impl FnMut(&[u8; key::SIZE], &[u8; value::SIZE])) -> io::Result<()> {
+    fn read(&mut self, n: usize, mut visit: impl FnMut(&[u8; KEY], &[u8; VALUE])) -> io::Result<()> {
         let taken = &mut self.taken;
         self.maps[n].drain(false, |key, value| {
             taken.insert(*key, moved(value));
@@ -302,12 +379,18 @@ impl Entries {
 }
 
 /// Bytes in and out, in an entry.
-fn moved(value: &[u8; value::SIZE]) -> (u64, u64) {
+fn moved(value: &[u8]) -> (u64, u64) {
     (u64_at(value, value::BYTES_IN), u64_at(value, value::BYTES_OUT))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+/// An address of 16 bytes, IPv4 mapped into IPv6.
+fn address_at(bytes: &[u8], at: usize) -> IpAddr {
+    let octets = bytes.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).unwrap_or_default();
+    Ipv6Addr::from(octets).into()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -317,16 +400,12 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 /// An entry, less what was taken from it `before`.
 fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64), time_wait: bool) -> SocketBytes {
     let pid = |at| Some(u32_at(value, at)).filter(|&pid| pid != 0);
-    let address = |at: usize| -> IpAddr {
-        let octets = value.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).unwrap_or_default();
-        Ipv6Addr::from(octets).into()
-    };
     let tuple = || {
         let remote_port = u16::from_be_bytes([value[value::REMOTE_PORT + 2], value[value::REMOTE_PORT + 3]]);
         Tuple {
             protocol: Protocol::from_number(u32_at(value, value::PROTOCOL) as u8),
-            source: Endpoint::new(address(value::LOCAL_ADDRESS), u32_at(value, value::LOCAL_PORT) as u16),
-            destination: Endpoint::new(address(value::REMOTE_ADDRESS), remote_port),
+            source: Endpoint::new(address_at(value, value::LOCAL_ADDRESS), u32_at(value, value::LOCAL_PORT) as u16),
+            destination: Endpoint::new(address_at(value, value::REMOTE_ADDRESS), remote_port),
         }
     };
     SocketBytes {
@@ -337,5 +416,19 @@ fn parse(key: &[u8; key::SIZE], value: &[u8; value::SIZE], before: (u64, u64), t
         bytes_out: moved(value).1.saturating_sub(before.1),
         time_wait,
         maker: pid(value::MAKER).map(|pid| (pid, u64_at(value, value::MADE_AT))),
+    }
+}
+
+/// The entry of a remote end, less what was taken from it `before`.
+fn parse_remote(key: &[u8; remote_key::SIZE], value: &[u8; REMOTE_VALUE_SIZE], before: (u64, u64)) -> RemoteEndBytes {
+    let protocol = u32_at(key, remote_key::PROTOCOL);
+    let port = u16::from_be_bytes([key[remote_key::PORT], key[remote_key::PORT + 1]]);
+    RemoteEndBytes {
+        cookie: u64_at(key, remote_key::COOKIE),
+        loopback: protocol & remote_key::LOOPBACK != 0,
+        protocol: Protocol::from_number(protocol as u8),
+        remote: Endpoint::new(address_at(key, remote_key::ADDRESS), port),
+        bytes_in: moved(value).0.saturating_sub(before.0),
+        bytes_out: moved(value).1.saturating_sub(before.1),
     }
 }

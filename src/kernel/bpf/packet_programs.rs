@@ -36,12 +36,35 @@ pub mod value {
     pub const LOCAL_ADDRESS: usize = 32;
     /// 16 bytes, IPv4 mapped into IPv6.
     pub const REMOTE_ADDRESS: usize = 48;
-    /// A process id in the initial pid namespace, a u32, and as much padding; 0 where none is recorded.
+    /// A process id in the initial pid namespace, a u32; 0 where none is recorded.
     pub const MAKER: usize = 64;
+    /// The number of its entries in the map of remote ends, a u32.
+    pub const REMOTES: usize = 68;
     /// When the maker made or connected it, in ns of CLOCK_MONOTONIC, a u64.
     pub const MADE_AT: usize = 72;
     pub const SIZE: usize = 80;
 }
+
+/// The key of a remote end's entry: where each field begins.
+pub mod remote_key {
+    /// The socket's, a u64.
+    pub const COOKIE: usize = 0;
+    /// 16 bytes, IPv4 mapped into IPv6.
+    pub const ADDRESS: usize = 8;
+    /// Two bytes in network byte order, and as many zeros.
+    pub const PORT: usize = 24;
+    /// The IP protocol of the socket, plus [`LOOPBACK`](self::LOOPBACK) for packets of the loopback interface; a u32.
+    pub const PROTOCOL: usize = 28;
+    pub const LOOPBACK: u32 = 0x100;
+    pub const SIZE: usize = 32;
+}
+
+/// The size of a remote end's entry: its bytes received and sent are where a socket's entry has them.
+pub const REMOTE_VALUE_SIZE: usize = 16;
+
+/// The remote ends of one socket that are told apart between two reads, so that a flood of addresses at one takes no room from the
+/// others.
+pub const REMOTES_OF_SOCKET: i32 = 4096;
 
 /// What is recorded of a maker: where each field begins.
 pub mod maker {
@@ -66,10 +89,15 @@ pub mod closer {
 pub struct Fds {
     /// The two maps of entries.
     pub maps: [i32; 2],
+    /// For each of the two, the number of its entries, a u64, and how many of these each share has.
+    pub totals: [i32; 2],
+    pub shares: [i32; 2],
     /// Which of the two is written to, a u32.
     pub index: i32,
     /// Bytes in and out for which the maps had no room, two u64.
     pub overflow: i32,
+    /// The two maps of remote ends, if they are counted.
+    pub remotes: Option<[i32; 2]>,
     /// Makers by cookie.
     pub makers: i32,
     /// Closers by cookie.
@@ -100,6 +128,11 @@ pub const SOCK_PROTOCOL: i16 = 12;
 const SOCK_STATE: i16 = 72;
 /// The loopback interface has this index in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
 pub const LOOPBACK_IFINDEX: i32 = 1;
+/// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
+pub const SOCKETS: u32 = 65_536;
+/// The rest of them is for shares that have few.
+const UNRESERVED: i32 = SOCKETS as i32 / 8 * 7;
+const FEW_OF_SHARE: i32 = 1024;
 /// BPF_NOEXIST: the packet of another CPU may have made the entry meanwhile, and its bytes stay.
 const NOEXIST: i32 = 1;
 
@@ -109,6 +142,12 @@ const CONTEXT: Register = R6;
 const HEADERS: Register = R7;
 /// The number of segments beyond the first.
 const SEGMENTS: Register = R8;
+/// Before there is an entry: the address of the number of entries, and that of those of the share, or 0.
+const TOTAL: Register = R7;
+const OF_SHARE: Register = R8;
+/// The socket's entry, and where the packet's transport header begins, from then on.
+const ENTRY: Register = R7;
+const TRANSPORT: Register = R8;
 /// The bytes that a packet counts.
 const BYTES: Register = R9;
 /// The end of the stack, from which it grows downwards.
@@ -117,6 +156,11 @@ pub const STACK: Register = R10;
 pub const KEY: i16 = -(key::SIZE as i16);
 pub const VALUE: i16 = KEY - value::SIZE as i16;
 pub const PACKET: i16 = VALUE - 16;
+/// The key of a share and a zero, once the packet is counted.
+const SHARE: i16 = PACKET;
+/// The key and the entry of a remote end.
+const REMOTE_KEY: i16 = PACKET - remote_key::SIZE as i16;
+const REMOTE_VALUE: i16 = REMOTE_KEY - REMOTE_VALUE_SIZE as i16;
 
 pub const fn on_stack(base: i16, field: usize) -> i16 {
     base + field as i16
@@ -140,20 +184,26 @@ pub fn count(fds: &Fds, field: usize, answering: Option<i32>) -> io::Result<Vec<
     code.push([I::store_double(STACK, on_stack(KEY, key::LOOPBACK), R2)]);
     count_headers(&mut code);
     select_map(&mut code, fds);
-    for (scope, &map) in (1..).zip(&fds.maps) {
+    for (scope, n) in (1..).zip([0, 1]) {
+        let map = fds.maps[n];
         code.scope(scope);
         code.label("map");
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
+        take_room(&mut code, fds.totals[n], fds.shares[n]);
         make_entry(&mut code, fds, map);
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
-        // The map is full.
+        code.label("full");
         code.push(I::load_map_value(R0, fds.overflow));
         code.push([I::atomic_add(R0, field as i16, BYTES)]);
         code.jump("end");
         code.label("add");
         code.push([I::atomic_add(R0, field as i16, BYTES)]);
+        if let Some(remotes) = fds.remotes {
+            code.push([I::copy(ENTRY, R0)]);
+            count_remote(&mut code, remotes[n], field);
+        }
         code.jump("end");
     }
     end(&mut code);
@@ -193,10 +243,99 @@ fn count_headers(code: &mut Assembler) {
 
 /// Copies `length` bytes of the packet, from the offset in r2 on, to the stack.
 fn load_packet(code: &mut Assembler, length: i32) {
+    load_bytes(code, PACKET, length, "counted");
+}
+
+/// Copies `length` bytes of the packet, from the offset in r2 on, to the offset `to` from the end of the stack. Jumps to `otherwise`
+/// where the packet is shorter.
+fn load_bytes(code: &mut Assembler, to: i16, length: i32, otherwise: &'static str) {
     use Instruction as I;
-    code.push([I::copy(R1, CONTEXT), I::copy(R3, STACK), I::add(R3, PACKET.into()), I::set(R4, length)]);
+    code.push([I::copy(R1, CONTEXT), I::copy(R3, STACK), I::add(R3, to.into()), I::set(R4, length)]);
     code.push([I::call(Helper::SkbLoadBytes)]);
-    code.jump_unless_equal(R0, 0, "counted");
+    code.jump_unless_equal(R0, 0, otherwise);
+}
+
+/// Adds the bytes to the `field` of the packet's remote end, if the socket has no peer: a UDP server, a raw socket. Its remote end is
+/// where the packet says it comes from or goes to. What a listener of TCP receives begins a connection, which has a peer.
+fn count_remote(code: &mut Assembler, map: i32, field: usize) {
+    use Instruction as I;
+    code.push([I::load(R1, ENTRY, value::PROTOCOL as i16)]);
+    code.jump_if_equal(R1, libc::IPPROTO_TCP, "end");
+    code.push([I::load(R1, CONTEXT, skb::FAMILY), I::load(R2, CONTEXT, skb::REMOTE_IP4)]);
+    code.jump_unless_equal(R1, libc::AF_INET6, "peer");
+    code.push([I::load(R2, CONTEXT, skb::REMOTE_IP6)]);
+    for at in [4, 8, 12] {
+        code.push([I::load(R1, CONTEXT, skb::REMOTE_IP6 + at), I::or_register(R2, R1)]);
+    }
+    code.label("peer");
+    code.jump_unless_equal(R2, 0, "end");
+    make_remote_key(code, field);
+    lookup_remote(code, map);
+    code.jump_unless_equal(R0, 0, "add to remote end");
+    code.push([I::load(R1, ENTRY, value::REMOTES as i16)]);
+    code.jump_if_less(R1, REMOTES_OF_SOCKET, "new remote end");
+    code.jump("end");
+    code.label("new remote end");
+    for at in (0..REMOTE_VALUE_SIZE).step_by(8) {
+        code.push([I::store_double_value(STACK, on_stack(REMOTE_VALUE, at), 0)]);
+    }
+    insert_at(code, map, REMOTE_KEY, REMOTE_VALUE);
+    lookup_remote(code, map);
+    // The map is full.
+    code.jump_if_equal(R0, 0, "end");
+    code.push([I::set(R1, 1), I::atomic_add_word(ENTRY, value::REMOTES as i16, R1)]);
+    code.label("add to remote end");
+    code.push([I::atomic_add(R0, field as i16, BYTES)]);
+}
+
+/// Makes the key of the packet's remote end on the stack: from its source, if `field` says that it came in, or its destination.
+fn make_remote_key(code: &mut Assembler, field: usize) {
+    use Instruction as I;
+    // Where the headers of IPv4, IPv6 and the transport have what is remote.
+    let (ipv4, ipv6, port) = if field == value::BYTES_IN { (12, 8, 0) } else { (16, 24, 2) };
+    let key = |field: usize| on_stack(REMOTE_KEY, field);
+    code.push([I::load_double(R1, STACK, on_stack(KEY, key::COOKIE))]);
+    code.push([I::store_double(STACK, key(remote_key::COOKIE), R1)]);
+    for at in (remote_key::ADDRESS..remote_key::SIZE).step_by(8) {
+        code.push([I::store_double_value(STACK, key(at), 0)]);
+    }
+    code.push([
+        I::load_double(R1, STACK, on_stack(KEY, key::LOOPBACK)),
+        I::shift_left(R1, remote_key::LOOPBACK.ilog2() as i32),
+    ]);
+    code.push([I::load(R2, ENTRY, value::PROTOCOL as i16), I::add_register(R1, R2)]);
+    code.push([I::store(STACK, key(remote_key::PROTOCOL), R1), I::set(R2, 0)]);
+    load_bytes(code, PACKET, 10, "end");
+    code.push([I::load_byte(R1, STACK, PACKET), I::copy(TRANSPORT, R1), I::shift_right(R1, 4)]);
+    code.jump_unless_equal(R1, 4, "IPv6 remote end");
+    code.push([I::and(TRANSPORT, 15), I::shift_left(TRANSPORT, 2)]);
+    // The prefix ::ffff:0:0/96.
+    let prefix = i32::from_ne_bytes([0, 0, 0xff, 0xff]);
+    code.push([I::store_value(STACK, key(remote_key::ADDRESS + 8), prefix), I::set(R2, ipv4)]);
+    load_bytes(code, key(remote_key::ADDRESS + 12), 4, "end");
+    // A later fragment has no port: its offset, in network byte order and below three flags, is not 0.
+    code.push([I::load_half(R1, STACK, PACKET + 6), I::and(R1, u16::to_be(0x1fff).into())]);
+    code.jump_unless_equal(R1, 0, "remote end");
+    code.push([I::load_byte(R1, STACK, PACKET + 9)]);
+    code.jump("port");
+    code.label("IPv6 remote end");
+    code.push([I::set(TRANSPORT, 40), I::set(R2, ipv6)]);
+    load_bytes(code, key(remote_key::ADDRESS), 16, "end");
+    code.push([I::load_byte(R1, STACK, PACKET + 6)]);
+    code.label("port");
+    for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE, libc::IPPROTO_SCTP] {
+        code.jump_if_equal(R1, protocol, "has port");
+    }
+    code.jump("remote end");
+    code.label("has port");
+    code.push([I::copy(R2, TRANSPORT), I::add(R2, port)]);
+    load_bytes(code, key(remote_key::PORT), 2, "end");
+    code.label("remote end");
+}
+
+/// r0 = the address of the entry of the remote end with the key on the stack, or 0.
+fn lookup_remote(code: &mut Assembler, map: i32) {
+    lookup_at(code, map, REMOTE_KEY);
 }
 
 /// Jumps to the code for the map that is written to: the label `map` in its scope. It has to follow at once.
@@ -210,9 +349,58 @@ pub fn select_map(code: &mut Assembler, fds: &Fds) {
 
 /// r0 = the address of the entry with the key on the stack, or 0.
 pub fn lookup(code: &mut Assembler, map: i32) {
+    lookup_at(code, map, KEY);
+}
+
+/// The same, with the key at the offset `key` from the end of the stack.
+fn lookup_at(code: &mut Assembler, map: i32, key: i16) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
-    code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
+    code.push([I::copy(R2, STACK), I::add(R2, key.into()), I::call(Helper::MapLookupElem)]);
+}
+
+/// Counts one entry more for the socket's share of the map; jumps to `full` if it may not have one more.
+///
+/// A share is the sockets of a cgroup at the second level, with all below it: systemd has those of a user there, or of a service,
+/// and container runtimes those of a container. Sockets of the root cgroup have a share for each user.
+fn take_room(code: &mut Assembler, total: i32, shares: i32) {
+    use Instruction as I;
+    for level in [2, 1] {
+        code.push([I::copy(R1, CONTEXT), I::set(R2, level), I::call(Helper::SkbAncestorCgroupId)]);
+        code.jump_unless_equal(R0, 0, "share");
+    }
+    // In the upper half, where ids of cgroups have nothing on a host of 64 bits.
+    code.push([I::copy(R1, CONTEXT), I::call(Helper::GetSocketUid), I::shift_left(R0, 32)]);
+    code.label("share");
+    code.push([I::store_double(STACK, SHARE, R0), I::store_double_value(STACK, SHARE + 8, 0)]);
+    look_up_share(code, shares);
+    code.jump_unless_equal(R0, 0, "has share");
+    code.push(I::load_map(R1, shares));
+    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::copy(R3, STACK), I::add(R3, (SHARE + 8).into())]);
+    code.push([I::set(R4, NOEXIST), I::call(Helper::MapUpdateElem)]);
+    look_up_share(code, shares);
+    code.label("has share");
+    code.push([I::copy(OF_SHARE, R0)]);
+    code.push(I::load_map_value(TOTAL, total));
+    code.push([I::load_double(R1, TOTAL, 0)]);
+    code.jump_if_less(R1, UNRESERVED, "has room");
+    // There are more shares than can be told apart.
+    code.jump_if_equal(OF_SHARE, 0, "full");
+    code.push([I::load_double(R1, OF_SHARE, 0)]);
+    code.jump_if_less(R1, FEW_OF_SHARE, "has room");
+    code.jump("full");
+    code.label("has room");
+    code.push([I::set(R1, 1), I::atomic_add(TOTAL, 0, R1)]);
+    code.jump_if_equal(OF_SHARE, 0, "counted share");
+    code.push([I::atomic_add(OF_SHARE, 0, R1)]);
+    code.label("counted share");
+}
+
+/// r0 = the address of the number of entries of the share on the stack, or 0.
+fn look_up_share(code: &mut Assembler, shares: i32) {
+    use Instruction as I;
+    code.push(I::load_map(R1, shares));
+    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::call(Helper::MapLookupElem)]);
 }
 
 /// Makes an entry with the socket's addresses and maker, and without bytes.
@@ -267,9 +455,14 @@ pub fn clear_value(code: &mut Assembler) {
 
 /// Inserts the entry on the stack with the key on the stack.
 pub fn insert(code: &mut Assembler, map: i32) {
+    insert_at(code, map, KEY, VALUE);
+}
+
+/// The same, with the key and the entry at these offsets from the end of the stack.
+fn insert_at(code: &mut Assembler, map: i32, key: i16, value: i16) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
-    code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::copy(R3, STACK), I::add(R3, VALUE.into())]);
+    code.push([I::copy(R2, STACK), I::add(R2, key.into()), I::copy(R3, STACK), I::add(R3, value.into())]);
     code.push([I::set(R4, NOEXIST), I::call(Helper::MapUpdateElem)]);
 }
 

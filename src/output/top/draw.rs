@@ -373,12 +373,13 @@ fn remotes(model: &Model, canvas: &mut Canvas<'_>, top: usize, lines: usize) {
     }
 }
 
-/// `tcp 203.0.113.77:443`
+/// `tcp 203.0.113.77:443`, and the name if it is known.
 fn remote(end: &RemoteItem) -> String {
     let protocol = end.remote.protocol_name();
+    let name = end.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     match end.remote.port {
-        0 => format!("{protocol} {}", end.remote.address),
-        port => format!("{protocol} {}", std::net::SocketAddr::new(end.remote.address, port)),
+        0 => format!("{protocol} {}{name}", end.remote.address),
+        port => format!("{protocol} {}{name}", std::net::SocketAddr::new(end.remote.address, port)),
     }
 }
 

@@ -114,6 +114,7 @@ impl Item {
 #[derive(Debug, Clone)]
 pub(super) struct RemoteItem {
     pub remote: Remote,
+    pub name: Option<Arc<str>>,
     pub rate: Rate,
     pub total: (u64, u64),
 }
@@ -315,7 +316,7 @@ impl Model {
         for row in self.frame.rows.iter().filter(|row| self.belongs(row, &opened.key)) {
             let Some(detail) = &row.detail else { continue };
             for end in &detail.remotes {
-                let new = RemoteItem { remote: end.remote, rate: (0.0, 0.0), total: (0, 0) };
+                let new = RemoteItem { remote: end.remote, name: end.name.clone(), rate: (0.0, 0.0), total: (0, 0) };
                 let item = ends.entry(end.remote).or_insert(new);
                 item.total = (item.total.0 + end.bytes_in, item.total.1 + end.bytes_out);
                 item.rate.0 += per_second(end.moved_in, interval);

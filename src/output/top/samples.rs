@@ -88,7 +88,14 @@ fn row(at: usize, seconds: u64) -> Row {
 fn end(last: u8, (moved_in, moved_out): (u64, u64), seconds: u64) -> RemoteBytes {
     let remote =
         Remote { address: Ipv4Addr::new(203, 0, 113, last).into(), port: 51_000 + u16::from(last), protocol: 6 };
-    RemoteBytes { remote, bytes_in: moved_in * seconds, bytes_out: moved_out * seconds, moved_in, moved_out }
+    RemoteBytes {
+        remote,
+        name: None,
+        bytes_in: moved_in * seconds,
+        bytes_out: moved_out * seconds,
+        moved_in,
+        moved_out,
+    }
 }
 
 fn of_bytes((bytes_in, bytes_out): (u64, u64), (moved_in, moved_out): (u64, u64)) -> Row {

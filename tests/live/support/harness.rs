@@ -53,10 +53,15 @@ pub fn needs_bpf() -> Result<TcpOwners, Lack> {
 
 /// Counters of packets, or the reason why this kernel gives none.
 pub fn needs_packets() -> Result<PacketCounters, Lack> {
-    PacketCounters::attach().map_err(|error| Lack::of("BPF", &error))
+    PacketCounters::attach(false).map_err(|error| Lack::of("BPF", &error))
 }
 
-/// The same, where the kernel also lets a program count the segments of connections in TIME_WAIT.
+/// The same, with the remote ends of sockets without a peer.
+pub fn needs_remotes() -> Result<PacketCounters, Lack> {
+    PacketCounters::attach(true).map_err(|error| Lack::of("BPF", &error))
+}
+
+/// The counters of packets, where the kernel also lets a program count the segments of connections in TIME_WAIT.
 pub fn needs_time_wait() -> Result<PacketCounters, Lack> {
     let counters = needs_packets()?;
     match counters.refused_time_wait() {
