@@ -186,6 +186,9 @@ impl Site {
     fn data(&mut self, request: &Request) -> Option<Response> {
         self.interest.follow(INTEREST);
         if request.after == Some(self.ticks) {
+            if !request.moved_only {
+                self.interest.want_all();
+            }
             return None;
         }
         // What has moved since the tick before the last is not known.
