@@ -150,7 +150,7 @@ impl Detailing {
         let details = Details::new(remotes);
         let details = if self.resolve { details.with_names(HostNames::of_this_host()) } else { details };
         if !showing.json && !top && self.remotes.is_none() {
-            return web.map(|web| details.while_wanted(Arc::clone(web.interest())));
+            return web.map(|web| details.for_interest(Arc::clone(web.interest())));
         }
         Some(if rates && !showing.json { details.by_rate() } else { details })
     }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::detail::{Detail, Remotes};
 use super::host_names::HostNames;
+use super::interest::{Interest, Wanted};
 use super::source::{Reading, Source};
 use super::subject::Subject;
 
@@ -31,6 +31,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether a byte has moved since the last tick.
+    pub fn has_moved(&self) -> bool {
+        self.moved_in + self.moved_out > 0
+    }
+
     /// Its bytes alone.
     pub fn without_detail(&self) -> Self {
         Self { subject: Arc::clone(&self.subject), detail: None, ..*self }
@@ -53,14 +58,14 @@ pub struct Details {
     /// The names of their addresses; `None` unless they are looked up.
     names: Option<HostNames>,
     before: HashMap<Arc<Subject>, Remotes>,
-    /// Details are entered only while this is not 0; `None` if they always are.
-    wanted: Option<Arc<AtomicU32>>,
+    /// Who wants them; `None` if all rows always have them.
+    interest: Option<Arc<Interest>>,
 }
 
 impl Details {
     /// With this number of remote ends for each row: those with the most bytes.
     pub fn new(remotes: usize) -> Self {
-        Self { remotes, by_rate: false, names: None, before: HashMap::new(), wanted: None }
+        Self { remotes, by_rate: false, names: None, before: HashMap::new(), interest: None }
     }
 
     /// With those that move the most bytes instead.
@@ -73,22 +78,27 @@ impl Details {
         Self { names: Some(names), ..self }
     }
 
-    /// Enters them only while `wanted` is not 0.
-    pub fn while_wanted(self, wanted: Arc<AtomicU32>) -> Self {
-        Self { wanted: Some(wanted), ..self }
+    /// Enters only what somebody wants.
+    pub fn for_interest(self, interest: Arc<Interest>) -> Self {
+        Self { interest: Some(interest), ..self }
     }
 
     /// Enters into each row what `source` knows of its subject, in the frame of `now`.
     pub fn enter(&mut self, rows: &mut [Row], source: &dyn Source, now: Instant) {
-        let mut before = std::mem::take(&mut self.before);
-        if self.wanted.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed) == 0) {
+        let wanted = self.interest.as_ref().map_or(Wanted::All, |interest| interest.of_this_frame());
+        if wanted == Wanted::Nothing {
+            self.before.clear();
             return;
         }
         if let Some(names) = &mut self.names {
             names.begin_frame(now);
         }
-        let mut rows: HashMap<Arc<Subject>, &mut Row> =
-            rows.iter_mut().map(|row| (Arc::clone(&row.subject), row)).collect();
+        let mut before = std::mem::take(&mut self.before);
+        let mut rows: HashMap<Arc<Subject>, &mut Row> = rows
+            .iter_mut()
+            .filter(|row| wanted == Wanted::All || row.has_moved())
+            .map(|row| (Arc::clone(&row.subject), row))
+            .collect();
         source.each_detail(&mut |subject, mut detail, ends| {
             let Some(row) = rows.get_mut(subject) else { return };
             if let Some(ends) = ends {
@@ -102,6 +112,11 @@ impl Details {
             }
             row.detail = Some(Box::new(detail));
         });
+        if wanted == Wanted::Moved {
+            // The others are as they were.
+            before.extend(self.before.drain());
+            self.before = before;
+        }
         if let Some(names) = &mut self.names {
             names.end_frame(now);
         }

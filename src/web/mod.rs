@@ -22,7 +22,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use anyhow::{Context, Result};
@@ -30,6 +29,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::output::json::Named;
 use crate::output::{Announcement, Frame, Output};
+use crate::traffic::interest::{Interest, Wanted};
 use metrics::MetricsSettings;
 use past::Past;
 use site::Site;
@@ -39,9 +39,9 @@ pub const REMOTES: usize = 12;
 
 /// What the loop sends to the server.
 enum Message {
-    /// A frame with all its rows.
+    /// A frame with all its rows, and their details.
     Whole(Frame),
-    /// A frame with the rows that moved, without details.
+    /// A frame with the rows that moved, and their details if somebody wants them.
     Moved(Frame),
     /// The messages and notifications of a tick that is not shown.
     Events(Frame),
@@ -54,7 +54,7 @@ pub struct Web {
     /// `None` only while it is dropped.
     messages: Option<Sender<Message>>,
     wakeup: Arc<EventFd>,
-    interest: Arc<AtomicU32>,
+    interest: Arc<Interest>,
 }
 
 impl Web {
@@ -76,7 +76,7 @@ impl Web {
         let wakeup = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wakeup = Arc::new(wakeup.context("--http: eventfd(2)")?);
         let (sender, messages) = channel();
-        let interest = Arc::new(AtomicU32::new(0));
+        let interest = Arc::new(Interest::default());
         let past = history.map(|file| Past::new(file, Arc::clone(&wakeup)));
         let site = Site::new(named, metrics, Arc::clone(&interest), past);
         let wakes = Arc::clone(&wakeup);
@@ -92,8 +92,8 @@ impl Web {
         format!("the figures are at http://{}/", self.address)
     }
 
-    /// How many more frames are to have all there is: somebody looks at them.
-    pub fn interest(&self) -> &Arc<AtomicU32> {
+    /// What those who look at the page want of frames.
+    pub fn interest(&self) -> &Arc<Interest> {
         &self.interest
     }
 
@@ -109,11 +109,11 @@ impl Web {
 
 impl Output for Web {
     fn show(&mut self, frame: &Frame) -> io::Result<()> {
-        let one_less = |frames: u32| frames.checked_sub(1);
-        let is_wanted = self.interest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-        let is_whole = is_wanted || frame.interval.is_some_and(|interval| interval >= site::RARE);
-        let moved = frame.rows.iter().filter(|row| is_whole || row.moved_in + row.moved_out > 0);
-        let rows = moved.map(|row| if is_whole { row.clone() } else { row.without_detail() });
+        let wanted = self.interest.of_this_frame();
+        self.interest.end_frame();
+        let is_whole = wanted == Wanted::All || frame.interval.is_some_and(|interval| interval >= site::RARE);
+        let rows = frame.rows.iter().filter(|row| is_whole || row.has_moved());
+        let rows = rows.map(|row| if wanted == Wanted::Nothing { row.without_detail() } else { row.clone() });
         let frame = Frame {
             rows: rows.collect(),
             unowned: frame.unowned.clone(),
@@ -167,12 +167,16 @@ mod tests {
         let (mut web, messages) = web();
         let mut frame = Frame::at(Moment::now());
         frame.rows = vec![row(Subject::Named((*b"moves").into()), 1), row(Subject::Named((*b"rests").into()), 0)];
-        web.interest.store(1, Ordering::Relaxed);
-        web.show(&frame).unwrap();
-        web.show(&frame).unwrap();
+        web.interest.want_all();
+        web.interest.follow(2);
+        for _ in 0..3 {
+            web.show(&frame).unwrap();
+        }
         web.tell(&frame).unwrap();
         let Ok(Message::Whole(whole)) = messages.recv() else { panic!() };
         assert_eq!(whole.rows, frame.rows);
+        let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
+        assert_eq!(moved.rows, frame.rows[..1]);
         let Ok(Message::Moved(moved)) = messages.recv() else { panic!() };
         assert_eq!(moved.rows, [frame.rows[0].without_detail()]);
         assert!(matches!(messages.recv(), Ok(Message::Events(_))));

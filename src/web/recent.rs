@@ -21,11 +21,13 @@ pub struct Series {
     pub bytes_in: Box<[u64]>,
     /// Bytes that went out.
     pub bytes_out: Box<[u64]>,
+    /// The bytes of all seconds, both ways.
+    sum: u64,
 }
 
 impl Default for Series {
     fn default() -> Self {
-        Self { bytes_in: vec![0; SECONDS].into(), bytes_out: vec![0; SECONDS].into() }
+        Self { bytes_in: vec![0; SECONDS].into(), bytes_out: vec![0; SECONDS].into(), sum: 0 }
     }
 }
 
@@ -33,6 +35,7 @@ impl Series {
     /// Makes room for `seconds` at the end.
     fn shift(&mut self, seconds: usize) {
         for bytes in [&mut self.bytes_in, &mut self.bytes_out] {
+            self.sum -= bytes[..seconds].iter().sum::<u64>();
             bytes.rotate_left(seconds);
             bytes[SECONDS - seconds..].fill(0);
         }
@@ -40,6 +43,7 @@ impl Series {
 
     /// Adds bytes that moved in the last `seconds`, in equal parts.
     fn spread(&mut self, seconds: usize, moved: (u64, u64)) {
+        self.sum += moved.0 + moved.1;
         for (bytes, moved) in [(&mut self.bytes_in, moved.0), (&mut self.bytes_out, moved.1)] {
             let parts = seconds as u64;
             bytes[SECONDS - seconds..].iter_mut().for_each(|bytes| *bytes += moved / parts);
@@ -48,14 +52,10 @@ impl Series {
     }
 
     fn add(&mut self, other: &Self) {
+        self.sum += other.sum;
         for (bytes, more) in [(&mut self.bytes_in, &other.bytes_in), (&mut self.bytes_out, &other.bytes_out)] {
             bytes.iter_mut().zip(more).for_each(|(bytes, more)| *bytes += more);
         }
-    }
-
-    /// The bytes in and out of all seconds.
-    pub fn sums(&self) -> (u64, u64) {
-        (self.bytes_in.iter().sum(), self.bytes_out.iter().sum())
     }
 }
 
@@ -102,14 +102,12 @@ impl Recent {
         if self.subjects.len() < MOST_SUBJECTS {
             return true;
         }
-        let sum = |(subject, series): (&Arc<Subject>, &Series)| {
-            let (bytes_in, bytes_out) = series.sums();
-            (bytes_in + bytes_out, Arc::clone(subject))
-        };
-        let Some((least, subject)) = self.subjects.iter().map(sum).min() else { return false };
+        let least = self.subjects.iter().map(|(subject, series)| (series.sum, subject)).min();
+        let Some((least, subject)) = least else { return false };
         if least >= bytes {
             return false;
         }
+        let subject = Arc::clone(subject);
         if let Some(series) = self.subjects.remove(&subject) {
             self.others.add(&series);
         }
@@ -118,7 +116,7 @@ impl Recent {
 
     /// The subjects that have moved anything, and their bytes.
     pub fn subjects(&self) -> impl Iterator<Item = (&Arc<Subject>, &Series)> {
-        self.subjects.iter().filter(|(_, series)| series.sums() != (0, 0))
+        self.subjects.iter().filter(|(_, series)| series.sum != 0)
     }
 
     /// The bytes of all others.
@@ -169,8 +167,10 @@ mod tests {
             history.tick(start + Duration::from_secs(second), &rows);
         }
         assert_eq!(history.subjects().count(), MOST_SUBJECTS);
-        let all = history.subjects().map(|(_, series)| series).chain([history.others()]).map(Series::sums);
-        let (bytes_in, bytes_out) = all.fold((0, 0), |sum, bytes| (sum.0 + bytes.0, sum.1 + bytes.1));
+        let all: Vec<_> = history.subjects().map(|(_, series)| series).chain([history.others()]).collect();
+        let sum = |bytes: fn(&Series) -> &[u64]| all.iter().flat_map(|series| bytes(series)).sum::<u64>();
+        let (bytes_in, bytes_out) = (sum(|series| &series.bytes_in), sum(|series| &series.bytes_out));
         assert_eq!((bytes_in, bytes_out), (40 * 100 * (49 * 50 / 2) + 50 * (39 * 40 / 2), 50 * 40));
+        assert_eq!(all.iter().map(|series| series.sum).sum::<u64>(), bytes_in + bytes_out);
     }
 }

@@ -18,6 +18,8 @@ pub struct Request {
     pub path: String,
     /// The tick that the client has: it waits for a later one.
     pub after: Option<u64>,
+    /// Whether the rows that have not moved since that tick may be missing.
+    pub moved_only: bool,
     /// Whether the history of the last minutes is wanted, too.
     pub with_history: bool,
     /// The first moment of the range whose history is wanted, and the one after its last, in full minutes, in seconds since 1970.
@@ -94,12 +96,14 @@ pub fn parse(bytes: &[u8], is_loopback: bool) -> Result<Option<Request>, Status>
         _ => return Err(Status::BadRequest),
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
     let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     Ok(Some(Request {
         is_head,
         path: path.to_owned(),
         after: value("after").and_then(|tick| tick.parse().ok()),
-        with_history: value("history").is_some(),
+        moved_only: has("moved"),
+        with_history: has("history"),
         range: value("from").zip(value("to")).and_then(|(from, to)| range(from, to)),
         takes_openmetrics: values("accept").any(|accepted| accepted.contains("application/openmetrics-text")),
     }))
@@ -137,12 +141,13 @@ mod tests {
 
     #[test]
     fn a_request_is_read_when_its_headers_have_come() {
-        let text = "GET /data.json?after=7&history=600 HTTP/1.1\nHost: localhost:8000\nAccept: text/html\n\n";
+        let text = "GET /data.json?after=7&moved&history=600 HTTP/1.1\nHost: localhost:8000\nAccept: text/html\n\n";
         for end in 0..text.len() {
             assert_eq!(parsed(&text[..end]), Ok(None));
         }
         let request = parsed(text).unwrap().unwrap();
-        assert_eq!((request.path.as_str(), request.after, request.with_history), ("/data.json", Some(7), true));
+        assert_eq!((request.path.as_str(), request.after), ("/data.json", Some(7)));
+        assert!(request.moved_only && request.with_history);
         assert!(!request.is_head && !request.takes_openmetrics);
         let range = |query: &str| {
             parsed(&format!("GET /history.json?{query} HTTP/1.1\nHost: [::1]\n\n")).unwrap().unwrap().range

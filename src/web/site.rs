@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::unistd::geteuid;
 use serde_json::json;
 
 use super::Message;
@@ -14,6 +14,7 @@ use super::recent::{Recent, Series};
 use super::request::{Request, Status};
 use crate::output::json::{self, Named, Records};
 use crate::output::{Frame, host};
+use crate::traffic::interest::Interest;
 use crate::traffic::rates::Row;
 use crate::workload::names::Names;
 
@@ -28,9 +29,9 @@ const PAGE: &[(&str, &str, &str)] = &[
     ("/page.js", SCRIPT, include_str!("page/page.js")),
 ];
 
-/// The ticks for which whole frames are made after a request for them.
+/// The ticks for which rows have details after a request for them.
 const INTEREST: u32 = 15;
-/// Ticks at least this far apart always make whole frames: that costs little then, and a client would wait long for the next.
+/// Ticks at least this far apart always have all rows: that costs little then, and a client would wait long for the next.
 pub const RARE: Duration = Duration::from_secs(5);
 /// The most notifications and messages that the page shows.
 const MOST_EVENTS: usize = 20;
@@ -62,21 +63,32 @@ impl Response {
     }
 }
 
+/// Which rows an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Those that have moved since the last tick.
+    Moved,
+    /// All.
+    All,
+    /// All, and the history.
+    History,
+}
+
 /// The latest figures, and all that is remembered of earlier ones.
 pub struct Site {
     named: Named,
     host: String,
     names: Names,
     started: SystemTime,
-    /// How many more ticks are to make whole frames; the loop counts it down.
-    interest: Arc<AtomicU32>,
+    interest: Arc<Interest>,
     /// The number of ticks so far.
     ticks: u64,
     last_tick: Option<Instant>,
     interval: Duration,
-    /// The last frame, if it is whole, and its JSON without and with the history, once that was asked for.
+    /// The last frame, whether it has all rows, and its JSON for each [`Scope`], once that was asked for.
     frame: Option<Frame>,
-    bodies: [Option<Arc<[u8]>>; 2],
+    is_whole: bool,
+    bodies: [Option<Arc<[u8]>>; 3],
     recent: Recent,
     past: Option<Past>,
     metrics: Metrics,
@@ -87,7 +99,7 @@ pub struct Site {
 
 impl Site {
     /// A site without any figures yet.
-    pub fn new(named: Named, metrics: MetricsSettings, interest: Arc<AtomicU32>, past: Option<Past>) -> Self {
+    pub fn new(named: Named, metrics: MetricsSettings, interest: Arc<Interest>, past: Option<Past>) -> Self {
         let started = SystemTime::now();
         Self {
             named,
@@ -99,7 +111,8 @@ impl Site {
             last_tick: None,
             interval: Duration::from_secs(1),
             frame: None,
-            bodies: [None, None],
+            is_whole: false,
+            bodies: Default::default(),
             recent: Recent::default(),
             past,
             metrics: Metrics::new(metrics, started),
@@ -130,8 +143,9 @@ impl Site {
         self.recent.tick(frame.at.monotonic, &frame.rows);
         self.metrics.tick(&frame, &mut self.names);
         self.remember(&frame);
-        self.frame = is_whole.then_some(frame);
-        self.bodies = [None, None];
+        self.frame = Some(frame);
+        self.is_whole = is_whole;
+        self.bodies = Default::default();
     }
 
     /// Keeps the latest notifications and messages.
@@ -180,35 +194,59 @@ impl Site {
     }
 
     fn data(&mut self, request: &Request) -> Option<Response> {
-        self.interest.store(INTEREST, Ordering::Relaxed);
+        self.interest.follow(INTEREST);
         if request.after == Some(self.ticks) {
+            if !request.moved_only {
+                self.interest.want_all();
+            }
+            return None;
+        }
+        // What has moved since the tick before the last is not known.
+        let has_the_last_but_one = request.after.is_some_and(|after| after + 1 == self.ticks);
+        let scope = match request {
+            Request { with_history: true, .. } => Scope::History,
+            Request { moved_only: true, .. } if has_the_last_but_one => Scope::Moved,
+            _ => Scope::All,
+        };
+        if scope != Scope::Moved && !self.is_whole {
+            self.interest.want_all();
             return None;
         }
         let frame = self.frame.take()?;
-        let which = usize::from(request.with_history);
-        let body = match self.bodies[which].take() {
+        let body = match self.bodies[scope as usize].take() {
             Some(body) => body,
-            None => Arc::from(self.body(&frame, request.with_history)),
+            None => Arc::from(self.body(&frame, scope)),
         };
         self.frame = Some(frame);
-        self.bodies[which] = Some(Arc::clone(&body));
+        self.bodies[scope as usize] = Some(Arc::clone(&body));
         Some(Response { status: Status::Ok, content_type: JSON, body })
     }
 
     /// The records of `--json` as one object, with what the page needs besides.
-    fn body(&mut self, frame: &Frame, with_history: bool) -> Vec<u8> {
+    fn body(&mut self, frame: &Frame, scope: Scope) -> Vec<u8> {
         let program = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "host": self.host,
             "started": json::timestamp(self.started),
             "ticks": self.ticks,
+            "moved_only": scope == Scope::Moved,
+            // Without root, there is more to see for root.
+            "is_root": geteuid().is_root(),
             // Whether there is /history.json.
             "has_history": self.past.is_some(),
             // Whether the rows are processes, which the page can group.
             "rows": if self.named == Named::Group("command") { "process" } else { "application" },
         });
         let mut body = format!("{{\"program\":{program},\"records\":[").into_bytes();
-        let mut lines = self.records(frame);
+        let mut lines = match scope {
+            Scope::Moved => self.records(&Frame {
+                rows: frame.rows.iter().filter(|row| row.has_moved()).cloned().collect(),
+                unowned: frame.unowned.clone(),
+                interval: frame.interval,
+                ..frame.without_figures()
+            }),
+            Scope::All | Scope::History => self.records(frame),
+        };
         let tick = lines.pop().unwrap_or_default();
         body.extend(lines.join(&b','));
         body.extend(b"],\"tick\":");
@@ -218,7 +256,7 @@ impl Site {
             body.extend(events.iter().map(Vec::as_slice).collect::<Vec<_>>().join(&b','));
             body.push(b']');
         }
-        if with_history {
+        if scope == Scope::History {
             body.extend(b",\"history\":[");
             body.extend(self.series(frame).join(&b','));
             body.extend(b"],\"other_history\":{");
@@ -277,6 +315,7 @@ mod tests {
 
     use super::*;
     use crate::output::Moment;
+    use crate::traffic::interest::Wanted;
     use crate::traffic::subject::Subject;
 
     fn site() -> Site {
@@ -290,7 +329,8 @@ mod tests {
     }
 
     fn request(path: &str, after: Option<u64>, with_history: bool) -> Request {
-        Request { is_head: false, path: path.into(), after, with_history, range: None, takes_openmetrics: false }
+        let (moved_only, range, takes_openmetrics) = (false, None, false);
+        Request { is_head: false, path: path.into(), after, moved_only, with_history, range, takes_openmetrics }
     }
 
     fn answer(site: &mut Site, request: &Request) -> Option<Value> {
@@ -303,7 +343,7 @@ mod tests {
     fn figures_wait_for_a_whole_frame_later_than_the_last_that_the_client_has() {
         let mut site = site();
         assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
-        assert_eq!(site.interest.load(Ordering::Relaxed), INTEREST);
+        assert_eq!(site.interest.of_this_frame(), Wanted::All);
         site.take(Message::Moved(frame(7)));
         assert!(answer(&mut site, &request("/data.json", None, false)).is_none());
         site.take(Message::Whole(frame(8)));
@@ -313,6 +353,28 @@ mod tests {
         assert_eq!((&data["records"][0]["in_bytes_per_second"], &data["tick"]["records"]), (&8.into(), &1.into()));
         assert!(data["history"].is_null());
         assert!(answer(&mut site, &request("/data.json", Some(2), false)).is_none());
+    }
+
+    #[test]
+    fn who_has_the_last_tick_but_one_gets_what_has_moved_since_and_others_all() {
+        let mut site = site();
+        let rests =
+            Row { moved_in: 0, subject: Arc::new(Subject::Named((*b"rests").into())), ..frame(0).rows[0].clone() };
+        let whole = || Frame { rows: vec![frame(8).rows[0].clone(), rests.clone()], ..frame(8) };
+        let records = |site: &mut Site, after| {
+            let request = Request { moved_only: true, ..request("/data.json", Some(after), false) };
+            answer(site, &request)
+                .map(|data| (data["records"].as_array().unwrap().len(), data["program"]["moved_only"] == true))
+        };
+        site.take(Message::Whole(whole()));
+        site.take(Message::Whole(whole()));
+        assert_eq!(
+            [records(&mut site, 0), records(&mut site, 1), records(&mut site, 2)],
+            [Some((2, false)), Some((1, true)), None]
+        );
+        // Only a frame with all rows does for who has missed one.
+        site.take(Message::Moved(frame(8)));
+        assert_eq!([records(&mut site, 1), records(&mut site, 2)], [None, Some((1, true))]);
     }
 
     #[test]

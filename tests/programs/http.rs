@@ -73,11 +73,19 @@ fn it_refuses_what_it_does_not_serve_and_whom_it_is_not() {
     assert_eq!(head.headers, get(server, "/").headers);
 }
 
+/// The most memory that the program has had, in KiB.
+fn most_memory(program: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim_end_matches(" kB").trim().parse().unwrap()
+}
+
 #[test]
-fn neither_slow_nor_greedy_nor_senseless_clients_hold_up_a_tick_or_the_page() {
+fn neither_slow_nor_greedy_nor_senseless_clients_hold_up_a_tick_or_the_page_or_take_much_memory() {
     let _traffic = Traffic::new();
     let (program, server) = start();
     let before = ticks(server, 0);
+    let memory = most_memory(&program);
     // As many as send a request byte by byte, and as many as do not read the response.
     let mut slow: Vec<_> = (0..200).map(|_| connect(server)).collect();
     let mut greedy: Vec<_> = (0..200).map(|_| connect(server)).collect();
@@ -107,6 +115,9 @@ fn neither_slow_nor_greedy_nor_senseless_clients_hold_up_a_tick_or_the_page() {
     let after = ticks(server, before);
     assert!(ticks(server, after) > before + 1);
     program.line();
+    // The 64 that are served have 8 KiB each, and share their responses; the rest is for the ticks of a busy host meanwhile.
+    let more = most_memory(&program) - memory;
+    assert!(more < 32 << 10, "{more} KiB more");
     drop((slow, greedy));
 }
 

@@ -55,10 +55,12 @@ let now = Math.floor(Date.now() / 1000);
 const clock = (second) => new Date(second * 1000).toTimeString().slice(0, 8);
 
 /* what bwmon says */
-let program = { host: "", version: "", started: null, ticks: null, rows: "process", has_history: false };
+let program = { host: "", version: "", started: null, ticks: null, rows: "process", is_root: true, has_history: false };
 let tick = null;
 let unowned = [];
 let notifications = [];
+// The messages of the program, the latest first.
+let notes = [];
 // Who has used much of a quota, the latest first.
 let quotas = [];
 // The applications by the key of their record.
@@ -128,7 +130,8 @@ const takeIn = (data) => {
   } else for (const app of apps.values()) shift(app, seconds);
 
   unowned = [];
-  for (const app of apps.values()) Object.assign(app, { tin: 0, tout: 0, connections: 0 });
+  // What is not in an answer with all records is over.
+  if (!program.moved_only) for (const app of apps.values()) Object.assign(app, { tin: 0, tout: 0, connections: 0 });
   for (const record of data.records) {
     if (record.kind === "unowned") unowned.push(record);
     if (!["process", "others", "application", "pipe", "group"].includes(record.kind)) continue;
@@ -145,10 +148,15 @@ const takeIn = (data) => {
     app.connections = record.connections ?? 0;
     app.seen = program.ticks;
   }
-  if (program.ticks % 60 === 0)
+  if (!program.moved_only)
     for (const app of apps.values())
       if (app.seen !== program.ticks && !app.hin.some(Boolean) && !app.hout.some(Boolean)) apps.delete(app.key);
 
+  notes = data.notes.map((note) => ({
+    message: plain(note.message),
+    at: clock(Math.round(Date.parse(note.timestamp) / 1000)),
+  }));
+  notes.reverse();
   quotas = data.notifications.filter((record) => record.kind === "quota").reverse();
   notifications = [];
   for (const record of data.notifications.filter((record) => record.kind !== "quota")) {

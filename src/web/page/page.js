@@ -83,11 +83,15 @@ const showNotice = () => {
     const rest = el("span", null, "Trying again every 2 s. What you see is the last that it said.");
     notice("bad", "No answer from bwmon since " + clock(lostSince) + ".", rest);
   } else if (tick?.source === "sockets") {
-    const rest = [
-      el("span", null, "As root, and with these settings, all traffic is counted:"),
-      el("code", null, "sysctl -w net.netfilter.nf_conntrack_acct=1"),
-    ];
-    notice("", "What you see is the TCP payload of the sockets.", ...rest);
+    const counted = "the TCP payload of the sockets.";
+    if (program.is_root) notice("", "What you see is " + counted, el("span", null, "The messages say what more needs."));
+    else
+      notice(
+        "",
+        "What you see is your own processes, and " + counted,
+        el("span", null, "All traffic of all processes:"),
+        el("code", null, "sudo " + (program.rows === "process" ? "runmonitor" : "runaggregator") + " --http"),
+      );
   } else notice("", "");
 };
 
@@ -183,7 +187,7 @@ const show = (seconds) => {
   else render(false);
 };
 
-// Asks for each tick as soon as it is there; first, and after a gap, for the history as well.
+// Asks for each tick as soon as it is there; first, and after a gap, for the history as well, and at each tenth for what rests, too.
 const follow = async () => {
   let after = null;
   for (;;) {
@@ -194,7 +198,7 @@ const follow = async () => {
     }
     try {
       const patience = 40_000 + (tick?.interval_microseconds ?? 0) / 1000;
-      const url = "data.json?" + (after === null ? "history" + "=" + N : "after=" + after);
+      const url = "data.json?" + (after === null ? "history" : "after=" + after + (after % 10 ? "&moved" : ""));
       const response = await fetch(url, { signal: AbortSignal.timeout(patience) });
       if (!response.ok) throw new Error(response.statusText);
       const data = await response.json();

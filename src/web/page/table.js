@@ -36,7 +36,9 @@ let query = "";
 // Rows keep their places while the pointer or the focus is among them.
 let isHeld = false;
 let showsAll = false;
+// The keys of the rows as they stand, and when they were last sorted.
 let order = [];
+let orderedAt = 0;
 const opened = new Set();
 
 const heads = {};
@@ -174,7 +176,7 @@ const showDetail = (row, { box }) => {
   const facts = [
     ["Unit", distinct(row, "unit")],
     ["Container", distinct(row, "container")],
-  ].filter(([, value]) => value && program.rows === "process");
+  ].filter(([, value]) => value && !value.startsWith("(") && program.rows === "process");
   const started = members
     .map((app) => app.detail?.started)
     .filter(Boolean)
@@ -253,13 +255,18 @@ const showTable = (isForced) => {
   const all = rows.filter((row) => row.received + row.sent > 0);
   const visible = query ? all.filter(matches) : all;
   const value = VALUES[sortBy];
-  // Rows change places each fifth second.
-  if (isForced || (!isHeld && now % 5 === 0) || order.length !== visible.length) {
-    const compare = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a.key < b.key ? -1 : 1);
-    order = [...visible].sort((a, b) => compare(a, b) * (isAscending ? 1 : -1)).map((row) => row.key);
+  const compare = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a.key < b.key ? -1 : 1);
+  const sorted = (rows) => rows.sort((a, b) => compare(a, b) * (isAscending ? 1 : -1)).map((row) => row.key);
+  // Rows change places each fifth second; until then, new ones stand below.
+  if (isForced || (!isHeld && now - orderedAt >= 5)) {
+    order = sorted([...visible]);
+    orderedAt = now;
+  } else {
+    const placed = new Set(order);
+    const shownKeys = new Set(visible.map((row) => row.key));
+    order = order.filter((key) => shownKeys.has(key)).concat(sorted(visible.filter((row) => !placed.has(row.key))));
   }
-  const shownKeys = new Set(visible.map((row) => row.key));
-  const listed = order.filter((key) => shownKeys.has(key)).slice(0, showsAll ? order.length : FEW);
+  const listed = showsAll ? order : order.slice(0, FEW);
   const sum = rows.reduce((sum, row) => sum + row.in + row.out, 0) || 1;
   const wanted = [];
   for (const key of listed) {
@@ -334,6 +341,12 @@ const HOW = {
     "The sockets: TCP payload only, without UDP and packet headers; connections of less than a second are mostly missed.",
 };
 
+// A time of microseconds in three digits.
+const brief = (microseconds) =>
+  microseconds < 999_500
+    ? Number((microseconds / 1000).toPrecision(3)) + "\u00a0ms"
+    : Number((microseconds / 1e6).toPrecision(3)) + "\u00a0s";
+
 const showRail = () => {
   keep($("nl"), [notifications, quotas, unit], () => {
     if (!notifications.length && !quotas.length) return [el("li", { class: "mut" }, "None has fired.")];
@@ -386,14 +399,19 @@ const showRail = () => {
   });
   text($("uc"), without ? ((100 * without) / (without + owned)).toFixed(2) + " %" : "");
 
+  $("ms").hidden = notes.length === 0;
+  keep($("ml"), notes, () =>
+    notes.map((note) => el("li", null, el("p", null, note.message), el("p", { class: "mut" }, note.at))),
+  );
+
   text($("sc"), tick.source ?? "pipes");
   const lost = tick.ticks_with_lost_events_total;
   text(
     $("sp"),
     (HOW[tick.source] ?? "The bytes that the pipes deliver.") +
-      " A tick takes " +
-      (tick.duration_microseconds / 1000).toFixed(1) +
-      " ms; " +
+      " The last tick took " +
+      brief(tick.duration_microseconds) +
+      "; " +
       (lost ? "in " + lost + (lost === 1 ? " tick" : " ticks") + " events were lost." : "no event was lost."),
   );
 };
