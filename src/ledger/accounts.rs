@@ -146,6 +146,14 @@ impl Accounts {
             let Some(counts) = selects(&self.selections, &subject.label(), &mut self.matching) else { continue };
             (account.counts, account.counts_local) = counts;
             let [other, local] = account.waiting.take().unwrap_or_default();
+            if !account.counts {
+                // If it is selected again, it begins anew: its line is new, too.
+                (account.bytes_in, account.bytes_out) = (0, 0);
+                if let Some(of_user) = self.of_users.get_mut(&account.user) {
+                    of_user.remotes = of_user.remotes.saturating_sub(account.remotes.len());
+                }
+                account.remotes = Remotes::default();
+            }
             account.add(other, false);
             account.add(local, true);
         }
@@ -348,7 +356,8 @@ mod tests {
         };
         assert_eq!(shown(None), [("curl x ".to_owned(), 100)]);
         assert_eq!(shown(Some("wget")), [("wget y ".to_owned(), 7)]);
-        assert_eq!(shown(Some("curl")), [("curl x ".to_owned(), 200)]);
+        // What it had before was shown before.
+        assert_eq!(shown(Some("curl")), [("curl x ".to_owned(), 100)]);
     }
 
     #[test]
