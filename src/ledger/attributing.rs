@@ -13,6 +13,10 @@ use crate::kernel::process::{Handle, Unreadable};
 
 /// How many times the owners of an unowned flow are looked up again: after 1, 2, 4 … ticks.
 const TRIES: u8 = 6;
+/// How often an end to which the search did not get is searched for in each tick, before it waits for 2, 4 … ticks in between, and
+/// the longest time as a power of 2.
+const EACH_TICK: u8 = 8;
+const LONGEST_WAIT: u8 = 5;
 /// For this many ticks a flow may be missing from the table without being over: an entry that the kernel moves from one
 /// hash chain to another during a dump may show in neither.
 const GRACE: u32 = 1;
@@ -76,7 +80,7 @@ impl<'l> AttributingTick<'l> {
                     && is_local(&tuple)
                 {
                     entry.set_owner(side, EndOwner::Unknown);
-                    ledger.pending.push(PendingQuery { key, due: ledger.tick, tries: 0 });
+                    ledger.pending.push(PendingQuery { key, due: ledger.tick, tries: 0, postponed: 0 });
                 }
             }
         }
@@ -141,7 +145,13 @@ impl<'l> AttributingTick<'l> {
             let before = due.len();
             due.extend(unclear.map(|side| EndRef { flow: index as u32, side }));
             if postponed {
-                again.push(PendingQuery { due: tick + 1, ..pending });
+                // Where one tick cannot search all descriptors, it never learns that a socket has no holder.
+                let wait = 1 << pending.postponed.saturating_sub(EACH_TICK).min(LONGEST_WAIT);
+                again.push(PendingQuery {
+                    due: tick + wait,
+                    postponed: pending.postponed.saturating_add(1),
+                    ..pending
+                });
             } else if due.len() > before && pending.tries < TRIES {
                 again.push(PendingQuery { due: tick + (1 << pending.tries), tries: pending.tries + 1, ..pending });
             }

@@ -52,6 +52,8 @@ struct PendingQuery {
     /// The tick at which it is due.
     due: u32,
     tries: u8,
+    /// How often the search did not get to it.
+    postponed: u8,
 }
 
 /// How far a flow has moved in a tick.
@@ -254,7 +256,7 @@ impl Ledger {
 
     /// Schedules a lookup of the flow's owners for this tick.
     fn schedule_lookup(&mut self, key: FlowKey) {
-        self.pending.push(PendingQuery { key, due: self.tick, tries: 0 });
+        self.pending.push(PendingQuery { key, due: self.tick, tries: 0, postponed: 0 });
     }
 
     /// Credits the processes at the ends of a flow with the bytes that it moved.
