@@ -10,6 +10,7 @@ use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
 use bwmon::traffic::source::Reading;
+use bwmon::traffic::subject::Reason;
 
 /// The processes that run, and their users. Whoever holds the socket is found by `holder`.
 #[derive(Default)]
@@ -17,6 +18,9 @@ struct Host {
     running: BTreeMap<u32, u32>,
     holder: u32,
     out_of_descriptors: bool,
+    /// Whether there are so many descriptors that no search gets to the socket, and how often one was made.
+    has_too_many: bool,
+    searches: u32,
 }
 
 impl ProcessLookup for Host {
@@ -74,7 +78,7 @@ impl Socket {
     fn new(running: &[(u32, u32)], maker: Option<u32>, holder: u32) -> Self {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
-        let host = Host { running: running.iter().copied().collect(), holder, out_of_descriptors: false };
+        let host = Host { running: running.iter().copied().collect(), holder, ..Host::default() };
         Self { cookie: 1, host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
     }
 
@@ -104,7 +108,9 @@ impl Socket {
         let mut tick = tick.attribute();
         for end in tick.due(&mut self.host) {
             let handle = Some(Handle { inode: 10, fd: 3 });
-            let answer = Answer::Held { pid: self.host.holder, handle, connected: true };
+            let held = Answer::Held { pid: self.host.holder, handle, connected: true };
+            let answer = if self.host.has_too_many { Answer::Unowned(Reason::NotSearched) } else { held };
+            self.host.searches += 1;
             tick.resolved(end, answer, &mut |pid| self.host.identify(pid));
         }
         tick.close(&mut self.host);
@@ -214,4 +220,17 @@ fn what_a_process_opened_since_the_last_tick_is_its_own_if_it_has_ended() {
         socket.tick_of(50, Some(2), false);
     }
     assert_eq!(socket.figures(), figures([("2", 150)]));
+}
+
+#[test]
+fn a_socket_that_no_search_gets_to_is_searched_for_less_and_less_often_and_never_given_up() {
+    let mut socket = Socket::new(&[(2, 1000)], None, 2);
+    socket.host.has_too_many = true;
+    (0..8).for_each(|_| socket.tick(1, None));
+    assert_eq!(socket.host.searches, 8);
+    (0..192).for_each(|_| socket.tick(1, None));
+    assert!(socket.host.searches < 20, "{} searches in 200 ticks", socket.host.searches);
+    socket.host.has_too_many = false;
+    (0..32).for_each(|_| socket.tick(1, None));
+    assert_eq!(socket.figures(), figures([("2", 232)]));
 }
