@@ -57,7 +57,14 @@ struct Arguments {
     #[command(flatten)]
     serving: cli::Serving,
     /// Tell applications apart by these, too, in the metrics: unit, container, user, separated by commas
-    #[arg(long, value_name = "LABELS", value_enum, value_delimiter = ',', hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "LABELS",
+        requires = "http",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true
+    )]
     metrics_labels: Vec<Label>,
 }
 

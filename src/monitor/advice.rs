@@ -82,8 +82,8 @@ pub(super) fn on_tracking(probe: &Probe, required: bool) -> Option<String> {
     let counted = if required { NOTHING } else { PAYLOAD_ONLY };
     match (probe.ipv4, probe.ipv6) {
         (Tracking::Counts, Tracking::Counts) => None,
-        (Tracking::Counts, _) => Some(one_family("IPv4", "IPv6")),
-        (_, Tracking::Counts) => Some(one_family("IPv6", "IPv4")),
+        (Tracking::Counts, _) => Some(one_family("IPv4", "IPv6", required)),
+        (_, Tracking::Counts) => Some(one_family("IPv6", "IPv4", required)),
         // The first sentence is the original's.
         (Tracking::WithoutCounters, _) | (_, Tracking::WithoutCounters) => Some(format!(
             "WARNING: No 'bytes' field in output (use 'sysctl -w net.netfilter.nf_conntrack_acct=1' to enable \
@@ -91,15 +91,26 @@ pub(super) fn on_tracking(probe: &Probe, required: bool) -> Option<String> {
         )),
         (Tracking::Off, Tracking::Off) => Some(format!(
             "conntrack tracks no connections on this host, since no firewall rule needs it, so {counted}. For full \
-             counting run: {ENABLE_COMMANDS}"
+             counting {}",
+            remedy(required)
         )),
     }
 }
 
-fn one_family(counted: &str, missing: &str) -> String {
+/// What to run for full counting. Root counts packets, and needs conntrack only where the kernel refuses that.
+fn remedy(required: bool) -> String {
+    if required || geteuid().is_root() {
+        format!("run: {ENABLE_COMMANDS}")
+    } else {
+        "run this as root (sudo)".to_owned()
+    }
+}
+
+fn one_family(counted: &str, missing: &str, required: bool) -> String {
     format!(
         "conntrack counts {counted} only, since no firewall rule needs {missing} connections: those are missing. For full \
-         counting run: {ENABLE_COMMANDS}"
+         counting {}",
+        remedy(required)
     )
 }
 
@@ -110,12 +121,6 @@ pub(super) fn on_change(probe: &Probe, required: bool) -> Option<String> {
 
 /// The message about a table that cannot be read.
 pub(super) fn on_refusal(error: &Error) -> String {
-    if geteuid().is_root() {
-        format!("{error:#}, so {PAYLOAD_ONLY}. For full counting run: {ENABLE_COMMANDS}")
-    } else {
-        format!(
-            "only root can read conntrack, so {PAYLOAD_ONLY}. For full counting run this as root (sudo), and if \
-             connections are not tracked yet: {ENABLE_COMMANDS}"
-        )
-    }
+    let why = if geteuid().is_root() { format!("{error:#}") } else { "only root can read conntrack".to_owned() };
+    format!("{why}, so {PAYLOAD_ONLY}. For full counting {}", remedy(false))
 }

@@ -190,7 +190,7 @@ pub struct Serving {
     )]
     http: Option<SocketAddr>,
     /// The most applications that have metrics of their own; the others have one sum
-    #[arg(long, value_name = "N", default_value = "100", value_parser = number(1..=10_000), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "100", requires = "http", value_parser = number(1..=10_000), allow_negative_numbers = true)]
     metrics_top: u32,
 }
 

@@ -34,13 +34,13 @@ pub struct HistoryArguments {
     #[arg(long, requires = "history")]
     history_remotes: bool,
     /// Keep the last M minutes, H hours and D days with traffic, D at least 31; months stay
-    #[arg(long, value_name = "M,H,D", value_parser = kept, default_value = "1440,744,731")]
+    #[arg(long, value_name = "M,H,D", requires = "history", value_parser = kept, default_value = "1440,744,731")]
     history_keep: Kept,
     /// Keep less than that in a file of more than this many MiB
-    #[arg(long, value_name = "MIB", value_parser = number(16..=1_048_576), default_value = "256")]
+    #[arg(long, value_name = "MIB", requires = "history", value_parser = number(16..=1_048_576), default_value = "256")]
     history_size: u32,
     /// Write every so many seconds, 1 to 60
-    #[arg(long, value_name = "SECONDS", value_parser = number(1..=60), default_value = "60")]
+    #[arg(long, value_name = "SECONDS", requires = "history", value_parser = number(1..=60), default_value = "60")]
     history_interval: u32,
 }
 

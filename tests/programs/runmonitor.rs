@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::common::program::{Running, wait_for, wait_until_it_runs};
 use crate::common::runmonitor::{Traffic, exit_code, is_figure, on_a_terminal, runmonitor, views};
+use crate::common::user::User;
 use crate::common::vectors::{list, vectors};
 
 fn text(bytes: &[u8]) -> &str {
@@ -88,14 +90,32 @@ fn a_bad_pattern_is_wrong_usage() {
 }
 
 #[test]
-fn names_are_looked_up_only_of_what_is_shown() {
-    let output = runmonitor(&["--resolve"]).output().unwrap();
-    let said = text(&output.stderr);
-    assert!(
-        said.starts_with("error: the following required arguments were not provided:\n  <--remotes[=<N>]|--top>\n"),
-        "{said}"
-    );
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""));
+fn an_option_that_does_nothing_by_itself_is_wrong_usage() {
+    let history = "--history <FILE>";
+    for (option, missing) in [
+        ("--resolve", "<--remotes[=<N>]|--top>"),
+        ("--history-remotes", history),
+        ("--history-keep=1,1,31", history),
+        ("--history-size=20", history),
+        ("--history-interval=5", history),
+        ("--metrics-top=5", "--http[=<[ADDRESS:]PORT>]"),
+        ("--metrics-labels=unit", "--http[=<[ADDRESS:]PORT>]"),
+    ] {
+        let output = runmonitor(&[option, "--count=1"]).output().unwrap();
+        let said = text(&output.stderr);
+        let expected = format!("error: the following required arguments were not provided:\n  {missing}\n");
+        assert!(said.starts_with(&expected), "{option}: {said}");
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""));
+    }
+}
+
+#[test]
+fn an_ordinary_user_is_told_to_be_root() {
+    let output = User::new().command(Path::new(env!("CARGO_BIN_EXE_runmonitor"))).arg("--count=1").output().unwrap();
+    let first = text(&output.stderr).lines().next().unwrap_or_default();
+    // As root, nothing has to be set up.
+    assert!(first.ends_with("For full counting run this as root (sudo)"), "{first}");
+    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]
