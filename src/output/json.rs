@@ -538,6 +538,10 @@ struct Visible;
 
 impl Formatter for Visible {
     fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // Most text is printable ASCII, of which there is much.
+        if fragment.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_unsafe_to_print(*c)) {
             writer.write_all(&rest.as_bytes()[..at])?;

@@ -27,7 +27,7 @@ pub struct Row {
     /// Bytes that went out since the last tick.
     pub moved_out: u64,
     /// What else is known; `None` where it was not asked for.
-    pub detail: Option<Box<Detail>>,
+    pub detail: Option<Arc<Detail>>,
 }
 
 impl Row {
@@ -43,7 +43,7 @@ impl Row {
 
     /// The same without its remote ends.
     pub fn without_remotes(&self) -> Self {
-        let detail = self.detail.as_ref().map(|detail| Box::new(detail.without_remotes()));
+        let detail = self.detail.as_ref().map(|detail| Arc::new(detail.without_remotes()));
         Self { detail, ..self.without_detail() }
     }
 }
@@ -110,7 +110,7 @@ impl Details {
             if let Some(names) = &mut self.names {
                 detail.remotes.iter_mut().for_each(|end| end.name = names.name(end.remote.address, now));
             }
-            row.detail = Some(Box::new(detail));
+            row.detail = Some(Arc::new(detail));
         });
         if wanted == Wanted::Moved {
             // The others are as they were.

@@ -151,7 +151,7 @@ mod tests {
     use std::sync::mpsc::Receiver;
 
     fn row(subject: Subject, moved_in: u64) -> Row {
-        let detail = Some(Box::new(Detail::default()));
+        let detail = Some(Arc::new(Detail::default()));
         Row { subject: Arc::new(subject), bytes_in: 9, bytes_out: 9, moved_in, moved_out: 0, detail }
     }
 

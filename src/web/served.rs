@@ -88,7 +88,7 @@ mod tests {
     const PROCESS: ProcessId = (1, 100);
 
     fn row(subject: Subject, detail: Option<Detail>) -> Row {
-        let detail = detail.map(Box::new);
+        let detail = detail.map(Arc::new);
         Row { subject: Arc::new(subject), bytes_in: 9, bytes_out: 9, moved_in: 1, moved_out: 1, detail }
     }
 

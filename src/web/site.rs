@@ -238,19 +238,22 @@ impl Site {
             "rows": if self.named == Named::Group("command") { "process" } else { "application" },
         });
         let mut body = format!("{{\"program\":{program},\"records\":[").into_bytes();
-        let mut lines = match scope {
-            Scope::Moved => self.records(&Frame {
+        let text = match scope {
+            Scope::Moved if self.is_whole => self.text(&Frame {
                 rows: frame.rows.iter().filter(|row| row.has_moved()).cloned().collect(),
                 unowned: frame.unowned.clone(),
                 interval: frame.interval,
                 ..frame.without_figures()
             }),
-            Scope::All | Scope::History => self.records(frame),
+            Scope::Moved | Scope::All | Scope::History => self.text(frame),
         };
-        let tick = lines.pop().unwrap_or_default();
-        body.extend(lines.join(&b','));
+        // A line each, the last of which is the tick. In a record, a line's end is an escape.
+        let text = text.strip_suffix(b"\n").unwrap_or(&text);
+        let tick = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let records = &text[..tick.saturating_sub(1)];
+        body.extend(records.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }));
         body.extend(b"],\"tick\":");
-        body.extend(tick);
+        body.extend(&text[tick..]);
         for (name, events) in [("notifications", &self.notifications), ("notes", &self.notes)] {
             body.extend(format!(",\"{name}\":[").bytes());
             body.extend(events.iter().map(Vec::as_slice).collect::<Vec<_>>().join(&b','));
@@ -281,7 +284,7 @@ impl Site {
             detail: None,
         };
         let rows = Frame { rows: subjects.iter().map(row).collect(), ..Frame::at(frame.at) };
-        let mut series = self.records(&rows);
+        let mut series: Vec<_> = split(&self.text(&rows)).collect();
         // The tick.
         series.pop();
         for (line, (_, bytes)) in series.iter_mut().zip(&subjects) {
@@ -291,10 +294,9 @@ impl Site {
         series
     }
 
-    /// The records of a frame; the last is the tick.
-    fn records(&mut self, frame: &Frame) -> Vec<Vec<u8>> {
-        let text = Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame);
-        split(&text).collect()
+    /// The records of a frame, a line each; the last is the tick.
+    fn text(&mut self, frame: &Frame) -> Vec<u8> {
+        Records { named: self.named, host: &self.host, names: &mut self.names }.of_frame(frame)
     }
 }
 

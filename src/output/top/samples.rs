@@ -80,7 +80,7 @@ fn row(at: usize, seconds: u64) -> Row {
     };
     Row {
         subject: Arc::new(subject),
-        detail: Some(Box::new(detail)),
+        detail: Some(Arc::new(detail)),
         ..of_bytes((rate_in * seconds, rate_out * seconds), (wave(rate_in), wave(rate_out)))
     }
 }
