@@ -11,8 +11,11 @@ use anyhow::{Context, Result};
 
 use super::advice::{self, Notes};
 use super::counters::{CounterSource, FlowSink};
+use crate::attribution::Identity;
+use crate::attribution::process_cache::KnownProcess;
 use crate::attribution::watcher::{Observation, Watcher};
 use crate::kernel::bpf::packet_counters::PacketCounters;
+use crate::kernel::bpf::program_starts::ProgramStarts;
 use crate::kernel::conntrack::Table;
 use crate::kernel::flow::{Counters, Flow, Protocol, Tuple};
 use crate::kernel::namespace::Namespaces;
@@ -29,17 +32,26 @@ const EVENTS_PER_TICK: usize = 65_536;
 /// How long the first tick lists what there is. What it does not get to counts from its next bytes on.
 const LONGEST_START: Duration = Duration::from_secs(3);
 
-/// The BPF programs, the thread that reads what programs are called as they start, and the events of processes, which are
-/// read at the tick.
+/// The packet counters, what programs are called as they start, and the events of processes, which are read at the tick.
 #[derive(Debug)]
 pub(super) struct Packets {
     counters: PacketCounters,
-    watcher: Option<Watcher>,
+    programs: Programs,
     process_events: Option<ProcessEvents>,
     /// Whether the sockets that are older than the monitor have been entered.
     begun: bool,
     ticks_with_lost_events: u64,
     notes: Notes,
+}
+
+/// Who tells what programs are called as they start.
+#[derive(Debug)]
+enum Programs {
+    /// The kernel notes it.
+    Noted(ProgramStarts),
+    /// A thread reads it in /proc, unless they end too soon.
+    Read(Watcher),
+    Unknown,
 }
 
 impl Packets {
@@ -72,26 +84,36 @@ impl Packets {
                 )
             });
         }
-        let (watcher, process_events) = (Watcher::of_programs().ok(), ProcessEvents::of_all().ok());
-        Ok(Self { counters, watcher, process_events, begun: false, ticks_with_lost_events: 0, notes })
+        let programs = match ProgramStarts::attach() {
+            Ok(starts) => Programs::Noted(starts),
+            Err(_) => Watcher::of_programs().map_or(Programs::Unknown, Programs::Read),
+        };
+        let process_events = ProcessEvents::of_all().ok();
+        Ok(Self { counters, programs, process_events, begun: false, ticks_with_lost_events: 0, notes })
     }
 }
 
-impl CounterSource for Packets {
-    fn name(&self) -> &'static str {
-        "packets"
-    }
-
-    fn read(&mut self, into: &mut dyn FlowSink) -> Result<()> {
-        if let Some(watcher) = &mut self.watcher {
-            self.notes.extend(watcher.begin_tick().map(advice::on_restart));
-            for observation in watcher.take() {
-                match observation {
-                    Observation::ProgramStarted(process, at) => into.program_started(*process, at),
-                    // This watcher follows no connections.
-                    Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
+impl Packets {
+    /// Enters what processes have done since the last tick.
+    fn read_programs(&mut self, into: &mut dyn FlowSink) -> Result<()> {
+        match &mut self.programs {
+            Programs::Noted(starts) => {
+                for program in starts.take().context("cannot read which programs were started")? {
+                    let (identity, may_inherit) = (Identity::from(program.process), program.may_have_sockets);
+                    into.program_started(KnownProcess { identity, namespace: None, may_inherit }, program.at);
                 }
             }
+            Programs::Read(watcher) => {
+                self.notes.extend(watcher.begin_tick().map(advice::on_restart));
+                for observation in watcher.take() {
+                    match observation {
+                        Observation::ProgramStarted(process, at) => into.program_started(*process, at),
+                        // This watcher follows no connections.
+                        Observation::Opened(_) | Observation::Attributed(..) | Observation::Ended(_) => {}
+                    }
+                }
+            }
+            Programs::Unknown => {}
         }
         if let Some(events) = &mut self.process_events {
             match events.read(EVENTS_PER_TICK, |event| into.process_event(event)) {
@@ -105,21 +127,28 @@ impl CounterSource for Packets {
                 }
             }
         }
+        Ok(())
+    }
+}
+
+impl CounterSource for Packets {
+    fn name(&self) -> &'static str {
+        "packets"
+    }
+
+    fn read(&mut self, into: &mut dyn FlowSink) -> Result<()> {
         let existing = if std::mem::replace(&mut self.begun, true) { HashMap::new() } else { enter_existing(into) };
         self.counters.read_closers(|socket| into.closed(socket)).context("cannot read who closed sockets")?;
-        let mut remotes = Vec::new();
+        let (mut sockets, mut remotes) = (Vec::new(), Vec::new());
         let overflow = self
             .counters
-            .read_with_remotes(
-                |socket| {
-                    // What these moved until now is in the counters that they were entered with.
-                    if !existing.get(&socket.cookie).is_some_and(|counted| *counted) {
-                        into.socket(&socket);
-                    }
-                },
-                |end| remotes.push(end),
-            )
+            .read_with_remotes(|socket| sockets.push(socket), |end| remotes.push(end))
             .context("cannot read the packet counters")?;
+        // After what they have moved: nothing is to be read of a program that is not known yet.
+        self.read_programs(into)?;
+        // What these moved until now is in the counters that they were entered with.
+        sockets.retain(|socket| !existing.get(&socket.cookie).is_some_and(|counted| *counted));
+        sockets.iter().for_each(|socket| into.socket(socket));
         remotes.iter().for_each(|end| into.remote_end(end));
         if overflow != (0, 0) {
             self.ticks_with_lost_events += 1;

@@ -22,6 +22,7 @@ mod hostile;
 mod ipv6_pipe;
 mod packets;
 mod pipe;
+mod program_starts;
 mod tcp_owners;
 mod web;
 mod workload;
@@ -38,6 +39,10 @@ const TESTS: &[Test] = tests! {
         counting::where_the_kernel_refuses_its_table_the_conntrack_command_is_read,
         ipv6_pipe::an_ipv6_target_may_be_in_brackets,
         ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
+        program_starts::a_flood_of_programs_takes_no_room_from_those_of_others,
+        program_starts::of_arguments_without_end_the_beginning_is_noted,
+        program_starts::programs_that_begin_with_a_socket_are_told_from_those_without,
+        program_starts::what_is_noted_of_a_program_is_what_proc_shows,
         web::promtool_accepts_the_metrics_the_rules_and_the_configuration,
         web::the_page_shows_what_moves_in_a_browser,
         web::the_page_shows_the_history_in_a_browser,

@@ -81,6 +81,8 @@ pub enum Helper {
     KtimeGetNs = 5,
     /// BPF_FUNC_get_current_pid_tgid().
     GetCurrentPidTgid = 14,
+    /// BPF_FUNC_get_current_uid_gid(): the real user in the lower half, and the group, in the initial user namespace.
+    GetCurrentUidGid = 15,
     /// BPF_FUNC_skb_load_bytes(skb, offset, to, length): 0, or an error if the packet is shorter.
     SkbLoadBytes = 26,
     /// BPF_FUNC_get_socket_cookie(context): the cookie by which sock_diag(7) knows the socket, 0 without one.
@@ -94,8 +96,14 @@ pub enum Helper {
     SkbAncestorCgroupId = 83,
     /// BPF_FUNC_sk_fullsock(sk): the same struct bpf_sock with all fields, or 0 for a socket that has not all of them.
     SkFullsock = 95,
+    /// BPF_FUNC_probe_read_user(to, length, from): 0, or an error if the process has no such memory, or it is swapped out.
+    ProbeReadUser = 112,
     /// BPF_FUNC_probe_read_kernel(to, length, from): 0, or an error if the kernel has no memory there.
     ProbeReadKernel = 113,
+    /// BPF_FUNC_probe_read_kernel_str(to, most, from): the length of the string with its NUL, or an error.
+    ProbeReadKernelStr = 115,
+    /// BPF_FUNC_get_current_ancestor_cgroup_id(level): as `SkbAncestorCgroupId`, for the process that runs.
+    GetCurrentAncestorCgroupId = 123,
 }
 
 /// One instruction, as the kernel reads it.

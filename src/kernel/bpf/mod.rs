@@ -19,7 +19,8 @@
 //! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
 //!
 //! Where to read on: [`packet_counters`] counts packets per socket, by the programs in `packet_programs` and `time_wait`;
-//! [`tcp_owners`] records the owners of TCP connections; `instruction` is the language in which they are written, and `btf`
+//! [`tcp_owners`] records the owners of TCP connections; [`program_starts`] notes what programs are called; `room` shares
+//! the room of their maps; `instruction` is the language in which they are written, and `btf`
 //! tells them where the kernel keeps what they read.
 //! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
@@ -27,6 +28,8 @@ mod btf;
 mod instruction;
 pub mod packet_counters;
 mod packet_programs;
+pub mod program_starts;
+mod room;
 pub mod tcp_owners;
 mod time_wait;
 
@@ -53,6 +56,9 @@ const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
 const BPF_LINK_CREATE: i64 = 28;
+
+/// A flag of BPF_MAP_CREATE.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// enum bpf_map_type. Add only types whose lookup yields one value: the lookup of a per-CPU map yields one for each
 /// possible CPU, for which [`Map::lookup`] has no room.
@@ -105,9 +111,10 @@ enum AttachType {
     TraceFexit = 25,
 }
 
-/// Entries that one bpf(2) call reads, and the most that it is ever given room for.
+/// Entries that one bpf(2) call reads, and the most that it is ever given room for; and the same in bytes of values.
 const BATCH: usize = 4096;
 const MOST_IN_BATCH: usize = 1 << 20;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// A map with keys of `KEY` and values of `VALUE` bytes.
 #[derive(Debug)]
@@ -123,6 +130,13 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
     fn create(map_type: MapType, entries: u32) -> io::Result<Self> {
         let mut attr = BpfAttr::default();
         attr.push(map_type as u32).push(KEY as u32).push(VALUE as u32).push(entries);
+        Ok(Self { fd: attr.open(BPF_MAP_CREATE)? })
+    }
+
+    /// The same, with memory for the entries that there are, not for all that there may be.
+    fn create_as_needed(map_type: MapType, entries: u32) -> io::Result<Self> {
+        let mut attr = BpfAttr::default();
+        attr.push(map_type as u32).push(KEY as u32).push(VALUE as u32).push(entries).push(BPF_F_NO_PREALLOC);
         Ok(Self { fd: attr.open(BPF_MAP_CREATE)? })
     }
 
@@ -153,7 +167,7 @@ impl<const KEY: usize, const VALUE: usize> Map<KEY, VALUE> {
     /// EINVAL where the kernel has no such command for this type of map, or what bpf(2) gives.
     fn drain(&self, delete: bool, mut visit: impl FnMut(&[u8; KEY], &[u8; VALUE])) -> io::Result<()> {
         let command = if delete { BPF_MAP_LOOKUP_AND_DELETE_BATCH } else { BPF_MAP_LOOKUP_BATCH };
-        let mut room = BATCH;
+        let mut room = BATCH.min(BATCH_BYTES / VALUE);
         let mut keys = vec![[0; KEY]; room];
         let mut values = vec![[0; VALUE]; room];
         // Where the batch begins and where the next one does: numbers of hash buckets.

@@ -42,14 +42,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::instruction::Instruction;
 use super::packet_programs::{
-    Fds, REMOTE_VALUE_SIZE, SOCKETS, closer, count, key, maker, record_closer, record_maker, remote_key, skb, value,
+    FEW_OF_SHARE, Fds, REMOTE_VALUE_SIZE, SOCKETS, closer, count, key, maker, record_closer, record_maker, remote_key,
+    skb, value,
 };
+use super::room::{Limits, Room};
 use super::time_wait::{self, Layout};
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run};
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
-/// Shares of these maps that are told apart.
-const SHARES: u32 = 4096;
 /// Connections in TIME_WAIT that may move bytes between two reads; 3 MB in the kernel for each of the two maps.
 const IN_TIME_WAIT: u32 = 16_384;
 /// Remote ends of sockets without a peer that may exchange bytes between two reads; 7 MB in the kernel for each of the two maps.
@@ -122,20 +122,14 @@ struct Entries<const KEY: usize, const VALUE: usize> {
     taken: HashMap<[u8; KEY], (u64, u64)>,
 }
 
-/// How many entries each of the two maps of sockets has, and how many of these each share has.
-#[derive(Debug)]
-struct Room {
-    totals: [Map<4, 8>; 2],
-    shares: [Map<8, 8>; 2],
-}
-
 type SocketEntries = Entries<{ key::SIZE }, { value::SIZE }>;
 
 /// The programs and their maps, for as long as this lives.
 #[derive(Debug)]
 pub struct PacketCounters {
     sockets: SocketEntries,
-    room: Room,
+    /// The room in each of the two maps of sockets.
+    room: [Room; 2],
     /// Those of connections in TIME_WAIT, or why the kernel lets no program count them.
     time_wait: io::Result<SocketEntries>,
     /// Those of the remote ends of sockets without a peer, if they are counted.
@@ -166,7 +160,8 @@ impl PacketCounters {
     pub fn attach(remotes: bool) -> io::Result<Self> {
         in_initial_pid_namespace()?;
         let sockets = Entries::create(SOCKETS)?;
-        let room = Room::create()?;
+        let room = || Room::create(Limits { entries: SOCKETS, few: FEW_OF_SHARE });
+        let room = [room()?, room()?];
         let remotes = remotes.then(|| Entries::create(REMOTES)).transpose()?;
         let index = Map::create(MapType::Array, 1)?;
         let overflow = Map::create(MapType::Array, 1)?;
@@ -174,8 +169,7 @@ impl PacketCounters {
         let closers: Map<8, { closer::SIZE }> = Map::create(MapType::Hash, CLOSERS)?;
         let fds = Fds {
             maps: sockets.fds(),
-            totals: room.totals.each_ref().map(|map| map.as_fd().as_raw_fd()),
-            shares: room.shares.each_ref().map(|map| map.as_fd().as_raw_fd()),
+            room: room.each_ref().map(Room::fds),
             index: index.as_fd().as_raw_fd(),
             overflow: overflow.as_fd().as_raw_fd(),
             remotes: remotes.as_ref().map(Entries::fds),
@@ -297,7 +291,7 @@ impl PacketCounters {
         for (entries, time_wait) in &mut entries {
             entries.read_late(other, |key, value, before| visit(parse(key, value, before, *time_wait)))?;
         }
-        self.room.clear(other)?;
+        self.room[other].clear()?;
         self.index.update(&[0; 4], &(other as u32).to_ne_bytes())?;
         self.active = other;
         if let Some(remotes) = &mut self.remotes {
@@ -318,20 +312,6 @@ fn attach_time_wait(layout: &Layout, fds: &Fds, answering: Option<i32>) -> io::R
     let entries = Entries::create(IN_TIME_WAIT)?;
     let link = time_wait::attach(layout, fds, &time_wait::Maps { entries: entries.fds(), answering })?;
     Ok((entries, link))
-}
-
-impl Room {
-    fn create() -> io::Result<Self> {
-        let total = || Map::create(MapType::Array, 1);
-        let shares = || Map::create(MapType::Hash, SHARES);
-        Ok(Self { totals: [total()?, total()?], shares: [shares()?, shares()?] })
-    }
-
-    /// The map `n` is empty.
-    fn clear(&self, n: usize) -> io::Result<()> {
-        self.shares[n].drain(true, |_, _| ())?;
-        self.totals[n].update(&[0; 4], &[0; 8])
-    }
 }
 
 impl<const KEY: usize, const VALUE: usize> Entries<KEY, VALUE> {

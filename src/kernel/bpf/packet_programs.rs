@@ -8,6 +8,7 @@ use std::io;
 use nix::libc;
 
 use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register};
+use super::room::{self, Of};
 use super::time_wait::skip_answer;
 
 /// The key of a socket's entry: where each field begins.
@@ -89,9 +90,8 @@ pub mod closer {
 pub struct Fds {
     /// The two maps of entries.
     pub maps: [i32; 2],
-    /// For each of the two, the number of its entries, a u64, and how many of these each share has.
-    pub totals: [i32; 2],
-    pub shares: [i32; 2],
+    /// The room in each of the two.
+    pub room: [room::Fds; 2],
     /// Which of the two is written to, a u32.
     pub index: i32,
     /// Bytes in and out for which the maps had no room, two u64.
@@ -130,9 +130,8 @@ const SOCK_STATE: i16 = 72;
 pub const LOOPBACK_IFINDEX: i32 = 1;
 /// Sockets that may move bytes between two reads; 14 MB in the kernel for each of the two maps.
 pub const SOCKETS: u32 = 65_536;
-/// The rest of them is for shares that have few.
-const UNRESERVED: i32 = SOCKETS as i32 / 8 * 7;
-const FEW_OF_SHARE: i32 = 1024;
+/// Those that a share of them may have if the map is nearly full.
+pub const FEW_OF_SHARE: u32 = 1024;
 /// BPF_NOEXIST: the packet of another CPU may have made the entry meanwhile, and its bytes stay.
 const NOEXIST: i32 = 1;
 
@@ -142,9 +141,6 @@ const CONTEXT: Register = R6;
 const HEADERS: Register = R7;
 /// The number of segments beyond the first.
 const SEGMENTS: Register = R8;
-/// Before there is an entry: the address of the number of entries, and that of those of the share, or 0.
-const TOTAL: Register = R7;
-const OF_SHARE: Register = R8;
 /// The socket's entry, and where the packet's transport header begins, from then on.
 const ENTRY: Register = R7;
 const TRANSPORT: Register = R8;
@@ -156,8 +152,6 @@ pub const STACK: Register = R10;
 pub const KEY: i16 = -(key::SIZE as i16);
 pub const VALUE: i16 = KEY - value::SIZE as i16;
 pub const PACKET: i16 = VALUE - 16;
-/// The key of a share and a zero, once the packet is counted.
-const SHARE: i16 = PACKET;
 /// The key and the entry of a remote end.
 const REMOTE_KEY: i16 = PACKET - remote_key::SIZE as i16;
 const REMOTE_VALUE: i16 = REMOTE_KEY - REMOTE_VALUE_SIZE as i16;
@@ -190,7 +184,7 @@ pub fn count(fds: &Fds, field: usize, answering: Option<i32>) -> io::Result<Vec<
         code.label("map");
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
-        take_room(&mut code, fds.totals[n], fds.shares[n]);
+        room::take(&mut code, fds.room[n], Of::Packet(CONTEXT), PACKET);
         make_entry(&mut code, fds, map);
         lookup(&mut code, map);
         code.jump_unless_equal(R0, 0, "add");
@@ -357,50 +351,6 @@ fn lookup_at(code: &mut Assembler, map: i32, key: i16) {
     use Instruction as I;
     code.push(I::load_map(R1, map));
     code.push([I::copy(R2, STACK), I::add(R2, key.into()), I::call(Helper::MapLookupElem)]);
-}
-
-/// Counts one entry more for the socket's share of the map; jumps to `full` if it may not have one more.
-///
-/// A share is the sockets of a cgroup at the second level, with all below it: systemd has those of a user there, or of a service,
-/// and container runtimes those of a container. Sockets of the root cgroup have a share for each user.
-fn take_room(code: &mut Assembler, total: i32, shares: i32) {
-    use Instruction as I;
-    for level in [2, 1] {
-        code.push([I::copy(R1, CONTEXT), I::set(R2, level), I::call(Helper::SkbAncestorCgroupId)]);
-        code.jump_unless_equal(R0, 0, "share");
-    }
-    // In the upper half, where ids of cgroups have nothing on a host of 64 bits.
-    code.push([I::copy(R1, CONTEXT), I::call(Helper::GetSocketUid), I::shift_left(R0, 32)]);
-    code.label("share");
-    code.push([I::store_double(STACK, SHARE, R0), I::store_double_value(STACK, SHARE + 8, 0)]);
-    look_up_share(code, shares);
-    code.jump_unless_equal(R0, 0, "has share");
-    code.push(I::load_map(R1, shares));
-    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::copy(R3, STACK), I::add(R3, (SHARE + 8).into())]);
-    code.push([I::set(R4, NOEXIST), I::call(Helper::MapUpdateElem)]);
-    look_up_share(code, shares);
-    code.label("has share");
-    code.push([I::copy(OF_SHARE, R0)]);
-    code.push(I::load_map_value(TOTAL, total));
-    code.push([I::load_double(R1, TOTAL, 0)]);
-    code.jump_if_less(R1, UNRESERVED, "has room");
-    // There are more shares than can be told apart.
-    code.jump_if_equal(OF_SHARE, 0, "full");
-    code.push([I::load_double(R1, OF_SHARE, 0)]);
-    code.jump_if_less(R1, FEW_OF_SHARE, "has room");
-    code.jump("full");
-    code.label("has room");
-    code.push([I::set(R1, 1), I::atomic_add(TOTAL, 0, R1)]);
-    code.jump_if_equal(OF_SHARE, 0, "counted share");
-    code.push([I::atomic_add(OF_SHARE, 0, R1)]);
-    code.label("counted share");
-}
-
-/// r0 = the address of the number of entries of the share on the stack, or 0.
-fn look_up_share(code: &mut Assembler, shares: i32) {
-    use Instruction as I;
-    code.push(I::load_map(R1, shares));
-    code.push([I::copy(R2, STACK), I::add(R2, SHARE.into()), I::call(Helper::MapLookupElem)]);
 }
 
 /// Makes an entry with the socket's addresses and maker, and without bytes.

@@ -381,16 +381,8 @@ mod tests {
             gso_segs: 0,
             answers_are_seen: true,
         };
-        let fds = Fds {
-            maps: [0; 2],
-            totals: [0; 2],
-            shares: [0; 2],
-            index: 0,
-            overflow: 0,
-            remotes: None,
-            makers: 0,
-            closers: 0,
-        };
+        let fds =
+            Fds { maps: [0; 2], room: Default::default(), index: 0, overflow: 0, remotes: None, makers: 0, closers: 0 };
         for event in [Event::Returned, Event::Dropped] {
             for answering in [None, Some(0)] {
                 assert!(count(event, &layout, &fds, &Maps { entries: [0; 2], answering }).is_ok());

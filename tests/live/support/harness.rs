@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread::available_parallelism;
 
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
+use bwmon::kernel::bpf::program_starts::ProgramStarts;
 use bwmon::kernel::bpf::tcp_owners::TcpOwners;
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
@@ -68,6 +69,11 @@ pub fn needs_time_wait() -> Result<PacketCounters, Lack> {
         Some(error) => Err(Lack::of("BPF in the kernel's functions", error)),
         None => Ok(counters),
     }
+}
+
+/// What programs are called as they start, where the kernel notes it.
+pub fn needs_program_starts() -> Result<ProgramStarts, Lack> {
+    ProgramStarts::attach().map_err(|error| Lack::of("BPF at a tracepoint", &error))
 }
 
 /// For a test that needs IPv6 on the host's own loopback.
