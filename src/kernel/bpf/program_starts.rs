@@ -122,8 +122,11 @@ impl ProgramStarts {
         let empty: Map<4, { note::SIZE }> = Map::create(MapType::Array, 1)?;
         let room = Room::create(NOTES)?;
         let fds = Fds { notes: notes.as_fd().as_raw_fd(), empty: empty.as_fd().as_raw_fd(), room: room.fds() };
-        let program = note_program(&layout, &fds)?;
-        let program = load_for(ProgramType::Tracing, AttachType::TraceRawTp, layout.started.id, &program)?;
+        let load = |with_cgroup| {
+            let program = note_program(&layout, &fds, Of::Process { with_cgroup })?;
+            load_for(ProgramType::Tracing, AttachType::TraceRawTp, layout.started.id, &program)
+        };
+        let program = load(true).or_else(|_| load(false))?;
         Ok(Self {
             notes,
             room,
@@ -325,11 +328,11 @@ const READ: i16 = KEY - 16;
 const MOUNT: i16 = READ - 8;
 
 /// The program.
-fn note_program(layout: &Layout, fds: &Fds) -> io::Result<Vec<Instruction>> {
+fn note_program(layout: &Layout, fds: &Fds, of: Of) -> io::Result<Vec<Instruction>> {
     use Instruction as I;
     let mut code = Assembler::default();
     code.push([I::load_double(TASK, R1, 0)]);
-    room::take(&mut code, fds.room, Of::Process, READ);
+    room::take(&mut code, fds.room, of, READ);
     code.push([I::call(Helper::GetCurrentPidTgid), I::shift_right(R0, 32)]);
     code.push([I::store_double(STACK, KEY + key::PID as i16, R0), I::call(Helper::KtimeGetNs)]);
     code.push([I::store_double(STACK, KEY + key::TIME as i16, R0)]);

@@ -53,8 +53,9 @@ pub struct Fds {
 pub enum Of {
     /// The socket of the packet whose struct __sk_buff this register has.
     Packet(Register),
-    /// The process that runs.
-    Process,
+    /// The process that runs: only by its user where the kernel has not yet got the helper that tells its cgroup to programs of the
+    /// type Tracing (before Linux 5.16).
+    Process { with_cgroup: bool },
 }
 
 impl Room {
@@ -95,14 +96,15 @@ pub fn take(code: &mut Assembler, room: Fds, of: Of, at: i16) {
             Of::Packet(context) => {
                 vec![I::copy(R1, context), I::set(R2, level), I::call(Helper::SkbAncestorCgroupId)]
             }
-            Of::Process => vec![I::set(R1, level), I::call(Helper::GetCurrentAncestorCgroupId)],
+            Of::Process { with_cgroup: true } => vec![I::set(R1, level), I::call(Helper::GetCurrentAncestorCgroupId)],
+            Of::Process { with_cgroup: false } => break,
         });
         code.jump_unless_equal(R0, 0, "share");
     }
     code.push(match of {
         Of::Packet(context) => vec![I::copy(R1, context), I::call(Helper::GetSocketUid)],
         // The upper half is the group.
-        Of::Process => vec![I::call(Helper::GetCurrentUidGid)],
+        Of::Process { .. } => vec![I::call(Helper::GetCurrentUidGid)],
     });
     // In the upper half, where ids of cgroups have nothing on a host of 64 bits.
     code.push([I::shift_left(R0, 32)]);
