@@ -375,9 +375,10 @@ impl Ledger {
                 } else {
                     self.closing.entry(self.tick + kept(entry)).or_default().push(key);
                 }
-                // A child that closes its copy last has not moved what its parent's socket moved.
-                let keeps = entry.is_made() && entry.is_owned();
-                if !keeps && entry.may_be_handed_over(Side::Original) {
+                if let (true, EndOwner::Owned { process, .. }) = (entry.is_made(), entry.owner(Side::Original)) {
+                    // A child that closes its copy last has not moved what its parent's socket moved. There is nothing to find any more.
+                    entry.set_owner(Side::Original, EndOwner::Owned { process, socket: SocketState::Closed });
+                } else if entry.may_be_handed_over(Side::Original) {
                     let end = EndRef { flow: index as u32, side: Side::Original };
                     self.set_owner(end, processes.closer(pid), self.tick, &mut |pid| processes.identify(pid));
                 }

@@ -160,7 +160,6 @@ impl<'l> OpenTick<'l> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         ledger.moved.push((index, Movement::By(moved)));
         if is_new {
-            ledger.schedule_lookup(key);
             if let Some((pid, at)) = socket.maker {
                 let end = EndRef { flow: index, side: Side::Original };
                 match processes.replaced_program(pid, at) {
@@ -171,6 +170,9 @@ impl<'l> OpenTick<'l> {
                     }
                 }
             }
+            // Most sockets are closed before it matters where their makers hold them.
+            let wait = u32::from(ledger.flows[index as usize].is_owned());
+            ledger.schedule_lookup_in(wait, key);
         }
     }
 

@@ -256,7 +256,12 @@ impl Ledger {
 
     /// Schedules a lookup of the flow's owners for this tick.
     fn schedule_lookup(&mut self, key: FlowKey) {
-        self.pending.push(PendingQuery { key, due: self.tick, tries: 0, postponed: 0 });
+        self.schedule_lookup_in(0, key);
+    }
+
+    /// Schedules a lookup of the owners of a flow in `ticks`.
+    fn schedule_lookup_in(&mut self, ticks: u32, key: FlowKey) {
+        self.pending.push(PendingQuery { key, due: self.tick + ticks, tries: 0, postponed: 0 });
     }
 
     /// Credits the processes at the ends of a flow with the bytes that it moved.
