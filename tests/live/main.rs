@@ -107,7 +107,7 @@ const TESTS: &[Test] = tests! {
         packets::a_flood_of_addresses_at_one_socket_takes_no_room_from_another,
         packets::a_socket_without_a_peer_shows_each_of_its_remote_ends,
         packets::connections_that_this_side_closes_first_count_to_their_last_segment,
-        packets::processes_that_end_at_once_are_credited,
+        packets::processes_that_end_before_anyone_looks_are_credited,
         packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use bwmon::kernel::bpf::packet_counters::PacketCounters;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::program::{DEADLINE, Running, wait_for};
 use crate::counting::{Addresses, Flow, Traffic, figures_of};
-use crate::support::harness::{Outcome, needs_packets, needs_remotes, needs_time_wait};
+use crate::support::harness::{Outcome, needs_packets, needs_program_starts, needs_remotes, needs_time_wait};
 use crate::support::monitor::{Monitor, RUNMONITOR};
 use crate::support::netns::{Namespace, address, host_and_remote};
 use crate::support::role::{start_role, tag, tell, told};
@@ -50,8 +51,9 @@ pub fn without_conntrack_every_kind_of_flow_is_counted_exactly() -> Outcome {
     Ok(())
 }
 
-pub fn processes_that_end_at_once_are_credited() -> Outcome {
+pub fn processes_that_end_before_anyone_looks_are_credited() -> Outcome {
     needs_time_wait()?;
+    needs_program_starts()?;
     let (host, remote) = &host_and_remote();
     let [remote_v4, _] = address(2);
     let mut monitor = monitor();
@@ -59,10 +61,12 @@ pub fn processes_that_end_at_once_are_credited() -> Outcome {
     let server = start_role(remote, "short_server", "join 0");
     let port = told(&server);
     truth.count("short", "tcp", port);
+    monitor.program.signal(Signal::SIGSTOP);
     for _ in 0..SHORT {
         let (status, ..) = start_role(host, "short_client", &format!("ask {remote_v4}:{port}")).end();
         assert!(status.success());
     }
+    monitor.program.signal(Signal::SIGCONT);
     monitor.wait_until(|figures| {
         let (sent, received) = truth.bytes()["short"];
         let shown = figures.get("short_client").copied().unwrap_or_default();
