@@ -196,7 +196,8 @@ impl TickLookup {
         let inodes = found.iter().filter_map(inode).collect();
         let holders = self.holder_search.holders(inodes, likely_owners, &mut self.view.processes);
         // What a socket without holder is taken for.
-        let unheld = match (self.some_unreadable(), holders.is_cut_short()) {
+        let not_all_read = holders.is_cut_short() || self.view.processes.is_out_of_descriptors();
+        let unheld = match (self.some_unreadable(), not_all_read) {
             (true, _) => Reason::NotPermitted,
             (false, true) => Reason::NotSearched,
             (false, false) => Reason::NoProcess,

@@ -28,6 +28,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Whence, lseek};
 
 use crate::kernel::command_line::{CommandLines, NotInTime, Reading};
+use crate::kernel::is_shortage;
 use crate::workload::cgroup::{Cgroup, host_root};
 
 /// The most bytes of a file that are read, such as a command line; Linux before 4.2 showed no more of that.
@@ -163,7 +164,13 @@ impl Processes {
     /// All process ids, the youngest process first: the kernel gives out ids in ascending order, and wraps around when
     /// they run out.
     pub fn youngest_first(&self) -> Vec<u32> {
-        let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
+        let entries = match std::fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.note_want(errno(&error));
+                return Vec::new();
+            }
+        };
         let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         let mut pids: Vec<u32> = entries.flatten().filter_map(number).collect();
         let newest = self.newest_pid().unwrap_or(u32::MAX);
@@ -215,7 +222,13 @@ impl Processes {
                 }
             };
         // A second descriptor for readlinkat(2), since iterating borrows the first.
-        let Ok(directory) = descriptors.as_fd().try_clone_to_owned() else { return 0 };
+        let directory = match descriptors.as_fd().try_clone_to_owned() {
+            Ok(directory) => directory,
+            Err(error) => {
+                self.note_want(errno(&error));
+                return 0;
+            }
+        };
         if first > 0 {
             // To list those before would cost as much as to read them.
             let _ = lseek(&descriptors, FIRST_DESCRIPTOR + i64::from(first), Whence::SeekSet);
@@ -277,7 +290,7 @@ impl Processes {
 
     /// Takes note of an error for want of a descriptor or of memory, and returns whether it is one.
     fn note_want(&self, error: Errno) -> bool {
-        let want = matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM);
+        let want = is_shortage(error);
         self.out_of_descriptors.set(self.out_of_descriptors.get() || want);
         want
     }
@@ -287,7 +300,13 @@ impl Processes {
         Unreadable
     }
 
-    /// Whether any process could not be read for want of a descriptor or of memory, since the last call.
+    /// Whether any process could not be read for want of a descriptor or of memory, since the last
+    /// [`has_been_out_of_descriptors`](Self::has_been_out_of_descriptors).
+    pub fn is_out_of_descriptors(&self) -> bool {
+        self.out_of_descriptors.get()
+    }
+
+    /// The same, and forgets it.
     pub fn has_been_out_of_descriptors(&self) -> bool {
         self.out_of_descriptors.take()
     }
@@ -348,6 +367,9 @@ impl Processes {
     /// The other threads of a process, by their ids. The first ones only: this is for a few whose main thread has ended.
     pub(crate) fn threads(&self, pid: u32) -> impl Iterator<Item = u32> + use<> {
         let entries = std::fs::read_dir(self.root.join(pid.to_string()).join("task"));
+        let entries = entries.inspect_err(|error| {
+            self.note_want(errno(error));
+        });
         let id = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         entries.into_iter().flatten().flatten().filter_map(id).filter(move |&id| id != pid).take(MOST_THREADS)
     }
@@ -417,6 +439,10 @@ impl Stat {
     }
 }
 
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
 /// The content of a file of a process, as far as it matters; `None` if it is empty or cannot be read.
 ///
 /// # Errors
@@ -424,7 +450,7 @@ impl Stat {
 pub(super) fn read_file(directory: impl AsFd, name: &CStr) -> nix::Result<Option<Vec<u8>>> {
     let mut file = match openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(file) => File::from(file),
-        Err(want @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => return Err(want),
+        Err(want) if is_shortage(want) => return Err(want),
         Err(_) => return Ok(None),
     };
     // These files give all that there is room for, so that usually one read(2) is enough.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bwmon::kernel::conntrack::Table;
 use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::advice::ENABLE_COMMANDS;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
 
 use crate::common::program::wait_for;
@@ -234,6 +235,64 @@ pub fn counters_that_are_reset_to_zero_lose_no_byte_and_count_none_twice() -> Ou
     ask(&mut stream);
     scene.wait_for_all("zeroed", "server");
     Ok(())
+}
+
+pub fn a_table_that_is_flushed_loses_no_byte_and_counts_none_twice() -> Outcome {
+    needs_command("conntrack", &["--version"])?;
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("flushed", "server", "join 0");
+    let mut stream = scene.connect(port);
+    for _ in 0..3 {
+        ask(&mut stream);
+        for _ in 0..2 {
+            scene.wait_for_all("flushed", "server");
+        }
+        host.shell("conntrack -F");
+    }
+    ask(&mut stream);
+    scene.wait_for_all("flushed", "server");
+    Ok(())
+}
+
+pub fn a_monitor_that_was_stopped_misses_nothing() {
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("unwatched", "server", "join 0");
+    let mut before = scene.connect(port);
+    ask(&mut before);
+    scene.wait_for_all("unwatched", "server");
+    scene.monitor.program.signal(Signal::SIGSTOP);
+    ask(&mut before);
+    drop(before);
+    for _ in 0..20 {
+        ask(&mut scene.connect(port));
+    }
+    scene.monitor.program.signal(Signal::SIGCONT);
+    scene.wait_for_all("unwatched", "server");
+}
+
+pub fn without_descriptors_it_says_so_and_goes_on_as_soon_as_there_are_some() {
+    let (host, remote) = &host_and_remote();
+    let mut scene = Scene::new(host, remote, &[]);
+    let (_server, port) = scene.server("wanted", "server", "join 0");
+    ask(&mut scene.connect(port));
+    scene.wait_for_all("wanted", "server");
+    let pid = scene.monitor.program.child.id();
+    // No more than it has already.
+    let limit = |soft: &str| {
+        host.shell(&format!("prlimit --pid {pid} --nofile={soft}:"));
+    };
+    limit("3");
+    let mut stream = scene.connect(port);
+    ask(&mut stream);
+    wait_for("a note", || {
+        let said = scene.monitor.program.stderr.so_far();
+        said.into_iter().find(|line| line.contains("out of file descriptors"))
+    });
+    limit("1024");
+    ask(&mut stream);
+    scene.wait_for_all("wanted", "server");
 }
 
 pub fn containers_that_start_and_end_while_it_runs_are_credited() {

@@ -42,6 +42,7 @@ const TESTS: &[Test] = tests! {
         program_starts::a_flood_of_programs_takes_no_room_from_those_of_others,
         program_starts::of_arguments_without_end_the_beginning_is_noted,
         program_starts::programs_that_begin_with_a_socket_are_told_from_those_without,
+        program_starts::in_a_time_namespace_the_start_times_are_those_of_its_proc,
         program_starts::what_is_noted_of_a_program_is_what_proc_shows,
         web::promtool_accepts_the_metrics_the_rules_and_the_configuration,
         web::the_page_shows_what_moves_in_a_browser,
@@ -75,12 +76,15 @@ const TESTS: &[Test] = tests! {
     }
     EachKind {
         flows::a_connection_of_the_host_with_its_own_address_is_local,
+        flows::a_monitor_that_was_stopped_misses_nothing,
         flows::a_new_connection_between_the_same_two_ports_is_another_flow,
         flows::a_new_process_has_a_rate_from_its_first_tick,
+        flows::a_table_that_is_flushed_loses_no_byte_and_counts_none_twice,
         flows::bytes_without_an_owner_are_shown_with_the_reason,
         flows::containers_that_start_and_end_while_it_runs_are_credited,
         flows::counters_that_are_reset_to_zero_lose_no_byte_and_count_none_twice,
         flows::each_flow_of_the_table_can_be_queried_by_its_tuples,
+        flows::without_descriptors_it_says_so_and_goes_on_as_soon_as_there_are_some,
         flows::servers_that_share_a_port_are_credited_with_their_own_connections,
         handing_over::a_child_that_is_started_with_an_accepted_connection_is_credited,
         handing_over::a_connection_passed_to_another_process_counts_for_that_process_from_then_on,
@@ -142,6 +146,7 @@ fn play(role: &str) {
         handing_over::play,
         hostile::play,
         packets::play,
+        program_starts::play,
         web::play,
         workload::play,
     ];

@@ -11,7 +11,8 @@ use bwmon::kernel::process::Processes;
 
 use crate::common::user::NOBODY;
 use crate::support::cgroups::Cgroups;
-use crate::support::harness::{Outcome, needs_program_starts};
+use crate::support::harness::{Outcome, needs_command, needs_program_starts};
+use crate::support::role::as_role;
 
 /// A process that has started its program, and ends with its standard input.
 fn start(command: &mut Command) -> Child {
@@ -75,6 +76,31 @@ pub fn what_is_noted_of_a_program_is_what_proc_shows() -> Outcome {
         }
     }
     Ok(())
+}
+
+pub fn in_a_time_namespace_the_start_times_are_those_of_its_proc() -> Outcome {
+    needs_program_starts()?;
+    let place = ["--time", "--boottime", "86400", "--fork"];
+    needs_command("unshare", &[&place[..3], &["true"]].concat())?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(place).arg(std::env::current_exe().unwrap());
+    let status = as_role(unshare, "elsewhen", "compare-start-times").status().unwrap();
+    assert!(status.success());
+    Ok(())
+}
+
+/// Plays a role of these tests; false for those of others.
+pub fn play(role: &[&str]) -> bool {
+    if role != ["compare-start-times"] {
+        return false;
+    }
+    let mut starts = needs_program_starts().ok().expect("what worked outside works here");
+    let child = start(Command::new("/bin/sh").args(["-c", READY]));
+    let shown = Processes::new("/proc").read(child.id()).unwrap().unwrap();
+    let noted = of(&child, &starts.take().unwrap());
+    end(child);
+    assert_eq!(noted.process, shown);
+    true
 }
 
 pub fn of_arguments_without_end_the_beginning_is_noted() -> Outcome {

@@ -9,9 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::errno::Errno;
 
 use super::Table;
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
+use crate::kernel::is_shortage;
 
 /// How long a probe reads the table.
 const LONGEST_DUMP: Duration = Duration::from_millis(50);
@@ -48,11 +50,19 @@ impl Probe {
 /// Sends the datagrams and looks for them in the table, which must be for probes alone: a large one is not read to its end.
 ///
 /// # Errors
-/// Where the table cannot be read.
+/// Where the table cannot be read, or no datagram can be sent for want of a descriptor or of memory.
 pub fn probe(table: &mut Table) -> Result<Probe> {
-    // If loopback is down, this sends nothing, and the other flows alone decide.
-    let sent =
-        [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)].map(send_datagram).map(Result::ok);
+    let mut sent = [None; 2];
+    for (sent, loopback) in sent.iter_mut().zip([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]) {
+        *sent = match send_datagram(loopback) {
+            Ok(tuple) => Some(tuple),
+            Err(error) if is_shortage(Errno::from_raw(error.raw_os_error().unwrap_or_default())) => {
+                return Err(error.into());
+            }
+            // If loopback is down, the other flows alone decide.
+            Err(_) => None,
+        };
+    }
     let (mut ours, mut others) = ([None; 2], [None; 2]);
     let requested: Vec<Tuple> = sent.into_iter().flatten().collect();
     table.get(&requested, &mut |flow| {
