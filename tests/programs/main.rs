@@ -18,5 +18,6 @@ mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod service;
 mod top;
 mod unseen;

@@ -30,10 +30,13 @@ mod packet_programs;
 pub mod tcp_owners;
 mod time_wait;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use instruction::Instruction;
@@ -290,11 +293,26 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result
 }
 
 /// A mount of the whole cgroup2 hierarchy that appears nowhere in the file system: the host's own mount may be hidden
-/// (`ip netns exec` does so) or missing.
+/// (`ip netns exec` does so) or missing. Where a service manager lets its services mount nothing, the host's own.
 fn cgroup_root() -> io::Result<OwnedFd> {
-    let hierarchy = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let hierarchy = match fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(rustix::io::Errno::PERM) => return mounted_cgroup_root(),
+        hierarchy => hierarchy?,
+    };
     fsconfig_create(&hierarchy)?;
     Ok(fsmount(&hierarchy, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// The inode of the root in kernfs (fs/kernfs/dir.c, `kernfs_create_root`): in a cgroup namespace, another one may be mounted there.
+const ROOT_INODE: u64 = 1;
+
+fn mounted_cgroup_root() -> io::Result<OwnedFd> {
+    let root = File::open("/sys/fs/cgroup")?;
+    let is_cgroup2 = fstatfs(&root)?.filesystem_type() == CGROUP2_SUPER_MAGIC;
+    if !is_cgroup2 || root.metadata()?.ino() != ROOT_INODE {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(root.into())
 }
 
 /// The argument of a bpf(2) call, union bpf_attr, built field by field; the fields not pushed are zero.
