@@ -13,6 +13,7 @@ mod common {
 mod history;
 mod http;
 mod json;
+mod licences;
 mod readme;
 mod recipes;
 mod runaggregator;

@@ -358,3 +358,28 @@ impl BpfAttr {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+    use super::*;
+
+    #[test]
+    fn where_nothing_can_be_mounted_the_hosts_own_cgroup_root_is_used() {
+        let is_mounted = mounted_cgroup_root().is_ok();
+        let eperm = SeccompAction::Errno(libc::EPERM as u32);
+        let machine = std::env::consts::ARCH.try_into().unwrap();
+        let refused = BTreeMap::from([(libc::SYS_fsopen, Vec::new())]);
+        let filter = SeccompFilter::new(refused, SeccompAction::Allow, eperm, machine).unwrap();
+        let filter: BpfProgram = filter.try_into().unwrap();
+        let root = std::thread::spawn(move || apply_filter(&filter).map(|()| cgroup_root())).join().unwrap();
+        let Ok(root) = root else { return };
+        match root {
+            Ok(root) => assert_eq!(File::from(root).metadata().unwrap().ino(), ROOT_INODE),
+            Err(error) => assert!(!is_mounted, "{error}"),
+        }
+    }
+}
