@@ -66,7 +66,7 @@ fn the_managers_socket_may_have_an_abstract_name_and_be_gone() {
 
 /// The units that ship, and the exposure that `systemd-analyze security` may find at most.
 const UNITS: [(&str, f64); 3] =
-    [("bwmon-monitor.service", 2.5), ("bwmon-aggregator.service", 2.7), ("bwmon-pipe@.service", 1.5)];
+    [("bwmon-monitor.service", 2.5), ("bwmon-aggregator.service", 2.7), ("bwmon-pipe@.service", 1.4)];
 
 fn unit(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd").join(name)
