@@ -46,10 +46,13 @@
 //! - [`workload`]: the service, container and user that a process works for, from its cgroup and from files.
 //! - [`calendar`]: when hours, days, weeks and months begin.
 //! - [`printable`]: makes text from outside safe to print.
+//! - [`privileges`]: the rights that the programs and each of their threads keep.
 
 pub mod attribution;
 pub mod calendar;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod grouping;
 pub mod history;
 pub mod kernel;
@@ -59,6 +62,7 @@ pub mod notify;
 pub mod output;
 pub mod pipe;
 pub mod printable;
+pub mod privileges;
 pub mod program;
 pub mod python2;
 pub mod traffic;

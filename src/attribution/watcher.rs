@@ -35,6 +35,7 @@ use crate::kernel::conntrack::events::{Event, Events};
 use crate::kernel::flow::Flow;
 use crate::kernel::process::Processes;
 use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
+use crate::privileges::{Duty, keep_for};
 
 /// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
 const BUDGET: u32 = 100_000;
@@ -252,6 +253,7 @@ fn spawn(follows: Follows, tcp_owners: Option<Arc<TcpOwners>>) -> Result<(Arc<Sh
 fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup: EventLookup, shared: &Shared) {
     shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     raise_priority();
+    keep_for(Duty::Watching);
     let (mut tick, mut left) = (0, 0);
     let (mut batch, mut started) = (Vec::new(), Vec::new());
     let mut queue = VecDeque::new();

@@ -9,7 +9,7 @@ use bwmon::config::Files;
 use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
 use bwmon::output::json::Named;
-use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, check_files, output};
+use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, begin, check_files, output};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
 use bwmon::program::{Signals, cli, run};
 use clap::Parser;
@@ -93,9 +93,9 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let mut signals = Signals::take()?;
     let top = arguments.report.is_top();
+    let opening = begin(&files)?;
     let read = files.clone();
-    let Some(configuration) = signals.unless_ended(move || read.read())? else { return Ok(()) };
-    let configuration = configuration?;
+    let Some(configuration) = signals.unless_ended(move || read.read())?.transpose()? else { return Ok(()) };
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
     let (names, history) = (configuration.application_names(), arguments.history.file());
     let web = arguments.serving.start(Named::Application, Vec::new(), names, history)?;
@@ -107,8 +107,9 @@ fn start(arguments: Arguments) -> Result<()> {
         keep: arguments.history.keep(arguments.details.keep(top, web.as_ref())),
     };
     let details = arguments.details.shown(&arguments.showing, top, !arguments.totals, web.as_ref());
-    let mut program = AggregatorProgram::start(settings, configuration, details, recording)?;
+    let mut program = AggregatorProgram::start(settings, configuration, details, recording, &opening)?;
     let output = output(&arguments.showing, top, arguments.totals)?;
     let mut output = arguments.details.served(output, top, web, arguments.unowned)?;
-    run(&mut program, &mut *output, arguments.showing.schedule(), signals)
+    let working = opening.end(program.needs())?;
+    run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)
 }

@@ -8,6 +8,7 @@ use bwmon::ledger::Selection;
 use bwmon::ledger::selection::Filter;
 use bwmon::monitor::{CountersFrom, Monitor, MonitorSettings};
 use bwmon::output::json::Named;
+use bwmon::privileges::{Needs, Opening};
 use bwmon::program::history::HistoryArguments;
 use bwmon::program::one_source::{OneSource, output};
 use bwmon::program::{Signals, cli, run};
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<()> {
     let mut signals = Signals::take()?;
+    let opening = Opening::begin(Needs::of_monitor(true).to_open(arguments.history.is_kept()))?;
     let group_by = arguments.group_by;
     let named = Named::Group(group_by.name());
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
@@ -91,16 +93,14 @@ fn start(arguments: Arguments) -> Result<()> {
         keep: arguments.history.keep(arguments.details.keep(arguments.top, web.as_ref())),
     };
     let monitor = Monitor::of_this_host(settings)?;
+    let working = opening.end(Needs::of_monitor(monitor.may_open_sources()))?;
     let source: Box<dyn Source> = match group_by {
         GroupBy::Command => Box::new(monitor),
         // It groups them itself.
         _ if arguments.top => Box::new(monitor),
         _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
     };
-    let mut program = OneSource::new(source);
-    if let Some(recording) = recording {
-        program = program.with_recording(recording);
-    }
+    let mut program = OneSource::new(source).with_recording(recording);
     if arguments.unowned || arguments.top || web.is_some() {
         program = program.with_unowned();
     }
@@ -110,7 +110,7 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     let output = output(&arguments.showing, arguments.top, arguments.bandwidth, group_by, is_filtered)?;
     let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
-    run(&mut program, &mut *output, arguments.showing.schedule(), signals)
+    run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)
 }
 
 #[cfg(test)]

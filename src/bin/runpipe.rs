@@ -10,6 +10,7 @@ use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
 use bwmon::pipe::PipeSettings;
+use bwmon::privileges::{Needs, Opening};
 use bwmon::program::{self, Signals, cli};
 use bwmon::python2::int;
 use bwmon::traffic::rates::BYTES_PER_KB;
@@ -74,9 +75,10 @@ fn main() -> ExitCode {
 fn start(settings: PipeSettings, showing: &cli::Showing) -> Result<()> {
     // Before the threads of the output start.
     let signals = Signals::take()?;
+    let opening = Opening::begin(Needs::default().to_open(false))?;
     let mut output: Box<dyn Output> = match showing.json {
         true => Box::new(Json::new(Named::Pipe)),
         false => Box::new(Text::new(Figures::Totals).of("pipe", "pipes").wide(showing.wide)),
     };
-    program::pipe::run(settings, &mut *output, showing.schedule(), signals)
+    program::pipe::run(settings, &mut *output, showing.schedule(), signals, opening)
 }

@@ -13,11 +13,11 @@ use std::time::Duration;
 use super::Diagnostics;
 use super::keys::{Keys, Patterns, sections};
 use crate::calendar::{Cycle, Period};
-use crate::notify::{Interval, Quota, Rule};
+use crate::notify::{Account, Interval, Quota, Rule};
 use crate::python2::ini::quoted;
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "process_filter",
     "in_threshold",
     "out_threshold",
@@ -27,6 +27,7 @@ const KEYS: [&str; 13] = [
     "repeat",
     "recovery_command",
     "command_timeout",
+    "notification_user",
     "quota",
     "quota_period",
     "quota_starts",
@@ -75,6 +76,7 @@ pub(super) fn notifications_with(
         let notification_command = keys.command("notification_command");
         let recovery_command = keys.command("recovery_command");
         let timeout = keys.integer("command_timeout", 0..=i64::from(u32::MAX), "60").unwrap_or(COMMAND_TIMEOUT);
+        let user = user(&mut keys);
         let quota = quota(&mut keys);
         if quota.is_some() && !has_history {
             keys.warn("quota", "without --history, nothing adds the bytes up, so nobody is told of it".to_owned());
@@ -95,10 +97,32 @@ pub(super) fn notifications_with(
             notification_command,
             repeat: Duration::from_secs(repeat.unsigned_abs()),
             recovery_command,
+            user,
             command_timeout: (timeout > 0).then(|| Duration::from_secs(timeout.unsigned_abs())),
         });
     }
     rules
+}
+
+/// The user whose the commands of a section are, if it names one.
+fn user(keys: &mut Keys) -> Option<Account> {
+    let text = keys.text("notification_user")?;
+    let account = match Account::named(text) {
+        Ok(Some(account)) => Some(account),
+        Ok(None) => {
+            keys.error("notification_user", format!("{} is no user of this host", quoted(text)));
+            None
+        }
+        Err(error) => {
+            keys.error("notification_user", format!("{} cannot be looked up: {error}", quoted(text)));
+            None
+        }
+    }?;
+    if !account.can_be_used() {
+        let message = format!("only root can run commands as {}; without this key, they run as you", quoted(text));
+        keys.error("notification_user", message);
+    }
+    Some(account)
 }
 
 /// A threshold in kB/s (1024 bytes per second), if the section has it.

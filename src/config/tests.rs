@@ -220,6 +220,27 @@ fn notification_threshold_replaces_a_missing_threshold() {
 }
 
 #[test]
+fn the_user_of_commands_is_one_of_this_host_and_only_root_names_another() {
+    let read = |user: &str| {
+        let text = format!("[A]\nprocess_filter=x\nin_threshold=5\nnotification_user={user}\n");
+        let mut diagnostics = Diagnostics::default();
+        let rules = notifications("n.cfg", text.as_bytes(), &mut diagnostics);
+        (rules.into_iter().find_map(|rule| rule.user).is_some(), lines(diagnostics))
+    };
+    let is_root = nix::unistd::geteuid().is_root();
+    assert!(read("root").0);
+    let of_root =
+        "n.cfg:4: [A] notification_user: only root can run commands as \"root\"; without this key, they run as you";
+    assert_eq!(read("root").1, if is_root { vec![] } else { vec![of_root.to_owned()] });
+    let nobody = "n.cfg:4: [A] notification_user: \"no such user\" is no user of this host";
+    assert_eq!(read("no such user"), (false, vec![nobody.to_owned()]));
+    assert_eq!(
+        read("a\0b"),
+        (false, vec!["n.cfg:4: [A] notification_user: \"a\\0b\" is no user of this host".to_owned()])
+    );
+}
+
+#[test]
 fn every_mistake_in_a_notification_file_has_a_message() {
     let text = b"\
 [Late]

@@ -10,6 +10,7 @@ use super::Sums;
 use super::schema::name;
 use super::settle::{Batch, Settling};
 use super::store::{Minute, Store};
+use crate::privileges::{Duty, keep_for};
 use crate::workload::names::Names;
 
 /// How long it waits after a failure before it tries again.
@@ -66,6 +67,7 @@ impl Writer {
 
     /// Works until the program ends.
     pub(super) fn run(mut self) {
+        keep_for(Duty::Recording(&self.path));
         while let Ok(job) = self.jobs.recv() {
             let step = match job {
                 Job::Batch(batch) => Step::Write(self.settling.settle(batch)),

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
+use crate::privileges::{Duty, keep_for};
+
 /// The most bytes of a command line that are read; Linux before 4.2 showed no more.
 const LONGEST: u64 = 32 * 1024;
 /// How long one read may take before its thread counts as lost: usually it takes 10 µs.
@@ -243,6 +245,7 @@ impl CommandLines {
         let reading = Reading::default();
         let (theirs, proc_root) = (reading.clone(), self.proc_root.clone());
         let read_all = move || {
+            keep_for(Duty::ReadingCommandLines);
             // Until the other side has dropped its ends.
             for pids in to_read {
                 let (mut batch, mut begun) = (Vec::new(), Instant::now());

@@ -421,7 +421,7 @@ impl Work {
 /// ```text
 /// 4711 (a name) with ) in it) S 1 4711 …                the 22nd field is the time of the start
 /// ```
-struct Stat {
+pub(crate) struct Stat {
     /// Any bytes but NUL: every process can set it (PR_SET_NAME).
     comm: Vec<u8>,
     /// In clock ticks since boot.
@@ -429,7 +429,7 @@ struct Stat {
 }
 
 impl Stat {
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
         let begin = line.iter().position(|&byte| byte == b'(')? + 1;
         let end = line.iter().rposition(|&byte| byte == b')')?;
         let comm = line.get(begin..end)?.to_vec();
@@ -482,7 +482,7 @@ fn socket_inode(directory: impl AsFd, name: &CStr) -> Option<u32> {
 }
 
 /// The inode in `socket:[81234]`.
-fn parse_socket_link(target: &[u8]) -> Option<u32> {
+pub(crate) fn parse_socket_link(target: &[u8]) -> Option<u32> {
     let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

@@ -128,7 +128,7 @@ impl AsFd for ProcessEvents {
 }
 
 /// The event in a message; `None` for any other message, and for a new thread.
-fn parse(message: &Message<'_>) -> Option<ProcessEvent> {
+pub(crate) fn parse(message: &Message<'_>) -> Option<ProcessEvent> {
     let payload = message.payload;
     if u32_at(payload, 0)? != PROCESSES {
         return None;

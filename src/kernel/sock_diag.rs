@@ -193,7 +193,7 @@ impl SockDiag {
 }
 
 /// One struct inet_diag_msg, with its attributes.
-struct DiagMessage {
+pub(crate) struct DiagMessage {
     socket: Socket,
     state: u8,
     counters: Option<Counters>,
@@ -242,7 +242,7 @@ fn request(protocol: Protocol, ends: Option<(Endpoint, Endpoint)>, states: u32, 
 
 /// struct inet_diag_msg: family, state, timer, retransmits, struct inet_diag_sockid (48 bytes), expires, receive queue,
 /// send queue, user, inode; 72 bytes.
-fn parse(protocol: Protocol, payload: &[u8]) -> Option<DiagMessage> {
+pub(crate) fn parse(protocol: Protocol, payload: &[u8]) -> Option<DiagMessage> {
     let message = payload.get(..72)?;
     let port = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
     let address = |at: usize| -> Option<std::net::IpAddr> {

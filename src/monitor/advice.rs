@@ -6,11 +6,16 @@ use anyhow::Error;
 use nix::unistd::geteuid;
 
 use crate::kernel::conntrack::probe::{Probe, Tracking};
+use crate::printable::printable;
+use crate::privileges::may_monitor;
 
 /// The commands that make the kernel track and count every connection, on a host that has nftables.
 pub const ENABLE_COMMANDS: &str = "nft 'add table inet bwmon; \
     add chain inet bwmon track { type filter hook input priority 0; }; \
     add rule inet bwmon track ct state invalid counter' && sysctl -w net.netfilter.nf_conntrack_acct=1";
+
+/// The rights of a monitor, for setcap(8).
+pub const RIGHTS: &str = "cap_net_admin,cap_sys_ptrace,cap_dac_read_search,cap_sys_admin,cap_sys_nice=ep";
 
 /// The consequence if conntrack does not count.
 const PAYLOAD_ONLY: &str = "TCP payload per socket is counted, without UDP and without packet headers";
@@ -99,10 +104,14 @@ pub(super) fn on_tracking(probe: &Probe, required: bool) -> Option<String> {
 
 /// What to run for full counting. Root counts packets, and needs conntrack only where the kernel refuses that.
 fn remedy(required: bool) -> String {
-    if required || geteuid().is_root() {
+    if required || geteuid().is_root() || may_monitor() {
         format!("run: {ENABLE_COMMANDS}")
     } else {
-        "run this as root (sudo)".to_owned()
+        let program = std::env::current_exe().map_or("/path/to/this".into(), |path| path.display().to_string());
+        format!(
+            "run this as root (sudo), or give it the rights: sudo setcap {RIGHTS} {}",
+            printable(program.as_bytes(), 200)
+        )
     }
 }
 

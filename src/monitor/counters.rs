@@ -58,6 +58,11 @@ pub(super) trait CounterSource: Debug {
         false
     }
 
+    /// Whether it counts as long as the program runs, and opens nothing more.
+    fn stays(&self) -> bool {
+        false
+    }
+
     /// The number of ticks in which the kernel's events were lost.
     fn ticks_with_lost_events(&self) -> u64 {
         0

@@ -100,6 +100,11 @@ impl Monitor {
         Self { counters, lookup, ledger, notes, wanted: None, ticks: 0 }
     }
 
+    /// Whether another source of counters may take the place of the present one, or this one runs conntrack(8).
+    pub fn may_open_sources(&self) -> bool {
+        !self.counters.stays()
+    }
+
     /// From now on, counts what any of these selects.
     pub fn select(&mut self, selections: Vec<Selection>) {
         self.ledger.select(selections);

@@ -164,6 +164,10 @@ impl CounterSource for Packets {
         self.notes.take()
     }
 
+    fn stays(&self) -> bool {
+        true
+    }
+
     fn ticks_with_lost_events(&self) -> u64 {
         self.ticks_with_lost_events
     }

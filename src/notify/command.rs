@@ -21,10 +21,11 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use super::Rule;
+use super::{Account, Rule};
 use crate::calendar;
 use crate::output::{Direction, Notification, QuotaNotification};
 use crate::printable::printable;
+use crate::privileges::{Duty, keep_for};
 use crate::traffic::subject::Subject;
 
 /// The commands of a section that can always run at the same time.
@@ -37,6 +38,9 @@ const MOST_OF_SECTION: usize = 32;
 const MOST_OF_APPLICATION: usize = 4;
 /// The most commands of a section that wait.
 const MOST_WAITING: usize = 2000;
+
+/// The stack of a thread that starts a command, or waits for its end: it needs little.
+const STACK: usize = 128 << 10;
 
 /// The commands that run, and those that wait.
 #[derive(Debug, Default)]
@@ -117,7 +121,8 @@ impl Commands {
     ///
     /// The command learns what happened from its environment: `BWMON_APPLICATION`, `BWMON_DIRECTION` (`in` or `out`),
     /// `BWMON_THRESHOLD_KB_PER_S`, `BWMON_VALUE_KB_PER_S` and `BWMON_EVENT` (`exceeded` or `recovered`). Its stdin is
-    /// empty; it shares stdout and stderr with this program, and has a process group of its own.
+    /// empty; it shares stdout and stderr with this program, and has a process group of its own. It has no capability, and runs as
+    /// the user of the rule, or as who started this program.
     ///
     /// If a command for the same event of the same application and direction still waits, only the newer one runs.
     ///
@@ -289,8 +294,7 @@ fn start_waiting(shared: &Arc<Mutex<Queue>>, queue: &mut Queue) {
         let job = section.waiting.remove(at);
         let (topic, rule) = (job.topic.clone(), Arc::clone(&job.rule));
         section.running.push(Running { number, topic, rule, since, pid: None });
-        // A thread that waits for the end of a command needs little of a stack.
-        let thread = std::thread::Builder::new().stack_size(128 << 10);
+        let thread = std::thread::Builder::new().name("command".into()).stack_size(STACK);
         let (shared, of_thread) = (Arc::clone(shared), job.clone());
         if let Err(error) = thread.spawn(move || run(&shared, id, number, of_thread)) {
             let error = format!("[{}] cannot start a thread for a command: {error}", section_name(&job.rule));
@@ -301,6 +305,7 @@ fn start_waiting(shared: &Arc<Mutex<Queue>>, queue: &mut Queue) {
 
 /// Runs one command from start to end, and then starts what waited for its place.
 fn run(shared: &Arc<Mutex<Queue>>, id: u64, number: u64, job: Job) {
+    keep_for(Duty::RunningCommands);
     let child = spawn(&job.rule, &job.event);
     let mut queue = lock(shared);
     match child {
@@ -352,9 +357,23 @@ fn spawn(rule: &Rule, event: &Event) -> Result<Child, String> {
                 .env("BWMON_QUOTA_PERIOD_START", start.strftime("%F").to_string())
         }
     };
-    command.spawn().map_err(|error| {
+    start_as(rule.user.as_ref(), command).map_err(|error| {
         let (section, program) = (section_name(rule), printable(program.as_bytes(), 50));
         format!("[{section}] cannot start {program}: {}", reason(&error))
+    })
+}
+
+/// Starts a command as `user`, by a thread that becomes that user and ends: no other one may follow it there.
+fn start_as(user: Option<&Account>, mut command: Command) -> io::Result<Child> {
+    // They are how this program, not the command, talks to the service manager (sd_notify(3)).
+    command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_PID").env_remove("WATCHDOG_USEC");
+    std::thread::scope(|scope| {
+        let start = || {
+            Account::give_to(user, &mut command)?;
+            command.spawn()
+        };
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, start)?;
+        thread.join().map_err(|_| io::Error::other("the thread that starts it has panicked"))?
     })
 }
 

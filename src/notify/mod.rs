@@ -9,8 +9,9 @@
 //! minutes takes more than one busy second to exceed its threshold.
 //!
 //! Where to read on: `rule` is one section of the file, `average` the moving average, `quota` adds up days and months, `command`
-//! runs the commands.
+//! runs the commands, `account` is whose they are.
 
+mod account;
 mod average;
 mod command;
 mod quota;
@@ -26,6 +27,7 @@ use crate::traffic::rates::{BYTES_PER_KB, Row};
 use crate::traffic::rounds::forget_until;
 use crate::traffic::subject::Subject;
 
+pub use account::Account;
 use average::Average;
 pub use command::Commands;
 pub use quota::{Quota, Quotas, Told};

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::Quota;
+use super::{Account, Quota};
 use crate::python2::pattern::Pattern;
 
 /// One section of a notification file.
@@ -27,6 +27,8 @@ pub struct Rule {
     pub repeat: Duration,
     /// The program, with its arguments, that it runs once when the average no longer exceeds the threshold.
     pub recovery_command: Option<Vec<OsString>>,
+    /// Whose the commands are; `None` for the user who started this program.
+    pub user: Option<Account>,
     /// How long a command may run before it is killed; `None` is for ever.
     pub command_timeout: Option<Duration>,
 }

@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
+use crate::privileges::{Duty, keep_for};
+
 /// The most tables that wait for a reader, and the most bytes in all: a table beyond that pushes out the oldest, a message
 /// beyond that is dropped.
 const MAX_WAITING_TABLES: usize = 5;
@@ -213,6 +215,7 @@ fn has_room(stream: Stream, timeout: PollTimeout) -> bool {
 
 /// The writer's thread. It may wait for ever, and ends with the process.
 fn write_chunks(shared: &Shared) {
+    keep_for(Duty::Showing);
     // The end of a line that could be written in part only, for each stream: it comes before anything else there.
     let mut cut: [Vec<u8>; 2] = Default::default();
     let mut queue = shared.queue();

@@ -25,6 +25,7 @@ use super::slab::{ConnectionId, EpollSource, Slab};
 use super::socket::{Canonical, DescriptorReserve, SocketContext, accept, reset};
 use super::transfer::{Coalescing, Mover, PAUSE};
 use super::{PipeSettings, Route};
+use crate::privileges::{Duty, keep_for};
 
 /// The epoll tokens of the descriptors that belong to no connection.
 const LISTENER: u64 = u64::MAX;
@@ -63,6 +64,7 @@ impl PipeThread {
     /// # Errors
     /// When epoll fails.
     pub fn run(self) -> Result<()> {
+        keep_for(Duty::Forwarding);
         // The thread that shows the figures takes the signals. SIGPIPE is blocked too, since splice(2) has no
         // MSG_NOSIGNAL.
         SigSet::all().thread_block().context("cannot block signals")?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use jiff::tz::TimeZone;
 
 use super::cli::Showing;
@@ -23,6 +23,7 @@ use crate::output::text::{Figures, Text};
 use crate::output::top::Top;
 use crate::output::{Announcement, Frame, Moment, Output, QuotaNotification};
 use crate::pipe::Pipe;
+use crate::privileges::{Needs, Opening};
 use crate::traffic::detail::VisitDetail;
 use crate::traffic::rates::{Details, Rates, Row};
 use crate::traffic::source::{Facts, Reading, Source};
@@ -62,6 +63,8 @@ pub struct AggregatorProgram {
     /// What the files looked like when they were last read.
     shape: ConfigurationShape,
     reload: Option<Reload>,
+    /// Whether it has to give up the rights of a monitor, since its files had none as it began.
+    gives_up_monitor: bool,
 }
 
 /// The files while a thread reads them again: the disk may be slow, or a pipe.
@@ -210,6 +213,24 @@ pub fn output(showing: &Showing, top: bool, totals: bool) -> Result<Box<dyn Outp
     Ok(Box::new(text.with_idle_note("nothing to show yet: no application has moved more than 1 KiB/s")))
 }
 
+/// What the program may have to do, whatever its files say now.
+fn needs(files: &Files) -> Needs {
+    Needs {
+        ports: files.monitors.is_some(),
+        files: true,
+        commands: files.notifications.is_some(),
+        ..Needs::of_monitor(true)
+    }
+}
+
+/// Keeps what the program may need, before its first thread starts.
+///
+/// # Errors
+/// Those of [`Opening::begin`].
+pub fn begin(files: &Files) -> Result<Opening> {
+    Opening::begin(needs(files).to_open(files.has_history))
+}
+
 impl AggregatorProgram {
     /// Opens the pipes of `configuration`, which was read from the files of `settings`, and begins to count, and to record. Rows have
     /// `details`, if there are any.
@@ -221,9 +242,11 @@ impl AggregatorProgram {
         configuration: Configuration,
         details: Option<Details>,
         recording: Option<Recording>,
+        opening: &Opening,
     ) -> Result<Self> {
         let Configuration { monitors, applications, notifications, warnings, shape } = configuration;
         let mut parts = Part::pipes(monitors.pipes)?;
+        let gives_up_monitor = monitors.selections.is_empty() && opening.could_monitor();
         if !monitors.selections.is_empty() {
             parts.push(Part::monitor(monitors.selections, &settings)?);
         }
@@ -244,8 +267,15 @@ impl AggregatorProgram {
             notes: warnings.iter().map(ToString::to_string).collect(),
             shape,
             reload: None,
+            gives_up_monitor,
             settings,
         })
+    }
+
+    /// What it may have to do from now on.
+    pub fn needs(&self) -> Needs {
+        let needs = needs(&self.settings.files);
+        if self.gives_up_monitor { needs.without_monitor() } else { needs }
     }
 
     /// Begins to read the configuration again. Returns messages for the user.
@@ -299,9 +329,14 @@ impl AggregatorProgram {
 
         // First the steps that may fail.
         let (kept, new) = self.match_pipes(monitors.pipes);
-        let mut parts = Part::pipes(new)?;
         let has_monitor = self.aggregator.sources().any(|part| matches!(part, Part::Monitor(_)));
         let is_monitored = !monitors.selections.is_empty();
+        if is_monitored && self.gives_up_monitor {
+            bail!(
+                "type=monitor: this program began without a monitor, and has given up the rights that one needs; start it anew"
+            );
+        }
+        let mut parts = Part::pipes(new)?;
         let mut selections = monitors.selections;
         if is_monitored && !has_monitor {
             parts.push(Part::monitor(std::mem::take(&mut selections), &self.settings)?);
@@ -440,6 +475,10 @@ impl Program for AggregatorProgram {
         self.recording.is_some()
             || self.notifier.has_rules()
             || self.aggregator.sources().any(|part| matches!(part, Part::Pipe { .. }))
+    }
+
+    fn is_reloading(&self) -> bool {
+        self.reload.is_some()
     }
 
     fn hung_up(&mut self, announcements: &mut Vec<Announcement>) -> Next {

@@ -8,7 +8,8 @@
 //! calls an output.
 //!
 //! Where to read on: [`one_source`] (runmonitor), [`pipe`] (runpipe) and [`aggregate`] (runaggregator) are the
-//! programs; [`recording`] gives what moved to a history; `signals` waits from one tick to the next; [`top`] says what the rows of
+//! programs; [`recording`] gives what moved to a history; `signals` waits from one tick to the next; `service` is
+//! the service manager; [`top`] says what the rows of
 //! --top are; [`cli`] and [`history`] parse the command lines.
 
 pub mod aggregate;
@@ -17,6 +18,7 @@ pub mod history;
 pub mod one_source;
 pub mod pipe;
 pub mod recording;
+mod service;
 mod signals;
 pub mod top;
 
@@ -28,6 +30,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::output::{self, Announcement, Frame, Moment, Output};
+use crate::privileges::Working;
+use service::ServiceManager;
 pub use signals::Signals;
 use signals::Waited;
 
@@ -94,6 +98,11 @@ pub trait Program {
         Next::End
     }
 
+    /// Whether it still reads the files that SIGHUP made it read again.
+    fn is_reloading(&self) -> bool {
+        false
+    }
+
     /// The messages that no frame has had, when the program ends.
     fn last_notes(&mut self) -> Vec<String> {
         Vec::new()
@@ -116,10 +125,20 @@ pub trait Program {
 /// Ticks keep to the `schedule`, normally whole seconds after the first, however long each takes. If one takes longer, the
 /// loop skips the ticks whose time has passed.
 ///
+/// The program has given up the rights that it no longer needs ([`Working`]).
+///
 /// # Errors
 /// The error of a tick.
-pub fn run(program: &mut dyn Program, output: &mut dyn Output, schedule: Schedule, signals: Signals) -> Result<()> {
-    let result = tick_until_end(program, output, schedule, signals);
+pub fn run(
+    program: &mut dyn Program,
+    output: &mut dyn Output,
+    schedule: Schedule,
+    signals: Signals,
+    _: Working,
+) -> Result<()> {
+    let mut manager = ServiceManager::of_environment();
+    let result = tick_until_end(program, output, schedule, signals, &mut manager);
+    manager.ends();
     let last_notes: Vec<_> = program.last_notes().into_iter().map(Announcement::Note).collect();
     closed(output.announce(&last_notes))?;
     result
@@ -130,6 +149,7 @@ fn tick_until_end(
     output: &mut dyn Output,
     schedule: Schedule,
     mut signals: Signals,
+    manager: &mut ServiceManager,
 ) -> Result<()> {
     let (tick, ticks_per_frame) = schedule.ticks();
     let mut has_reader = true;
@@ -144,6 +164,7 @@ fn tick_until_end(
         // With a number of frames, the first one, from which the others count, is none of them.
         let is_shown = is_frame && (frames_left.is_none() || frame.interval.is_some());
         let is_gone = closed(if is_shown { output.show(&frame) } else { output.tell(&frame) })?;
+        manager.ticked(program.is_reloading());
         if is_shown {
             frames_left = frames_left.map(|left| left.saturating_sub(1));
         }
@@ -179,7 +200,10 @@ fn tick_until_end(
                     output.refresh();
                     Next::Continue
                 }
-                Waited::Signal(Signal::SIGHUP) => program.hung_up(&mut announcements),
+                Waited::Signal(Signal::SIGHUP) => {
+                    manager.reloads();
+                    program.hung_up(&mut announcements)
+                }
                 Waited::Signal(Signal::SIGTERM) => program.terminated(&mut announcements),
                 Waited::Signal(_) => program.interrupted(&mut announcements),
             };

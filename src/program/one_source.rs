@@ -66,9 +66,9 @@ impl<S: Source> OneSource<S> {
         Self { details: Some(details), ..self }
     }
 
-    /// Also records what moves.
-    pub fn with_recording(self, recording: Recording) -> Self {
-        Self { recording: Some(recording), ..self }
+    /// Also records what moves, if there is a history.
+    pub fn with_recording(self, recording: Option<Recording>) -> Self {
+        Self { recording, ..self }
     }
 
     /// The source.

@@ -7,6 +7,7 @@ use super::{Next, Program, Schedule, Signals};
 use crate::kernel::process::raise_descriptor_limit;
 use crate::output::{Announcement, Frame, Moment, Output};
 use crate::pipe::{Pipe, PipeSettings};
+use crate::privileges::{Needs, Opening};
 
 /// How many ticks SIGTERM leaves to open connections.
 const LAST_TICKS: u32 = 5;
@@ -17,12 +18,19 @@ const LAST_TICKS: u32 = 5;
 /// # Errors
 /// When the pipe cannot listen on the port, stdout cannot be written to, or the kernel refuses a descriptor or a
 /// thread.
-pub fn run(settings: PipeSettings, output: &mut dyn Output, schedule: Schedule, signals: Signals) -> Result<()> {
+pub fn run(
+    settings: PipeSettings,
+    output: &mut dyn Output,
+    schedule: Schedule,
+    signals: Signals,
+    opening: Opening,
+) -> Result<()> {
     // If this fails, fewer connections can be open at a time, and further clients wait.
     let _ = raise_descriptor_limit();
     let figures = OneSource::new(Pipe::bind(settings)?);
     let mut program = PipeProgram { figures, stopping: false, ticks_left: None, finished: false };
-    super::run(&mut program, output, schedule, signals)
+    let working = opening.end(Needs::default())?;
+    super::run(&mut program, output, schedule, signals, working)
 }
 
 struct PipeProgram {

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::privileges::{Duty, keep_for};
+
 /// The most addresses whose names are known or looked up. In a frame with more, the others have no name.
 const MOST_KNOWN: usize = 16_384;
 
@@ -148,6 +150,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 /// Looks names up until none waits: the work of the thread with this `number`, which begins with `address`.
 fn work(number: u64, mut address: IpAddr, look_up: &LookUp, shared: &Mutex<Shared>) {
+    keep_for(Duty::Resolving);
     loop {
         let name = look_up(address).as_deref().and_then(host_name);
         let mut shared = lock(shared);

@@ -13,7 +13,7 @@
 pub mod metrics;
 mod past;
 mod recent;
-mod request;
+pub(crate) mod request;
 pub mod served;
 mod server;
 mod site;
@@ -29,6 +29,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::output::json::Named;
 use crate::output::{Announcement, Frame, Output};
+use crate::privileges::{Duty, keep_for};
 use crate::traffic::interest::{Interest, Wanted};
 use metrics::MetricsSettings;
 use past::Past;
@@ -77,13 +78,15 @@ impl Web {
         let wakeup = Arc::new(wakeup.context("--http: eventfd(2)")?);
         let (sender, messages) = channel();
         let interest = Arc::new(Interest::default());
-        let past = history.map(|file| Past::new(file, Arc::clone(&wakeup)));
+        let past = history.clone().map(|file| Past::new(file, Arc::clone(&wakeup)));
         let site = Site::new(named, metrics, Arc::clone(&interest), past);
         let wakes = Arc::clone(&wakeup);
         let thread = std::thread::Builder::new().name("http".into());
-        thread
-            .spawn(move || server::serve(&listener, &messages, &wakes, site))
-            .context("--http: cannot start a thread")?;
+        let serve = move || {
+            keep_for(Duty::Serving(history.as_deref()));
+            server::serve(&listener, &messages, &wakes, site);
+        };
+        thread.spawn(serve).context("--http: cannot start a thread")?;
         Ok(Self { address, messages: Some(sender), wakeup, interest })
     }
 

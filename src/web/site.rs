@@ -104,7 +104,7 @@ impl Site {
         Self {
             named,
             host: host(),
-            names: Names::new(),
+            names: Names::read_by_another_thread(),
             started,
             interest,
             ticks: 0,

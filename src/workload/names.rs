@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::cgroup::Cgroup;
 use super::container_names::{ContainerFiles, ContainerName};
 use super::users::Users;
+use crate::privileges::{Duty, keep_for};
 
 /// The most containers whose names are known at a time.
 const MOST_CONTAINERS: usize = 4096;
@@ -51,6 +52,11 @@ impl Names {
     /// Those of this host.
     pub fn new() -> Self {
         Self { users: Users::new("/"), containers: HashMap::new(), thread: None, tick: 0 }
+    }
+
+    /// The same, for a thread that may give up the right to read the files: another one begins at once to do that.
+    pub fn read_by_another_thread() -> Self {
+        Self { thread: start(), ..Self::new() }
     }
 
     /// Takes what the thread has found, and reads /etc/passwd again if it has changed. Call it once a tick.
@@ -129,6 +135,7 @@ fn start() -> Option<(SyncSender<Cgroup>, Receiver<Answer>)> {
     let (answer, answers) = sync_channel(QUEUED);
     let files = ContainerFiles::new("/").ok()?;
     let look_up = move || {
+        keep_for(Duty::ReadingContainerFiles);
         let mut users = Users::new("/");
         for cgroup in to_look_up {
             let _ = users.refresh();

@@ -37,7 +37,7 @@ pub struct Users {
 
 /// What of a user is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct User {
+pub(crate) struct User {
     name: Box<[u8]>,
     home: PathBuf,
 }
@@ -128,7 +128,7 @@ fn read(path: &Path) -> Result<(Version, Vec<u8>)> {
 
 /// The users in the text of the file. As for getpwuid(3), the first line of a number counts, and a line that is not one
 /// of a user is none: a comment, or `+` for the users of NIS.
-fn parse(text: &[u8]) -> HashMap<u32, User> {
+pub(crate) fn parse(text: &[u8]) -> HashMap<u32, User> {
     let mut users = HashMap::new();
     for line in text.split(|&byte| byte == b'\n') {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b':').collect();

@@ -22,6 +22,11 @@ pub fn assert_golden(name: &str, actual: &str) {
     assert_same(&path, &expected, actual);
 }
 
+/// Compares `actual` with a file that a test writes.
+pub fn assert_file(path: &Path, actual: &str) {
+    assert_same(path, &fs::read_to_string(path).unwrap_or_default(), actual);
+}
+
 /// Compares `actual` with the block of the README that contains `part`.
 pub fn assert_readme_block(part: &str, actual: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use bwmon::monitor::advice::ENABLE_COMMANDS;
+use bwmon::monitor::advice::{ENABLE_COMMANDS, RIGHTS};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -342,7 +342,8 @@ pub fn an_ordinary_user_sees_only_their_own_processes_and_one_note_about_that() 
     assert_eq!(said.iter().filter(|line| line.starts_with(ONLY_OWN)).count(), 1, "{said:?}");
     let how = said.iter().find(|line| line.contains("TCP payload per socket is counted")).expect("what is counted");
     // Nothing has to be set up for root.
-    assert!(how.ends_with("For full counting run this as root (sudo)"), "{how}");
+    let advice = format!("For full counting run this as root (sudo), or give it the rights: sudo setcap {RIGHTS} /");
+    assert!(how.contains(&advice), "{how}");
 }
 
 pub fn where_the_kernel_refuses_its_table_the_conntrack_command_is_read() {

@@ -22,6 +22,7 @@ mod hostile;
 mod ipv6_pipe;
 mod packets;
 mod pipe;
+mod privileges;
 mod program_starts;
 mod tcp_owners;
 mod web;
@@ -114,6 +115,10 @@ const TESTS: &[Test] = tests! {
         packets::processes_that_end_before_anyone_looks_are_credited,
         packets::the_sockets_bytes_are_those_of_the_interface,
         packets::two_monitors_at_once_show_the_same,
+        privileges::a_reload_can_open_a_port_below_1024_and_begins_no_monitor_without_the_rights,
+        privileges::commands_have_no_capability_and_run_as_the_user_who_is_named_or_called_sudo,
+        privileges::each_thread_keeps_what_the_document_says,
+        privileges::with_file_capabilities_an_ordinary_user_counts_the_packets_of_all,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,
         workload::an_application_is_what_its_units_containers_users_and_programs_use,
         workload::each_unit_container_user_and_program_has_its_bytes,

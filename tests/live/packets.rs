@@ -25,13 +25,18 @@ const SHORT: usize = 40;
 /// A monitor that has shown its first figures: of what a connection carried before it knows the payload alone.
 fn monitor() -> Monitor {
     let monitor = Monitor::start(&["--source=packets"]);
+    await_first_figures(&monitor);
+    monitor
+}
+
+/// Waits until a monitor has shown its first figures.
+pub fn await_first_figures(monitor: &Monitor) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let itself = socket.local_addr().unwrap();
     wait_for("the first figures", || {
         socket.send_to(b"x", itself).unwrap();
         (!monitor.program.stdout.so_far().is_empty()).then_some(())
     });
-    monitor
 }
 
 pub fn without_conntrack_every_kind_of_flow_is_counted_exactly() -> Outcome {

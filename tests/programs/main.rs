@@ -13,10 +13,12 @@ mod common {
 mod history;
 mod http;
 mod json;
+mod licences;
 mod readme;
 mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;
+mod service;
 mod top;
 mod unseen;

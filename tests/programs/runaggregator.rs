@@ -285,8 +285,8 @@ fn a_reload_keeps_the_pipes_that_did_not_change() {
     is_open(&mut connect(port, &piped.target));
 
     // A pipe that has not changed keeps its port and its connections.
-    piped.reload(&format!("[Monitor]\ntype=monitor\n{}", pipe_to(0, &piped.target)));
-    piped.wait_for_note("read the configuration again: 1 monitor, 1 pipe, 0 applications, 0 notifications");
+    piped.reload(&format!("# Nothing else.\n{}", pipe_to(0, &piped.target)));
+    piped.wait_for_note("read the configuration again: 0 monitors, 1 pipe, 0 applications, 0 notifications");
     is_open(&mut first);
     is_open(&mut connect(port, &piped.target));
 

@@ -33,10 +33,13 @@ mod room;
 pub mod tcp_owners;
 mod time_wait;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use instruction::Instruction;
@@ -304,11 +307,26 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result
 }
 
 /// A mount of the whole cgroup2 hierarchy that appears nowhere in the file system: the host's own mount may be hidden
-/// (`ip netns exec` does so) or missing.
+/// (`ip netns exec` does so) or missing. Where a service manager lets its services mount nothing, the host's own.
 fn cgroup_root() -> io::Result<OwnedFd> {
-    let hierarchy = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let hierarchy = match fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(rustix::io::Errno::PERM) => return mounted_cgroup_root(),
+        hierarchy => hierarchy?,
+    };
     fsconfig_create(&hierarchy)?;
     Ok(fsmount(&hierarchy, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// The inode of the root in kernfs (fs/kernfs/dir.c, `kernfs_create_root`): in a cgroup namespace, another one may be mounted there.
+const ROOT_INODE: u64 = 1;
+
+fn mounted_cgroup_root() -> io::Result<OwnedFd> {
+    let root = File::open("/sys/fs/cgroup")?;
+    let is_cgroup2 = fstatfs(&root)?.filesystem_type() == CGROUP2_SUPER_MAGIC;
+    if !is_cgroup2 || root.metadata()?.ino() != ROOT_INODE {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(root.into())
 }
 
 /// The argument of a bpf(2) call, union bpf_attr, built field by field; the fields not pushed are zero.
@@ -352,5 +370,30 @@ impl BpfAttr {
         // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_LINK_CREATE or BPF_RAW_TRACEPOINT_OPEN. Each returns a
         // new descriptor that nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+    use super::*;
+
+    #[test]
+    fn where_nothing_can_be_mounted_the_hosts_own_cgroup_root_is_used() {
+        let is_mounted = mounted_cgroup_root().is_ok();
+        let eperm = SeccompAction::Errno(libc::EPERM as u32);
+        let machine = std::env::consts::ARCH.try_into().unwrap();
+        let refused = BTreeMap::from([(libc::SYS_fsopen, Vec::new())]);
+        let filter = SeccompFilter::new(refused, SeccompAction::Allow, eperm, machine).unwrap();
+        let filter: BpfProgram = filter.try_into().unwrap();
+        let root = std::thread::spawn(move || apply_filter(&filter).map(|()| cgroup_root())).join().unwrap();
+        let Ok(root) = root else { return };
+        match root {
+            Ok(root) => assert_eq!(File::from(root).metadata().unwrap().ino(), ROOT_INODE),
+            Err(error) => assert!(!is_mounted, "{error}"),
+        }
     }
 }

@@ -44,6 +44,7 @@ use super::text::messages;
 use super::tty;
 use super::writer::{Stream, Writer};
 use super::{Announcement, Frame, Moment, Output, host};
+use crate::privileges::{Duty, keep_for};
 use crate::traffic::subject::Subject;
 use crate::workload::names::Names;
 use input::{Input, Parser};
@@ -126,10 +127,16 @@ impl Top {
         let look = Look::of_environment(|name| std::env::var(name).ok());
         let model = Model::new(host(), look, rows, Moment::now());
         let drawing = Arc::clone(&screen);
-        let draw = move || handle_events(&to_handle, &drawing, model);
+        let draw = move || {
+            keep_for(Duty::Showing);
+            handle_events(&to_handle, &drawing, model);
+        };
         std::thread::Builder::new().name("screen".into()).spawn(draw).context("cannot start a thread")?;
         let keys = events.clone();
-        let read = move || read_keys(&keys);
+        let read = move || {
+            keep_for(Duty::Showing);
+            read_keys(&keys);
+        };
         std::thread::Builder::new().name("keys".into()).spawn(read).context("cannot start a thread")?;
         let messages = (!io::stderr().is_terminal()).then(Writer::new);
         Ok(Self { screen, events, messages, last_notes: VecDeque::new() })

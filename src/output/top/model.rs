@@ -191,7 +191,7 @@ impl Model {
             first: 0,
             notes: VecDeque::new(),
             has_new_note: false,
-            names: Names::new(),
+            names: Names::read_by_another_thread(),
             frame: Frame::at(now),
             tick: 0,
             shown_tick: 0,
