@@ -1,11 +1,10 @@
-//! The thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
+//! A thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -16,13 +15,13 @@ use nix::sys::signal::SigSet;
 
 use super::connection::{Connection, Outcome, PipeContext, Way};
 use super::cpu::CpuChoice;
-use super::crowd::Crowd;
 use super::log::{Failure, PipeLog};
 use super::mailbox::{Inbox, Mailbox, PipeMessage};
 use super::resolve::Target;
-use super::shaping::Turns;
+use super::places::{NoClient, Places};
+use super::shaping::{Limit, Turns};
 use super::slab::{ConnectionId, EpollSource, Slab};
-use super::socket::{Canonical, DescriptorReserve, SocketContext, accept, reset};
+use super::socket::{Canonical, DescriptorReserve, SocketContext, reset};
 use super::transfer::{Coalescing, Mover, PAUSE};
 use super::{PipeSettings, Route};
 
@@ -33,7 +32,8 @@ const MAILBOX: u64 = u64::MAX - 1;
 /// The most events that one epoll_wait(2) returns.
 const EVENTS_PER_WAIT: usize = 256;
 
-/// The most connections that are accepted before the events of open connections are handled.
+/// The most connections that are accepted before the events of open connections are handled. Several threads accept
+/// one at a time, so that each gets its part of clients that come at once.
 const ACCEPTS_PER_EVENT: usize = 16;
 
 /// The most clients that are accepted before the port is closed: as many as the kernel's queue can hold by default
@@ -46,13 +46,24 @@ const SHORTAGE_WAIT: Duration = Duration::from_millis(200);
 /// The shortest and the longest time between two checks of the connections' timeouts.
 const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The parts that the thread of a pipe needs to start.
+/// What the threads of a pipe share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The number of threads.
+    pub threads: usize,
+    pub places: Arc<Places>,
+    pub limits: [Arc<Limit>; 2],
+    pub log: Arc<PipeLog>,
+}
+
+/// The parts that a thread of a pipe needs to start.
 pub struct PipeThread {
-    pub listener: TcpListener,
+    /// Which of the threads it is.
+    pub index: usize,
+    pub listener: Arc<TcpListener>,
     pub settings: PipeSettings,
     pub route: Arc<Route>,
-    pub connections: Arc<AtomicUsize>,
-    pub log: Arc<PipeLog>,
+    pub shared: Shared,
     pub mailbox: Mailbox,
     pub inbox: Inbox,
 }
@@ -73,16 +84,16 @@ impl PipeThread {
 /// Whether the pipe accepts clients.
 enum Accepting {
     /// It does.
-    Open(TcpListener),
+    Open(Arc<TcpListener>),
     /// Not before `until`, or before a connection ends: descriptors or memory ran out.
-    Shortage { listener: TcpListener, until: Instant },
+    Shortage { listener: Arc<TcpListener>, until: Instant },
     /// Not before a connection ends: as many are open as the settings allow.
-    Full(TcpListener),
+    Full(Arc<TcpListener>),
     /// Never again.
     Closed,
 }
 
-/// The state of the running thread.
+/// The state of a running thread.
 struct EventLoop {
     context: PipeContext,
     accepting: Accepting,
@@ -91,10 +102,10 @@ struct EventLoop {
     /// Whether all connections have been reset, because the pipe is closed.
     is_closed: bool,
     connections: Slab<Connection>,
-    /// The number of connections, for other threads.
-    connection_count: Arc<AtomicUsize>,
-    /// The connections of each client.
-    crowd: Crowd,
+    /// The number of threads of the pipe.
+    threads: usize,
+    /// The places for connections, of all threads.
+    places: Arc<Places>,
     /// Connections that wait for the target's addresses.
     unresolved: Vec<ConnectionId>,
     /// Connections that wait for a descriptor. They get it before new clients do.
@@ -112,7 +123,8 @@ struct EventLoop {
 
 impl EventLoop {
     fn start(thread: PipeThread) -> Result<Self> {
-        let PipeThread { listener, settings, route, connections, log, mailbox, inbox } = thread;
+        let PipeThread { index, listener, settings, route, shared, mailbox, inbox } = thread;
+        let Shared { threads, places, limits, log } = shared;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         epoll.add(inbox.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX)).context("cannot watch an eventfd")?;
         let now = Instant::now();
@@ -123,8 +135,8 @@ impl EventLoop {
                 listening: listener.local_addr().context("cannot read the listener's address")?,
                 target: Target::new(&settings.target_host, settings.target_port, now),
                 sockets: SocketContext::new(reserve),
-                mover: Mover::new(reserve),
-                turns: Way::ALL.map(|_| Turns::new(settings.limit_bytes_per_s, now)),
+                mover: Mover::new(reserve, threads),
+                turns: limits.map(|limit| Turns::new(limit, index)),
                 coalescing: Vec::new(),
                 next_attempts: VecDeque::new(),
                 settings,
@@ -136,8 +148,8 @@ impl EventLoop {
             closing: None,
             is_closed: false,
             connections: Slab::new(),
-            connection_count: connections,
-            crowd: Crowd::default(),
+            threads,
+            places,
             unresolved: Vec::new(),
             starved: VecDeque::new(),
             freed: false,
@@ -163,7 +175,7 @@ impl EventLoop {
             self.context.now = Instant::now();
             for event in &events[..got] {
                 match event.data() {
-                    LISTENER => self.accept(ACCEPTS_PER_EVENT),
+                    LISTENER => self.accept_some(),
                     MAILBOX => {
                         self.inbox.clear_wakeup();
                         self.read_inbox();
@@ -232,9 +244,8 @@ impl EventLoop {
             }
             Outcome::Ended => {
                 if let Some(connection) = self.connections.remove(id) {
-                    self.crowd.leave(connection.client_address().ip());
+                    self.places.leave(connection.client_address().ip());
                 }
-                self.connection_count.store(self.connections.len(), Ordering::Relaxed);
                 self.freed = true;
             }
         }
@@ -258,15 +269,39 @@ impl EventLoop {
         }
     }
 
+    /// The listener is readable.
+    fn accept_some(&mut self) {
+        if self.threads == 1 {
+            return self.accept(ACCEPTS_PER_EVENT);
+        }
+        self.accept(1);
+        // The kernel wakes the waiting thread that has watched the listener for the longest time. Those that have more
+        // connections than the others let them go first.
+        if self.connections.len() * self.threads > self.places.taken()
+            && let Accepting::Open(listener) = &self.accepting
+            && let Err(errno) = self.context.epoll.delete(listener).and_then(|()| self.watch(listener))
+        {
+            self.wait_out_shortage(errno);
+        }
+    }
+
+    /// Lets epoll report the clients that wait.
+    fn watch(&self, listener: &TcpListener) -> Result<(), Errno> {
+        // One client wakes one thread.
+        let exclusive = if self.threads > 1 { EpollFlags::EPOLLEXCLUSIVE } else { EpollFlags::empty() };
+        self.context.epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN | exclusive, LISTENER))
+    }
+
     fn accept(&mut self, most: usize) {
         for _ in 0..most {
             let Accepting::Open(listener) = &self.accepting else { return };
-            match accept(listener) {
+            match self.places.accept(listener, self.context.settings.max_connections) {
                 Ok((client, address)) => self.admit(client, address),
-                Err(Errno::EAGAIN) => return,
+                Err(NoClient::Failed(Errno::EAGAIN)) => return,
                 // The client has already closed its connection.
-                Err(Errno::ECONNABORTED) => {}
-                Err(errno) => self.wait_out_shortage(errno),
+                Err(NoClient::Failed(Errno::ECONNABORTED)) => {}
+                Err(NoClient::Failed(errno)) => self.wait_out_shortage(errno),
+                Err(NoClient::Full) => self.stop_accepting_if_full(),
             }
         }
     }
@@ -274,25 +309,24 @@ impl EventLoop {
     fn admit(&mut self, client: TcpStream, address: SocketAddr) {
         // What was sent before the client came is for it, too, though the event of the mailbox may be behind this one.
         self.read_inbox();
-        if self.is_closed {
-            reset(&client);
-            return;
-        }
         let now = self.context.now;
-        let ip = address.ip();
-        let most = self.context.settings.max_per_client.map_or(usize::MAX, NonZeroUsize::get);
-        if self.crowd.of(ip) >= most {
+        let most = self.context.settings.max_per_client;
+        if !self.places.assign(address.ip(), most) {
+            let most = most.map_or(0, NonZeroUsize::get);
             self.context.log.failure(Failure::FullForClient, now, || {
                 format!("refused the client {}: {most} of its connections are open", Canonical(address))
             });
             reset(&client);
             return;
         }
+        if self.is_closed {
+            self.places.leave(address.ip());
+            reset(&client);
+            return;
+        }
         let is_last = self.context.sockets.reserve.includes(&client);
-        self.crowd.enter(ip);
         let route = Arc::clone(&self.context.route);
         let id = self.connections.insert(|id| Connection::new(id, client, address, route, now));
-        self.connection_count.store(self.connections.len(), Ordering::Relaxed);
         self.refresh_target();
         self.with_connection(id, Connection::start);
         if is_last {
@@ -302,8 +336,8 @@ impl EventLoop {
     }
 
     fn stop_accepting_if_full(&mut self) {
-        if self.is_full() && matches!(self.accepting, Accepting::Open(_)) {
-            let most = self.connections.len();
+        if matches!(self.accepting, Accepting::Open(_)) && self.is_full() {
+            let most = self.context.settings.max_connections.map_or(0, NonZeroUsize::get);
             self.context.log.failure(Failure::Full, self.context.now, || {
                 format!("{most} connections are open, others have to wait")
             });
@@ -311,8 +345,9 @@ impl EventLoop {
         }
     }
 
+    /// Whether all places are taken. Then a message comes when one is free.
     fn is_full(&self) -> bool {
-        self.context.settings.max_connections.is_some_and(|most| self.connections.len() >= most.get())
+        self.places.are_taken(self.context.settings.max_connections, &self.mailbox)
     }
 
     /// Descriptors or memory ran out: accepts no client for a while.
@@ -326,7 +361,7 @@ impl EventLoop {
         self.stop_accepting(|listener| Accepting::Shortage { listener, until });
     }
 
-    fn stop_accepting(&mut self, state: impl FnOnce(TcpListener) -> Accepting) {
+    fn stop_accepting(&mut self, state: impl FnOnce(Arc<TcpListener>) -> Accepting) {
         self.accepting = match std::mem::replace(&mut self.accepting, Accepting::Closed) {
             Accepting::Open(listener) => {
                 // EPOLL_CTL_DEL does not fail on a descriptor that epoll watches.
@@ -344,8 +379,7 @@ impl EventLoop {
                 Accepting::Full(listener)
             }
             Accepting::Shortage { listener, .. } | Accepting::Full(listener) => {
-                let watched = self.context.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER));
-                if let Err(errno) = watched {
+                if let Err(errno) = self.watch(&listener) {
                     self.accepting = Accepting::Shortage { listener, until: self.context.now + SHORTAGE_WAIT };
                     return Err(errno);
                 }
@@ -362,11 +396,12 @@ impl EventLoop {
                 PipeMessage::Reconfigure(settings, route) => self.reconfigure(*settings, route),
                 PipeMessage::StopAccepting(done) => {
                     self.accept(LAST_ACCEPTS);
-                    self.accepting = Accepting::Closed;
+                    self.stop_accepting(|_| Accepting::Closed);
                     self.closing = Some(done);
                 }
+                PipeMessage::PlaceFree => self.freed = true,
                 PipeMessage::Close => {
-                    self.accepting = Accepting::Closed;
+                    self.stop_accepting(|_| Accepting::Closed);
                     self.is_closed = true;
                     for id in self.connections.ids() {
                         self.with_connection(id, |connection, _| connection.reset());
@@ -385,9 +420,6 @@ impl EventLoop {
 
     fn reconfigure(&mut self, settings: PipeSettings, route: Arc<Route>) {
         let now = self.context.now;
-        for turns in &mut self.context.turns {
-            turns.set_limit(settings.limit_bytes_per_s, now);
-        }
         let has_other_target = !settings.has_target_of(&self.context.settings);
         self.context.settings = settings;
         self.context.route = route;
@@ -465,6 +497,8 @@ impl EventLoop {
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep_at = None;
+            // The connections of other threads free descriptors, too.
+            self.freed |= !self.starved.is_empty();
             if !self.unresolved.is_empty() {
                 self.refresh_target();
             }
