@@ -29,7 +29,7 @@ use super::resolve::{Resolution, Target};
 use super::shaping::Turns;
 use super::slab::{ConnectionId, EpollSource, Leg};
 use super::socket::{
-    Canonical, ConnectError, EpollSocket, READABLE, SocketContext, local_incoming_cpu, reset, start_connecting,
+    Canonical, ConnectError, EpollSocket, READABLE, SocketContext, reset, start_connecting,
 };
 use super::transfer::{Coalescing, Mover, SocketPair, Transfer, TransferError};
 use super::{PipeSettings, Route};
@@ -555,13 +555,6 @@ impl Connection {
             source.watch(&context.epoll, READABLE)
         };
         watched.map_err(|errno| TransferError::Source(errno.into()))
-    }
-
-    /// The CPU on which the kernel receives the bytes of the source, if they come from this machine.
-    pub fn incoming_cpu(&self, way: Way) -> Option<usize> {
-        let ConnectionState::Relaying(Relay { target, .. }) = &self.state else { return None };
-        let source = if way == Way::In { &self.client } else { target };
-        local_incoming_cpu(&source.stream)
     }
 
     /// Ends the coalescing of wake-ups if the source has paused. Returns whether it goes on.

@@ -14,7 +14,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::SigSet;
 
 use super::connection::{Connection, Outcome, PipeContext, Way};
-use super::cpu::CpuChoice;
 use super::log::{Failure, PipeLog};
 use super::mailbox::{Inbox, Mailbox, PipeMessage};
 use super::resolve::Target;
@@ -116,7 +115,6 @@ struct EventLoop {
     may_pause: bool,
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
-    cpu_choice: CpuChoice,
     mailbox: Mailbox,
     inbox: Inbox,
 }
@@ -155,7 +153,6 @@ impl EventLoop {
             freed: false,
             may_pause: false,
             sweep_at: None,
-            cpu_choice: CpuChoice::default(),
             mailbox,
             inbox,
         };
@@ -463,24 +460,6 @@ impl EventLoop {
             self.may_pause |= coalescing == Coalescing::Waiting;
             coalescing != Coalescing::Over
         });
-        self.choose_cpu();
-    }
-
-    /// Stays off the CPU of a local program that sends as fast as it can through the loopback interface.
-    fn choose_cpu(&mut self) {
-        let PipeContext { coalescing, now, .. } = &mut self.context;
-        if coalescing.is_empty() {
-            self.cpu_choice.allow_all();
-        } else if self.cpu_choice.is_due(*now) {
-            // If there are several senders, avoid the CPU of one at a time, in turn.
-            coalescing.rotate_left(1);
-            let (id, way) = coalescing[0];
-            if let Some(connection) = self.connections.get_mut(id)
-                && let Some(incoming) = connection.incoming_cpu(way)
-            {
-                self.cpu_choice.avoid(incoming);
-            }
-        }
     }
 
     fn check_timers(&mut self) {

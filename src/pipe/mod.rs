@@ -27,7 +27,7 @@
 //!
 //! Begin with `connection.rs`, the states of a connection, then `transfer.rs`, how its bytes move, and `event_loop.rs`,
 //! the thread that calls both. `shaping.rs` has the order of the turns and the limit, `mailbox.rs` the messages of
-//! other threads to that thread, `log.rs` the lines that it reports, `cpu.rs` the CPU that it runs on.
+//! other threads to that thread, `log.rs` the lines that it reports.
 //!
 //! # Several threads
 //!
@@ -36,7 +36,6 @@
 //! `places.rs`, the number of connections in all and of each client, `shaping.rs`, the tokens of the limit, and the log.
 
 mod connection;
-mod cpu;
 mod crowd;
 mod event_loop;
 mod kernel_pipe;

@@ -94,7 +94,9 @@ impl TokenBucket {
     fn set_waiting(&mut self, thread: usize, waiting: usize, now: Instant) {
         self.fill(now);
         let share = &mut self.shares[thread];
-        share.waiting = waiting;
+        if std::mem::replace(&mut share.waiting, waiting) == waiting {
+            return;
+        }
         if waiting == 0 {
             self.unassigned += std::mem::take(&mut share.tokens);
         }
@@ -178,12 +180,6 @@ impl Turns {
     /// Puts a transfer at the end of the queue.
     pub fn push(&mut self, id: ConnectionId) {
         self.queue.push_back(id);
-        // The first one needs no other round to get the tokens that are there. The others are counted by `wait`.
-        self.limit.with_bucket(|bucket| {
-            if bucket.shares[self.thread].waiting == 0 {
-                bucket.set_waiting(self.thread, 1, bucket.filled_at);
-            }
-        });
     }
 
     /// The number of transfers in the queue.
@@ -195,7 +191,9 @@ impl Turns {
     /// bucket has too few tokens.
     pub fn next(&mut self, now: Instant) -> Option<(ConnectionId, usize)> {
         let turn = self.limit.with_bucket(|bucket| {
-            bucket.fill(now);
+            // The first transfers need no other round to get the tokens that are there.
+            let waiting = bucket.shares[self.thread].waiting.max(self.queue.len().min(1));
+            bucket.set_waiting(self.thread, waiting, now);
             let turn = bucket.turn(self.thread);
             (bucket.shares[self.thread].tokens >= turn).then_some(turn as usize)
         });
@@ -205,7 +203,10 @@ impl Turns {
 
     /// Takes from the bucket the tokens for the bytes that a transfer has moved.
     pub fn charge(&mut self, bytes: usize) {
-        self.limit.with_bucket(|bucket| bucket.shares[self.thread].tokens -= bytes as f64);
+        self.limit.with_bucket(|bucket| match &mut bucket.shares[self.thread] {
+            Share { waiting: 0, .. } => bucket.unassigned -= bytes as f64,
+            share => share.tokens -= bytes as f64,
+        });
     }
 
     /// The time until [`Turns::next`] returns a transfer; `None` if the queue is empty. Call it when all turns have been
@@ -308,6 +309,7 @@ mod tests {
         let limit = Arc::new(Limit::new(NonZeroU64::new(100_000), 2, now));
         let [mut first, mut second] = [0, 1].map(|thread| Turns::new(Arc::clone(&limit), thread));
         [&mut first, &mut second].into_iter().for_each(|turns| turns.push(ConnectionId::first(0)));
+        [&mut first, &mut second].into_iter().for_each(|turns| assert!(turns.wait(now).is_some()));
         let later = now + Duration::from_millis(40);
         assert_eq!(first.next(later), Some((ConnectionId::first(0), 1000)), "half of the rate");
         // It has moved nothing, and waits no longer.
