@@ -28,9 +28,7 @@ use super::log::{Failure, PipeLog};
 use super::resolve::{Resolution, Target};
 use super::shaping::Turns;
 use super::slab::{ConnectionId, EpollSource, Leg};
-use super::socket::{
-    Canonical, ConnectError, EpollSocket, READABLE, SocketContext, reset, start_connecting,
-};
+use super::socket::{Canonical, ConnectError, EpollSocket, READABLE, SocketContext, reset, start_connecting};
 use super::transfer::{Coalescing, Mover, SocketPair, Transfer, TransferError};
 use super::{PipeSettings, Route};
 

@@ -132,6 +132,10 @@ pub fn default_threads() -> NonZeroUsize {
     std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |cpus| cpus.min(MAX_DEFAULT_THREADS))
 }
 
+fn threads(settings: &PipeSettings) -> usize {
+    settings.threads.unwrap_or_else(default_threads).get().min(MAX_THREADS)
+}
+
 /// One name of a pipe, and the bytes that the connections under this name have delivered, each way. The pipe's threads
 /// write them, other threads read them. When a pipe gets another target, new connections take a new route, and those
 /// that are open keep theirs.
@@ -186,7 +190,7 @@ impl Pipe {
         ensure!(!settings.target_host.is_empty(), "{name}: no host to forward to");
         let listener = socket::listener(settings.bind, settings.port)?;
         let local_address = listener.local_addr().context("cannot read the listener's address")?;
-        let threads = settings.threads.unwrap_or_else(default_threads).get().min(MAX_THREADS);
+        let threads = threads(&settings);
         let now = Instant::now();
         let shared = Shared {
             threads,
@@ -258,6 +262,10 @@ impl Pipe {
             return;
         }
         let before = std::mem::replace(&mut self.settings, settings);
+        if threads(&self.settings) != self.shared.threads {
+            let now = self.shared.threads;
+            self.shared.log.line(&format!("goes on with {now} threads; another number holds from the next start on"));
+        }
         let route = Route::new(&self.settings);
         if route.subject != self.route.subject {
             // If an earlier route has this name, it is the same one: a name has one count.
