@@ -86,7 +86,8 @@ enum Accepting {
     Open(Arc<TcpListener>),
     /// Not before `until`, or before a connection ends: descriptors or memory ran out.
     Shortage { listener: Arc<TcpListener>, until: Instant },
-    /// Not before a connection ends: as many are open as the settings allow.
+    /// Not before a connection ends: as many are open as the settings allow, or one of another thread waits for a
+    /// descriptor.
     Full(Arc<TcpListener>),
     /// Never again.
     Closed,
@@ -236,6 +237,7 @@ impl EventLoop {
             }
             Outcome::Starved(errno) => {
                 self.starved.push_back(id);
+                self.places.starve(&self.mailbox);
                 self.sweep_later(id);
                 self.wait_out_shortage(errno);
             }
@@ -334,15 +336,17 @@ impl EventLoop {
 
     fn stop_accepting_if_full(&mut self) {
         if matches!(self.accepting, Accepting::Open(_)) && self.is_full() {
-            let most = self.context.settings.max_connections.map_or(0, NonZeroUsize::get);
-            self.context.log.failure(Failure::Full, self.context.now, || {
-                format!("{most} connections are open, others have to wait")
-            });
+            // Else connections wait for descriptors, and the shortage has a line of its own.
+            if let Some(most) = self.context.settings.max_connections.filter(|most| self.places.taken() >= most.get()) {
+                self.context.log.failure(Failure::Full, self.context.now, || {
+                    format!("{most} connections are open, others have to wait")
+                });
+            }
             self.stop_accepting(Accepting::Full);
         }
     }
 
-    /// Whether all places are taken. Then a message comes when one is free.
+    /// Whether there is no place for a client. Then a message comes when one is free.
     fn is_full(&self) -> bool {
         self.places.are_taken(self.context.settings.max_connections, &self.mailbox)
     }
@@ -500,6 +504,7 @@ impl EventLoop {
             let waiting = self.starved.len();
             if let Some(id) = self.starved.pop_front() {
                 self.with_connection(id, Connection::retry);
+                self.places.end_starving();
                 self.freed |= self.starved.len() < waiting;
             } else if let Err(errno) = self.accept_again() {
                 self.wait_out_shortage(errno);

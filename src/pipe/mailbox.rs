@@ -20,7 +20,7 @@ pub enum PipeMessage {
     StopAccepting(Sender<()>),
     /// Close the listener and reset all connections.
     Close,
-    /// A connection has ended, and clients wait for a place (`max_connections`).
+    /// A connection has ended, and others wait for its place or its descriptors.
     PlaceFree,
     /// A lookup of the target's name has ended.
     Resolved(LookupId, Result<Vec<SocketAddr>, String>),

@@ -1,4 +1,5 @@
-//! The places of a pipe for connections, which its threads share: how many are taken, in all and by each client.
+//! The places of a pipe for connections, which its threads share: how many are taken, in all and by each client, and how
+//! many connections wait for descriptors.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
@@ -13,7 +14,7 @@ use super::socket::accept;
 /// Why there is no client to serve.
 #[derive(Debug)]
 pub enum NoClient {
-    /// All places are taken.
+    /// All places are taken, or connections wait for descriptors.
     Full,
     /// What accept4(2) says.
     Failed(Errno),
@@ -27,13 +28,21 @@ pub struct Places(Mutex<Taken>);
 struct Taken {
     all: usize,
     crowd: Crowd,
-    /// The threads that accept nobody until a place is free.
+    /// The connections of all threads that wait for a descriptor. They get it before new clients do.
+    starved: usize,
+    /// The threads to which something that is free matters: they have such connections, or accept nobody.
     waiting: Vec<Mailbox>,
 }
 
 impl Taken {
     fn are_all(&self, most: Option<NonZeroUsize>) -> bool {
-        most.is_some_and(|most| self.all >= most.get())
+        self.starved > 0 || most.is_some_and(|most| self.all >= most.get())
+    }
+
+    fn notify(&mut self, mailbox: &Mailbox) {
+        if !self.waiting.iter().any(|waiting| waiting.is_same(mailbox)) {
+            self.waiting.push(mailbox.clone());
+        }
     }
 }
 
@@ -43,7 +52,7 @@ impl Places {
         self.lock().all
     }
 
-    /// Accepts a client and gives it a place, if fewer than `most` are taken.
+    /// Accepts a client and gives it a place, if fewer than `most` are taken and no connection waits for a descriptor.
     pub fn accept(
         &self,
         listener: &TcpListener,
@@ -77,20 +86,42 @@ impl Places {
     fn free(&self, ip: Option<IpAddr>) {
         let mut taken = self.lock();
         taken.all -= 1;
-        ip.map(|ip| taken.crowd.leave(ip));
+        if let Some(ip) = ip {
+            taken.crowd.leave(ip);
+        }
+        Self::notify_all(taken);
+    }
+
+    fn notify_all(mut taken: MutexGuard<'_, Taken>) {
         let waiting = std::mem::take(&mut taken.waiting);
         drop(taken);
         waiting.iter().for_each(|mailbox| mailbox.send(PipeMessage::PlaceFree));
     }
 
-    /// Whether `most` places are taken. If so, the thread of `mailbox` gets a message as soon as one is free.
+    /// Whether there is no place for a client. If so, the thread of `mailbox` gets a message as soon as there may be one.
     pub fn are_taken(&self, most: Option<NonZeroUsize>, mailbox: &Mailbox) -> bool {
         let mut taken = self.lock();
         let are_all = taken.are_all(most);
-        if are_all && !taken.waiting.iter().any(|waiting| waiting.is_same(mailbox)) {
-            taken.waiting.push(mailbox.clone());
+        if are_all {
+            taken.notify(mailbox);
         }
         are_all
+    }
+
+    /// A connection of the thread of `mailbox` waits for a descriptor. The thread gets a message when another ends.
+    pub fn starve(&self, mailbox: &Mailbox) {
+        let mut taken = self.lock();
+        taken.starved += 1;
+        taken.notify(mailbox);
+    }
+
+    /// A connection no longer waits for a descriptor.
+    pub fn end_starving(&self) {
+        let mut taken = self.lock();
+        taken.starved -= 1;
+        if taken.starved == 0 {
+            Self::notify_all(taken);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
