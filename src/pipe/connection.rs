@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 
 use super::log::{Failure, PipeLog};
-use super::resolve::{Resolution, Target};
+use super::resolve::Resolution;
 use super::shaping::Turns;
 use super::slab::{ConnectionId, EpollSource, Leg};
 use super::socket::{Canonical, ConnectError, EpollSocket, READABLE, SocketContext, reset, start_connecting};
@@ -46,7 +46,6 @@ pub struct PipeContext {
     pub route: Arc<Route>,
     /// The address of our own listener.
     pub listening: SocketAddr,
-    pub target: Target,
     pub sockets: SocketContext,
     pub mover: Mover,
     pub turns: [Turns; 2],
@@ -236,7 +235,8 @@ impl Connection {
 
     /// Begins to connect, or to wait for the target's addresses.
     pub fn start(&mut self, context: &mut PipeContext) -> Outcome {
-        match context.target.addresses() {
+        let addresses = self.route.target().addresses();
+        match addresses {
             Some(addresses) => self.connect_to(addresses, context),
             None => {
                 self.watch_for_reset(context);
@@ -267,7 +267,7 @@ impl Connection {
     }
 
     fn connect_to(&mut self, addresses: Arc<[SocketAddr]>, context: &mut PipeContext) -> Outcome {
-        let are_stale = context.target.is_stale(context.now);
+        let are_stale = self.route.target().is_stale(context.now);
         self.connect(Candidates { addresses, next: 0, are_stale, error: None }, context)
     }
 
@@ -320,14 +320,12 @@ impl Connection {
     fn all_failed(&mut self, candidates: Candidates, context: &mut PipeContext) -> Outcome {
         let Candidates { addresses, are_stale, error, .. } = candidates;
         let failed = Failed { addresses, error };
-        if Arc::ptr_eq(&self.route, &context.route) {
-            context.target.all_failed(context.now);
-            if are_stale {
-                self.since = context.now;
-                self.state = ConnectionState::Resolving { failed: Some(failed) };
-                self.watch_for_reset(context);
-                return Outcome::Unresolved;
-            }
+        self.route.target().all_failed(context.now);
+        if are_stale && Arc::ptr_eq(&self.route, &context.route) {
+            self.since = context.now;
+            self.state = ConnectionState::Resolving { failed: Some(failed) };
+            self.watch_for_reset(context);
+            return Outcome::Unresolved;
         }
         failed.report(context);
         self.reset()
@@ -386,9 +384,7 @@ impl Connection {
 
     /// Both sockets are connected: forwards the bytes that the client has already sent, and lets epoll report the rest.
     fn start_relay(&mut self, target: EpollSocket, address: SocketAddr, context: &mut PipeContext) -> Outcome {
-        if Arc::ptr_eq(&self.route, &context.route) {
-            context.target.prefer(address);
-        }
+        self.route.target().prefer(address);
         self.since = context.now;
         self.state = ConnectionState::Relaying(Relay::new(target, [Transfer::ready(), Transfer::waiting()]));
         match self.turn_now(Way::In, context) {

@@ -17,7 +17,6 @@ use super::connection::{Connection, Outcome, PipeContext, Way};
 use super::log::{Failure, PipeLog};
 use super::mailbox::{Inbox, Mailbox, PipeMessage};
 use super::places::{NoClient, Places};
-use super::resolve::Target;
 use super::shaping::{Limit, Turns};
 use super::slab::{ConnectionId, EpollSource, Slab};
 use super::socket::{Canonical, DescriptorReserve, SocketContext, reset};
@@ -63,7 +62,8 @@ pub struct PipeThread {
     pub settings: PipeSettings,
     pub route: Arc<Route>,
     pub shared: Shared,
-    pub mailbox: Mailbox,
+    /// The mailboxes of all threads.
+    pub mailboxes: Arc<[Mailbox]>,
     pub inbox: Inbox,
 }
 
@@ -117,12 +117,15 @@ struct EventLoop {
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
     mailbox: Mailbox,
+    /// Those of all threads.
+    mailboxes: Arc<[Mailbox]>,
     inbox: Inbox,
 }
 
 impl EventLoop {
     fn start(thread: PipeThread) -> Result<Self> {
-        let PipeThread { index, listener, settings, route, shared, mailbox, inbox } = thread;
+        let PipeThread { index, listener, settings, route, shared, mailboxes, inbox } = thread;
+        let mailbox = mailboxes[index].clone();
         let Shared { threads, places, limits, log } = shared;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         epoll.add(inbox.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX)).context("cannot watch an eventfd")?;
@@ -132,7 +135,6 @@ impl EventLoop {
             context: PipeContext {
                 epoll,
                 listening: listener.local_addr().context("cannot read the listener's address")?,
-                target: Target::new(&settings.target_host, settings.target_port, now),
                 sockets: SocketContext::new(reserve),
                 mover: Mover::new(reserve, threads),
                 turns: limits.map(|limit| Turns::new(limit, index)),
@@ -155,6 +157,7 @@ impl EventLoop {
             may_pause: false,
             sweep_at: None,
             mailbox,
+            mailboxes,
             inbox,
         };
         event_loop.accept_again().context("cannot watch the listener")?;
@@ -261,10 +264,19 @@ impl EventLoop {
 
     /// Starts to look up the target's addresses if they are old or missing. Nothing waits for that.
     fn refresh_target(&mut self) {
-        if self.context.target.is_stale(self.context.now) {
-            let mailbox = self.mailbox.clone();
-            let deliver = move |id, result| mailbox.send(PipeMessage::Resolved(id, result));
-            self.context.target.look_up_if_stale(self.context.now, deliver);
+        let mut target = self.context.route.target();
+        if target.is_stale(self.context.now) {
+            // A lookup may hang: it does not keep the route in use.
+            let route = Arc::downgrade(&self.context.route);
+            let mailboxes = Arc::clone(&self.mailboxes);
+            target.look_up_if_stale(self.context.now, move |id, result| {
+                if let Some(route) = route.upgrade()
+                    && let Some(resolution) = route.target().store(id, result, Instant::now())
+                {
+                    let message = || PipeMessage::Resolved(Arc::clone(&route), resolution.clone());
+                    mailboxes.iter().for_each(|mailbox| mailbox.send(message()));
+                }
+            });
         }
     }
 
@@ -408,8 +420,9 @@ impl EventLoop {
                         self.with_connection(id, |connection, _| connection.reset());
                     }
                 }
-                PipeMessage::Resolved(lookup, result) => {
-                    if let Some(resolution) = self.context.target.store(lookup, result, self.context.now) {
+                PipeMessage::Resolved(route, resolution) => {
+                    // Those that wait are of the present route.
+                    if Arc::ptr_eq(&route, &self.context.route) {
                         for id in std::mem::take(&mut self.unresolved) {
                             self.with_connection(id, |connection, context| connection.resolved(&resolution, context));
                         }
@@ -421,12 +434,9 @@ impl EventLoop {
 
     fn reconfigure(&mut self, settings: PipeSettings, route: Arc<Route>) {
         let now = self.context.now;
-        let has_other_target = !settings.has_target_of(&self.context.settings);
         self.context.settings = settings;
-        self.context.route = route;
-        if has_other_target {
-            let PipeSettings { target_host, target_port, .. } = &self.context.settings;
-            self.context.target.change(target_host, *target_port, now);
+        if !Arc::ptr_eq(&route, &self.context.route) {
+            self.context.route = route;
             // These connections have not begun, so they take the new target, too.
             let route = Arc::clone(&self.context.route);
             for id in std::mem::take(&mut self.unresolved) {

@@ -1,14 +1,13 @@
 //! How other threads reach a thread of a pipe: messages in a channel, and an eventfd(2) that wakes it from
 //! epoll_wait(2).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::{Context, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::resolve::LookupId;
+use super::resolve::Resolution;
 use super::{PipeSettings, Route};
 
 /// A request or a report of another thread to a thread of a pipe.
@@ -22,8 +21,8 @@ pub enum PipeMessage {
     Close,
     /// A connection has ended, and others wait for its place or its descriptors.
     PlaceFree,
-    /// A lookup of the target's name has ended.
-    Resolved(LookupId, Result<Vec<SocketAddr>, String>),
+    /// A lookup has ended, of the name of the target of a route.
+    Resolved(Arc<Route>, Resolution),
 }
 
 /// Sends messages to a thread of a pipe and wakes it.

@@ -50,9 +50,9 @@ mod transfer;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -63,8 +63,9 @@ use crate::traffic::subject::Subject;
 use connection::Way;
 use event_loop::{PipeThread, Shared};
 use log::PipeLog;
-use mailbox::{Mailbox, PipeMessage};
+use mailbox::{Inbox, Mailbox, PipeMessage};
 use places::Places;
+use resolve::Target;
 use shaping::Limit;
 
 /// The most threads that a pipe has by default: they carry more than any network does.
@@ -136,23 +137,30 @@ fn threads(settings: &PipeSettings) -> usize {
     settings.threads.unwrap_or_else(default_threads).get().min(MAX_THREADS)
 }
 
-/// One name of a pipe, and the bytes that the connections under this name have delivered, each way. The pipe's threads
+/// One name of a pipe, its target, and the bytes that the connections under this name have delivered, each way. The pipe's threads
 /// write them, other threads read them. When a pipe gets another target, new connections take a new route, and those
 /// that are open keep theirs.
 #[derive(Debug)]
 struct Route {
     subject: Arc<Subject>,
     bytes: [AtomicU64; 2],
+    target: Mutex<Target>,
 }
 
 impl Route {
     fn new(settings: &PipeSettings) -> Self {
         let subject = Arc::new(Subject::Named(settings.name().into_bytes().into()));
-        Self { subject, bytes: Default::default() }
+        let target = Mutex::new(Target::new(&settings.target_host, settings.target_port, Instant::now()));
+        Self { subject, bytes: Default::default(), target }
     }
 
     fn delivered(&self, way: Way) -> &AtomicU64 {
         &self.bytes[way as usize]
+    }
+
+    /// The target, which all threads share. Hold the lock for no longer than a statement.
+    fn target(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reading(&self) -> Reading {
@@ -174,7 +182,7 @@ pub struct Pipe {
     local_address: SocketAddr,
     shared: Shared,
     /// One per thread.
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Arc<[Mailbox]>,
     /// Those that have not been found to have ended.
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -199,40 +207,40 @@ impl Pipe {
             log: Arc::new(PipeLog::new(name.escape_debug().to_string())),
         };
         let route = Arc::new(Route::new(&settings));
+        let ends: Vec<(Mailbox, Inbox)> = (0..threads).map(|_| Mailbox::new()).collect::<Result<_>>()?;
+        let (mailboxes, inboxes): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
         let mut pipe = Self {
             settings,
             route,
             earlier_routes: Vec::new(),
             local_address,
             shared,
-            mailboxes: Vec::new(),
+            mailboxes: mailboxes.into(),
             threads: Vec::new(),
         };
         let listener = Arc::new(listener);
-        for index in 0..threads {
+        for (index, inbox) in inboxes.into_iter().enumerate() {
             // If one does not start, dropping the pipe ends the others.
-            pipe.start_thread(index, Arc::clone(&listener))?;
+            pipe.start_thread(index, Arc::clone(&listener), inbox)?;
         }
         pipe.report_listening();
         Ok(pipe)
     }
 
-    fn start_thread(&mut self, index: usize, listener: Arc<TcpListener>) -> Result<()> {
-        let (mailbox, inbox) = Mailbox::new()?;
+    fn start_thread(&mut self, index: usize, listener: Arc<TcpListener>, inbox: Inbox) -> Result<()> {
         let thread = PipeThread {
             index,
             listener,
             settings: self.settings.clone(),
             route: Arc::clone(&self.route),
             shared: self.shared.clone(),
-            mailbox: mailbox.clone(),
+            mailboxes: Arc::clone(&self.mailboxes),
             inbox,
         };
         let thread = std::thread::Builder::new()
             .name(format!("pipe-{}", self.local_address.port()))
             .spawn(move || thread.run())
             .context("cannot start a thread of the pipe")?;
-        self.mailboxes.push(mailbox);
         self.threads.push(thread);
         Ok(())
     }
