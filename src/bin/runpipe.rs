@@ -9,7 +9,7 @@ use anyhow::Result;
 use bwmon::output::Output;
 use bwmon::output::json::{Json, Named};
 use bwmon::output::text::{Figures, Text};
-use bwmon::pipe::PipeSettings;
+use bwmon::pipe::{self, PipeSettings};
 use bwmon::privileges::{Needs, Opening};
 use bwmon::program::{self, Signals, cli};
 use bwmon::python2::int;
@@ -32,6 +32,9 @@ struct Args {
     /// Listen on this address only [default: all, IPv4 and IPv6]
     #[arg(long, value_name = "ADDRESS", value_parser = cli::address)]
     bind: Option<IpAddr>,
+    /// Serve the connections with this many threads [default: one per CPU that this program may use, at most 8]
+    #[arg(long, value_name = "N", value_parser = cli::number(1..=pipe::MAX_THREADS as u32), allow_negative_numbers = true)]
+    threads: Option<u32>,
     /// Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit
     #[arg(long, value_name = "KB_PER_S", value_parser = cli::number(0..=u32::MAX), allow_negative_numbers = true)]
     limit: Option<u32>,
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     }
     let settings = PipeSettings {
         bind: args.bind,
+        threads: args.threads.and_then(|count| NonZeroUsize::new(count as usize)),
         limit_bytes_per_s: args.limit.and_then(|kb| NonZeroU64::new(u64::from(kb) * BYTES_PER_KB)),
         max_connections: args.max_connections.and_then(|count| NonZeroUsize::new(count as usize)),
         max_per_client: args.max_per_client.and_then(|count| NonZeroUsize::new(count as usize)),

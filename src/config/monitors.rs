@@ -24,7 +24,7 @@ use crate::python2::pattern::Pattern;
 use crate::traffic::rates::BYTES_PER_KB;
 
 const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
-const PIPE_KEYS: [&str; 6] = ["type", "port", "newhost", "newport", "shape_threshold", "max_per_client"];
+const PIPE_KEYS: [&str; 7] = ["type", "port", "newhost", "newport", "shape_threshold", "max_per_client", "threads"];
 
 /// The sections of a monitors file, in file order.
 #[derive(Debug, Default)]
@@ -120,6 +120,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     let newport = self::port(keys, "newport", 1, "80");
     let shape = keys.integer("shape_threshold", 0..=i64::from(u32::MAX), "100");
     let max_per_client = keys.integer("max_per_client", 0..=i64::from(u32::MAX), "100");
+    let threads = keys.integer("threads", 1..=pipe::MAX_THREADS as i64, "2");
     match newhost {
         Some("") => keys.error("newhost", "names no host; for this host, write localhost".to_owned()),
         Some(host) if host.contains('\0') => {
@@ -146,6 +147,7 @@ fn pipe(keys: &mut Keys, others: &[PipeSection]) -> Option<PipeSection> {
     let mut pipe = pipe::PipeSettings::new(port, newhost, newport);
     pipe.max_per_client = max_per_client.and_then(|most| NonZeroUsize::new(usize::try_from(most).ok()?));
     pipe.limit_bytes_per_s = shape.and_then(|kb| NonZeroU64::new(BYTES_PER_KB * kb.unsigned_abs()));
+    pipe.threads = threads.and_then(|count| NonZeroUsize::new(usize::try_from(count).ok()?));
     if let Some(other) = others.iter().find(|other| other.pipe == pipe) {
         let (section, line) = (printable(other.section.as_bytes(), 60), other.line);
         keys.warn(

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
 
 use super::*;
@@ -179,7 +180,7 @@ type=Monitor
             "m.cfg:14: warning: [Fine] newhost: a host name has no backslash, and this is not a pattern",
             "m.cfg:16: [Fine] shape_threshold: \"-1\" is not between 0 and 4294967295",
             "m.cfg:17: warning: [Fine] include: unknown key; the keys here are type, port, newhost, newport, \
-             shape_threshold, max_per_client",
+             shape_threshold, max_per_client, threads",
             "m.cfg:20: [Twice] port: 8080 is already the port of [Fine] in line 13",
             "m.cfg:23: [Type] type: missing; add a line such as type=monitor",
             "m.cfg:25: warning: [Typo] type: unknown monitor type \"Monitor\", section ignored; the type is monitor \
@@ -416,4 +417,15 @@ fn a_quota_has_a_size_a_period_and_a_first_day() {
     ] {
         assert_eq!(read(keys).1, expected, "{keys}");
     }
+}
+
+#[test]
+fn the_threads_of_a_pipe_are_a_number_or_left_to_the_program() {
+    let text =
+        b"[DEFAULT]\ntype=pipe\nnewhost=h\nnewport=1\n[A]\nport=1\nthreads=3\n[B]\nport=2\n[C]\nport=3\nthreads=0\n";
+    let mut diagnostics = Diagnostics::default();
+    let monitors = monitors("m.cfg", text, &mut diagnostics);
+    let threads: Vec<_> = monitors.pipes.iter().map(|section| section.pipe.threads.map(NonZeroUsize::get)).collect();
+    assert_eq!(threads[..2], [Some(3), None]);
+    assert_eq!(lines(diagnostics), ["m.cfg:12: [C] threads: \"0\" is not between 1 and 256"]);
 }

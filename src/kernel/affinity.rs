@@ -11,32 +11,10 @@ use nix::unistd::Pid;
 const CALLER: Pid = Pid::from_raw(0);
 
 /// The CPUs of `allowed` other than `cpu`; `None` if there is no other, since a thread needs one.
-pub fn others(cpu: usize, allowed: &CpuSet) -> Option<CpuSet> {
+fn others(cpu: usize, allowed: &CpuSet) -> Option<CpuSet> {
     let mut others = *allowed;
     others.unset(cpu).ok()?;
     (others != CpuSet::new()).then_some(others)
-}
-
-/// The CPU that the calling thread runs on.
-pub fn current_cpu() -> Option<usize> {
-    sched_getcpu().ok()
-}
-
-/// The CPUs that the calling thread may run on.
-pub fn allowed() -> Option<CpuSet> {
-    sched_getaffinity(CALLER).ok()
-}
-
-/// Lets the calling thread run on `cpus` and on no other. Returns whether the kernel has done so: it refuses a set
-/// without a CPU that is online and in the thread's cpuset(7).
-pub fn allow(cpus: &CpuSet) -> bool {
-    sched_setaffinity(CALLER, cpus).is_ok()
-}
-
-/// Moves the calling thread off `cpu`, to the others of `allowed`. Returns whether it has moved; if there is no other
-/// CPU, the thread stays.
-pub fn leave(cpu: usize, allowed: &CpuSet) -> bool {
-    others(cpu, allowed).is_some_and(|others| allow(&others))
 }
 
 /// Calls `work` while the calling thread is pinned to the CPU it runs on and the thread `other` (gettid(2)) is kept off
@@ -69,6 +47,14 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
+    fn current_cpu() -> Option<usize> {
+        sched_getcpu().ok()
+    }
+
+    fn allowed() -> Option<CpuSet> {
+        sched_getaffinity(CALLER).ok()
+    }
+
     fn set(cpus: &[usize]) -> CpuSet {
         let mut set = CpuSet::new();
         cpus.iter().for_each(|&cpu| set.set(cpu).unwrap());
@@ -85,29 +71,6 @@ mod tests {
         assert_eq!(others(2, &set(&[0, 1])), Some(set(&[0, 1])));
         assert_eq!(others(1, &set(&[1])), None);
         assert_eq!(others(CpuSet::count(), &set(&[0, 1])), None);
-    }
-
-    #[test]
-    fn a_thread_leaves_a_cpu_and_may_return() {
-        // Affinity belongs to a thread, and each test has its own.
-        let before = allowed().unwrap();
-        let cpu = current_cpu().unwrap();
-        assert_eq!(leave(cpu, &before), count(&before) > 1);
-        if let Some(others) = others(cpu, &before) {
-            assert_eq!(allowed(), Some(others));
-            assert_ne!(current_cpu(), Some(cpu));
-        }
-        assert!(allow(&before));
-        assert_eq!(allowed(), Some(before));
-    }
-
-    #[test]
-    fn a_thread_with_one_cpu_stays() {
-        let one = set(&[current_cpu().unwrap()]);
-        assert!(allow(&one));
-        assert!(!leave(current_cpu().unwrap(), &one));
-        assert_eq!(allowed(), Some(one));
-        assert!(!allow(&CpuSet::new()));
     }
 
     /// Calls `test` with the id of another thread, which waits meanwhile.

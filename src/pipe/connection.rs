@@ -25,12 +25,10 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 
 use super::log::{Failure, PipeLog};
-use super::resolve::{Resolution, Target};
+use super::resolve::Resolution;
 use super::shaping::Turns;
 use super::slab::{ConnectionId, EpollSource, Leg};
-use super::socket::{
-    Canonical, ConnectError, EpollSocket, READABLE, SocketContext, local_incoming_cpu, reset, start_connecting,
-};
+use super::socket::{Canonical, ConnectError, EpollSocket, READABLE, SocketContext, reset, start_connecting};
 use super::transfer::{Coalescing, Mover, SocketPair, Transfer, TransferError};
 use super::{PipeSettings, Route};
 
@@ -48,7 +46,6 @@ pub struct PipeContext {
     pub route: Arc<Route>,
     /// The address of our own listener.
     pub listening: SocketAddr,
-    pub target: Target,
     pub sockets: SocketContext,
     pub mover: Mover,
     pub turns: [Turns; 2],
@@ -238,7 +235,8 @@ impl Connection {
 
     /// Begins to connect, or to wait for the target's addresses.
     pub fn start(&mut self, context: &mut PipeContext) -> Outcome {
-        match context.target.addresses() {
+        let addresses = self.route.target().addresses();
+        match addresses {
             Some(addresses) => self.connect_to(addresses, context),
             None => {
                 self.watch_for_reset(context);
@@ -269,7 +267,7 @@ impl Connection {
     }
 
     fn connect_to(&mut self, addresses: Arc<[SocketAddr]>, context: &mut PipeContext) -> Outcome {
-        let are_stale = context.target.is_stale(context.now);
+        let are_stale = self.route.target().is_stale(context.now);
         self.connect(Candidates { addresses, next: 0, are_stale, error: None }, context)
     }
 
@@ -322,14 +320,12 @@ impl Connection {
     fn all_failed(&mut self, candidates: Candidates, context: &mut PipeContext) -> Outcome {
         let Candidates { addresses, are_stale, error, .. } = candidates;
         let failed = Failed { addresses, error };
-        if Arc::ptr_eq(&self.route, &context.route) {
-            context.target.all_failed(context.now);
-            if are_stale {
-                self.since = context.now;
-                self.state = ConnectionState::Resolving { failed: Some(failed) };
-                self.watch_for_reset(context);
-                return Outcome::Unresolved;
-            }
+        self.route.target().all_failed(context.now);
+        if are_stale && Arc::ptr_eq(&self.route, &context.route) {
+            self.since = context.now;
+            self.state = ConnectionState::Resolving { failed: Some(failed) };
+            self.watch_for_reset(context);
+            return Outcome::Unresolved;
         }
         failed.report(context);
         self.reset()
@@ -388,9 +384,7 @@ impl Connection {
 
     /// Both sockets are connected: forwards the bytes that the client has already sent, and lets epoll report the rest.
     fn start_relay(&mut self, target: EpollSocket, address: SocketAddr, context: &mut PipeContext) -> Outcome {
-        if Arc::ptr_eq(&self.route, &context.route) {
-            context.target.prefer(address);
-        }
+        self.route.target().prefer(address);
         self.since = context.now;
         self.state = ConnectionState::Relaying(Relay::new(target, [Transfer::ready(), Transfer::waiting()]));
         match self.turn_now(Way::In, context) {
@@ -555,13 +549,6 @@ impl Connection {
             source.watch(&context.epoll, READABLE)
         };
         watched.map_err(|errno| TransferError::Source(errno.into()))
-    }
-
-    /// The CPU on which the kernel receives the bytes of the source, if they come from this machine.
-    pub fn incoming_cpu(&self, way: Way) -> Option<usize> {
-        let ConnectionState::Relaying(Relay { target, .. }) = &self.state else { return None };
-        let source = if way == Way::In { &self.client } else { target };
-        local_incoming_cpu(&source.stream)
     }
 
     /// Ends the coalescing of wake-ups if the source has paused. Returns whether it goes on.

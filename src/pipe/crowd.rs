@@ -10,14 +10,12 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// The number of connections of a client.
-    pub fn of(&self, client: IpAddr) -> usize {
-        self.connections.get(&network(client)).copied().unwrap_or(0)
-    }
-
-    /// A connection of a client begins.
-    pub fn enter(&mut self, client: IpAddr) {
-        *self.connections.entry(network(client)).or_default() += 1;
+    /// A connection of a client begins, unless the client has `most` already; returns whether it does.
+    pub fn enter(&mut self, client: IpAddr, most: usize) -> bool {
+        let connections = self.connections.entry(network(client)).or_default();
+        let has_room = *connections < most;
+        *connections += usize::from(has_room);
+        has_room
     }
 
     /// A connection of a client has ended.
@@ -51,16 +49,16 @@ mod tests {
     fn a_client_is_an_ipv4_address_or_64_bits_of_an_ipv6_address() {
         let mut crowd = Crowd::default();
         for client in ["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "2001:db8::ffff:0:0:2"] {
-            crowd.enter(ip(client));
+            assert!(crowd.enter(ip(client), 2));
         }
-        let of = ["10.0.0.1", "10.0.0.2", "2001:db8::7", "2001:db8:0:1::1"].map(|client| crowd.of(ip(client)));
-        assert_eq!(of, [2, 0, 2, 0]);
+        let more = ["10.0.0.1", "10.0.0.2", "2001:db8::7", "2001:db8:0:1::1"].map(|client| crowd.enter(ip(client), 2));
+        assert_eq!(more, [false, true, false, true]);
     }
 
     #[test]
     fn a_client_without_connections_takes_no_memory() {
         let mut crowd = Crowd::default();
-        crowd.enter(ip("10.0.0.1"));
+        crowd.enter(ip("10.0.0.1"), 1);
         crowd.leave(ip("10.0.0.1"));
         crowd.leave(ip("10.0.0.1"));
         assert!(crowd.connections.is_empty());

@@ -1,11 +1,10 @@
-//! The thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
+//! A thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -15,14 +14,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::SigSet;
 
 use super::connection::{Connection, Outcome, PipeContext, Way};
-use super::cpu::CpuChoice;
-use super::crowd::Crowd;
 use super::log::{Failure, PipeLog};
 use super::mailbox::{Inbox, Mailbox, PipeMessage};
-use super::resolve::Target;
-use super::shaping::Turns;
+use super::places::{NoClient, Places};
+use super::shaping::{Limit, Turns};
 use super::slab::{ConnectionId, EpollSource, Slab};
-use super::socket::{Canonical, DescriptorReserve, SocketContext, accept, reset};
+use super::socket::{Canonical, DescriptorReserve, SocketContext, reset};
 use super::transfer::{Coalescing, Mover, PAUSE};
 use super::{PipeSettings, Route};
 use crate::privileges::{Duty, keep_for};
@@ -34,7 +31,8 @@ const MAILBOX: u64 = u64::MAX - 1;
 /// The most events that one epoll_wait(2) returns.
 const EVENTS_PER_WAIT: usize = 256;
 
-/// The most connections that are accepted before the events of open connections are handled.
+/// The most connections that are accepted before the events of open connections are handled. Several threads accept
+/// one at a time, so that each gets its part of clients that come at once.
 const ACCEPTS_PER_EVENT: usize = 16;
 
 /// The most clients that are accepted before the port is closed: as many as the kernel's queue can hold by default
@@ -47,14 +45,26 @@ const SHORTAGE_WAIT: Duration = Duration::from_millis(200);
 /// The shortest and the longest time between two checks of the connections' timeouts.
 const SWEEP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The parts that the thread of a pipe needs to start.
+/// What the threads of a pipe share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The number of threads.
+    pub threads: usize,
+    pub places: Arc<Places>,
+    pub limits: [Arc<Limit>; 2],
+    pub log: Arc<PipeLog>,
+}
+
+/// The parts that a thread of a pipe needs to start.
 pub struct PipeThread {
-    pub listener: TcpListener,
+    /// Which of the threads it is.
+    pub index: usize,
+    pub listener: Arc<TcpListener>,
     pub settings: PipeSettings,
     pub route: Arc<Route>,
-    pub connections: Arc<AtomicUsize>,
-    pub log: Arc<PipeLog>,
-    pub mailbox: Mailbox,
+    pub shared: Shared,
+    /// The mailboxes of all threads.
+    pub mailboxes: Arc<[Mailbox]>,
     pub inbox: Inbox,
 }
 
@@ -75,16 +85,17 @@ impl PipeThread {
 /// Whether the pipe accepts clients.
 enum Accepting {
     /// It does.
-    Open(TcpListener),
+    Open(Arc<TcpListener>),
     /// Not before `until`, or before a connection ends: descriptors or memory ran out.
-    Shortage { listener: TcpListener, until: Instant },
-    /// Not before a connection ends: as many are open as the settings allow.
-    Full(TcpListener),
+    Shortage { listener: Arc<TcpListener>, until: Instant },
+    /// Not before a connection ends: as many are open as the settings allow, or one of another thread waits for a
+    /// descriptor.
+    Full(Arc<TcpListener>),
     /// Never again.
     Closed,
 }
 
-/// The state of the running thread.
+/// The state of a running thread.
 struct EventLoop {
     context: PipeContext,
     accepting: Accepting,
@@ -93,10 +104,10 @@ struct EventLoop {
     /// Whether all connections have been reset, because the pipe is closed.
     is_closed: bool,
     connections: Slab<Connection>,
-    /// The number of connections, for other threads.
-    connection_count: Arc<AtomicUsize>,
-    /// The connections of each client.
-    crowd: Crowd,
+    /// The number of threads of the pipe.
+    threads: usize,
+    /// The places for connections, of all threads.
+    places: Arc<Places>,
     /// Connections that wait for the target's addresses.
     unresolved: Vec<ConnectionId>,
     /// Connections that wait for a descriptor. They get it before new clients do.
@@ -107,14 +118,17 @@ struct EventLoop {
     may_pause: bool,
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
-    cpu_choice: CpuChoice,
     mailbox: Mailbox,
+    /// Those of all threads.
+    mailboxes: Arc<[Mailbox]>,
     inbox: Inbox,
 }
 
 impl EventLoop {
     fn start(thread: PipeThread) -> Result<Self> {
-        let PipeThread { listener, settings, route, connections, log, mailbox, inbox } = thread;
+        let PipeThread { index, listener, settings, route, shared, mailboxes, inbox } = thread;
+        let mailbox = mailboxes[index].clone();
+        let Shared { threads, places, limits, log } = shared;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
         epoll.add(inbox.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX)).context("cannot watch an eventfd")?;
         let now = Instant::now();
@@ -123,10 +137,9 @@ impl EventLoop {
             context: PipeContext {
                 epoll,
                 listening: listener.local_addr().context("cannot read the listener's address")?,
-                target: Target::new(&settings.target_host, settings.target_port, now),
                 sockets: SocketContext::new(reserve),
-                mover: Mover::new(reserve),
-                turns: Way::ALL.map(|_| Turns::new(settings.limit_bytes_per_s, now)),
+                mover: Mover::new(reserve, threads),
+                turns: limits.map(|limit| Turns::new(limit, index)),
                 coalescing: Vec::new(),
                 next_attempts: VecDeque::new(),
                 settings,
@@ -138,15 +151,15 @@ impl EventLoop {
             closing: None,
             is_closed: false,
             connections: Slab::new(),
-            connection_count: connections,
-            crowd: Crowd::default(),
+            threads,
+            places,
             unresolved: Vec::new(),
             starved: VecDeque::new(),
             freed: false,
             may_pause: false,
             sweep_at: None,
-            cpu_choice: CpuChoice::default(),
             mailbox,
+            mailboxes,
             inbox,
         };
         event_loop.accept_again().context("cannot watch the listener")?;
@@ -165,7 +178,7 @@ impl EventLoop {
             self.context.now = Instant::now();
             for event in &events[..got] {
                 match event.data() {
-                    LISTENER => self.accept(ACCEPTS_PER_EVENT),
+                    LISTENER => self.accept_some(),
                     MAILBOX => {
                         self.inbox.clear_wakeup();
                         self.read_inbox();
@@ -229,14 +242,14 @@ impl EventLoop {
             }
             Outcome::Starved(errno) => {
                 self.starved.push_back(id);
+                self.places.starve(&self.mailbox);
                 self.sweep_later(id);
                 self.wait_out_shortage(errno);
             }
             Outcome::Ended => {
                 if let Some(connection) = self.connections.remove(id) {
-                    self.crowd.leave(connection.client_address().ip());
+                    self.places.leave(connection.client_address().ip());
                 }
-                self.connection_count.store(self.connections.len(), Ordering::Relaxed);
                 self.freed = true;
             }
         }
@@ -253,22 +266,55 @@ impl EventLoop {
 
     /// Starts to look up the target's addresses if they are old or missing. Nothing waits for that.
     fn refresh_target(&mut self) {
-        if self.context.target.is_stale(self.context.now) {
-            let mailbox = self.mailbox.clone();
-            let deliver = move |id, result| mailbox.send(PipeMessage::Resolved(id, result));
-            self.context.target.look_up_if_stale(self.context.now, deliver);
+        let mut target = self.context.route.target();
+        if target.is_stale(self.context.now) {
+            // A lookup may hang: it does not keep the route in use.
+            let route = Arc::downgrade(&self.context.route);
+            let mailboxes = Arc::clone(&self.mailboxes);
+            target.look_up_if_stale(self.context.now, move |id, result| {
+                if let Some(route) = route.upgrade()
+                    && let Some(resolution) = route.target().store(id, result, Instant::now())
+                {
+                    let message = || PipeMessage::Resolved(Arc::clone(&route), resolution.clone());
+                    mailboxes.iter().for_each(|mailbox| mailbox.send(message()));
+                }
+            });
         }
+    }
+
+    /// The listener is readable.
+    fn accept_some(&mut self) {
+        if self.threads == 1 {
+            return self.accept(ACCEPTS_PER_EVENT);
+        }
+        self.accept(1);
+        // The kernel wakes the waiting thread that has watched the listener for the longest time. Those that have more
+        // connections than the others let them go first.
+        if self.connections.len() * self.threads > self.places.taken()
+            && let Accepting::Open(listener) = &self.accepting
+            && let Err(errno) = self.context.epoll.delete(listener).and_then(|()| self.watch(listener))
+        {
+            self.wait_out_shortage(errno);
+        }
+    }
+
+    /// Lets epoll report the clients that wait.
+    fn watch(&self, listener: &TcpListener) -> Result<(), Errno> {
+        // One client wakes one thread.
+        let exclusive = if self.threads > 1 { EpollFlags::EPOLLEXCLUSIVE } else { EpollFlags::empty() };
+        self.context.epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN | exclusive, LISTENER))
     }
 
     fn accept(&mut self, most: usize) {
         for _ in 0..most {
             let Accepting::Open(listener) = &self.accepting else { return };
-            match accept(listener) {
+            match self.places.accept(listener, self.context.settings.max_connections) {
                 Ok((client, address)) => self.admit(client, address),
-                Err(Errno::EAGAIN) => return,
+                Err(NoClient::Failed(Errno::EAGAIN)) => return,
                 // The client has already closed its connection.
-                Err(Errno::ECONNABORTED) => {}
-                Err(errno) => self.wait_out_shortage(errno),
+                Err(NoClient::Failed(Errno::ECONNABORTED)) => {}
+                Err(NoClient::Failed(errno)) => self.wait_out_shortage(errno),
+                Err(NoClient::Full) => self.stop_accepting_if_full(),
             }
         }
     }
@@ -276,25 +322,24 @@ impl EventLoop {
     fn admit(&mut self, client: TcpStream, address: SocketAddr) {
         // What was sent before the client came is for it, too, though the event of the mailbox may be behind this one.
         self.read_inbox();
-        if self.is_closed {
-            reset(&client);
-            return;
-        }
         let now = self.context.now;
-        let ip = address.ip();
-        let most = self.context.settings.max_per_client.map_or(usize::MAX, NonZeroUsize::get);
-        if self.crowd.of(ip) >= most {
+        let most = self.context.settings.max_per_client;
+        if !self.places.assign(address.ip(), most) {
+            let most = most.map_or(0, NonZeroUsize::get);
             self.context.log.failure(Failure::FullForClient, now, || {
                 format!("refused the client {}: {most} of its connections are open", Canonical(address))
             });
             reset(&client);
             return;
         }
+        if self.is_closed {
+            self.places.leave(address.ip());
+            reset(&client);
+            return;
+        }
         let is_last = self.context.sockets.reserve.includes(&client);
-        self.crowd.enter(ip);
         let route = Arc::clone(&self.context.route);
         let id = self.connections.insert(|id| Connection::new(id, client, address, route, now));
-        self.connection_count.store(self.connections.len(), Ordering::Relaxed);
         self.refresh_target();
         self.with_connection(id, Connection::start);
         if is_last {
@@ -304,17 +349,20 @@ impl EventLoop {
     }
 
     fn stop_accepting_if_full(&mut self) {
-        if self.is_full() && matches!(self.accepting, Accepting::Open(_)) {
-            let most = self.connections.len();
-            self.context.log.failure(Failure::Full, self.context.now, || {
-                format!("{most} connections are open, others have to wait")
-            });
+        if matches!(self.accepting, Accepting::Open(_)) && self.is_full() {
+            // Else connections wait for descriptors, and the shortage has a line of its own.
+            if let Some(most) = self.context.settings.max_connections.filter(|most| self.places.taken() >= most.get()) {
+                self.context.log.failure(Failure::Full, self.context.now, || {
+                    format!("{most} connections are open, others have to wait")
+                });
+            }
             self.stop_accepting(Accepting::Full);
         }
     }
 
+    /// Whether there is no place for a client. Then a message comes when one is free.
     fn is_full(&self) -> bool {
-        self.context.settings.max_connections.is_some_and(|most| self.connections.len() >= most.get())
+        self.places.are_taken(self.context.settings.max_connections, &self.mailbox)
     }
 
     /// Descriptors or memory ran out: accepts no client for a while.
@@ -328,7 +376,7 @@ impl EventLoop {
         self.stop_accepting(|listener| Accepting::Shortage { listener, until });
     }
 
-    fn stop_accepting(&mut self, state: impl FnOnce(TcpListener) -> Accepting) {
+    fn stop_accepting(&mut self, state: impl FnOnce(Arc<TcpListener>) -> Accepting) {
         self.accepting = match std::mem::replace(&mut self.accepting, Accepting::Closed) {
             Accepting::Open(listener) => {
                 // EPOLL_CTL_DEL does not fail on a descriptor that epoll watches.
@@ -346,8 +394,7 @@ impl EventLoop {
                 Accepting::Full(listener)
             }
             Accepting::Shortage { listener, .. } | Accepting::Full(listener) => {
-                let watched = self.context.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER));
-                if let Err(errno) = watched {
+                if let Err(errno) = self.watch(&listener) {
                     self.accepting = Accepting::Shortage { listener, until: self.context.now + SHORTAGE_WAIT };
                     return Err(errno);
                 }
@@ -364,18 +411,20 @@ impl EventLoop {
                 PipeMessage::Reconfigure(settings, route) => self.reconfigure(*settings, route),
                 PipeMessage::StopAccepting(done) => {
                     self.accept(LAST_ACCEPTS);
-                    self.accepting = Accepting::Closed;
+                    self.stop_accepting(|_| Accepting::Closed);
                     self.closing = Some(done);
                 }
+                PipeMessage::PlaceFree => self.freed = true,
                 PipeMessage::Close => {
-                    self.accepting = Accepting::Closed;
+                    self.stop_accepting(|_| Accepting::Closed);
                     self.is_closed = true;
                     for id in self.connections.ids() {
                         self.with_connection(id, |connection, _| connection.reset());
                     }
                 }
-                PipeMessage::Resolved(lookup, result) => {
-                    if let Some(resolution) = self.context.target.store(lookup, result, self.context.now) {
+                PipeMessage::Resolved(route, resolution) => {
+                    // Those that wait are of the present route.
+                    if Arc::ptr_eq(&route, &self.context.route) {
                         for id in std::mem::take(&mut self.unresolved) {
                             self.with_connection(id, |connection, context| connection.resolved(&resolution, context));
                         }
@@ -387,15 +436,9 @@ impl EventLoop {
 
     fn reconfigure(&mut self, settings: PipeSettings, route: Arc<Route>) {
         let now = self.context.now;
-        for turns in &mut self.context.turns {
-            turns.set_limit(settings.limit_bytes_per_s, now);
-        }
-        let has_other_target = !settings.has_target_of(&self.context.settings);
         self.context.settings = settings;
-        self.context.route = route;
-        if has_other_target {
-            let PipeSettings { target_host, target_port, .. } = &self.context.settings;
-            self.context.target.change(target_host, *target_port, now);
+        if !Arc::ptr_eq(&route, &self.context.route) {
+            self.context.route = route;
             // These connections have not begun, so they take the new target, too.
             let route = Arc::clone(&self.context.route);
             for id in std::mem::take(&mut self.unresolved) {
@@ -433,24 +476,6 @@ impl EventLoop {
             self.may_pause |= coalescing == Coalescing::Waiting;
             coalescing != Coalescing::Over
         });
-        self.choose_cpu();
-    }
-
-    /// Stays off the CPU of a local program that sends as fast as it can through the loopback interface.
-    fn choose_cpu(&mut self) {
-        let PipeContext { coalescing, now, .. } = &mut self.context;
-        if coalescing.is_empty() {
-            self.cpu_choice.allow_all();
-        } else if self.cpu_choice.is_due(*now) {
-            // If there are several senders, avoid the CPU of one at a time, in turn.
-            coalescing.rotate_left(1);
-            let (id, way) = coalescing[0];
-            if let Some(connection) = self.connections.get_mut(id)
-                && let Some(incoming) = connection.incoming_cpu(way)
-            {
-                self.cpu_choice.avoid(incoming);
-            }
-        }
     }
 
     fn check_timers(&mut self) {
@@ -467,6 +492,8 @@ impl EventLoop {
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep_at = None;
+            // The connections of other threads free descriptors, too.
+            self.freed |= !self.starved.is_empty();
             if !self.unresolved.is_empty() {
                 self.refresh_target();
             }
@@ -489,6 +516,7 @@ impl EventLoop {
             let waiting = self.starved.len();
             if let Some(id) = self.starved.pop_front() {
                 self.with_connection(id, Connection::retry);
+                self.places.end_starving();
                 self.freed |= self.starved.len() < waiting;
             } else if let Err(errno) = self.accept_again() {
                 self.wait_out_shortage(errno);

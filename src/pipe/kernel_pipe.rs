@@ -20,9 +20,9 @@ pub const PIPE_BYTES: usize = 1 << 20;
 /// A pipe that holds fewer bytes than this costs more than a copy.
 const WORTHWHILE_BYTES: i32 = 1 << 16;
 
-/// The most pipes of one pool, in use and spare: 32 MiB, half of what an unprivileged user may have in pipes of full
-/// size.
-const POOL_SIZE: usize = 32;
+/// The most pipes of all pools together, in use and spare: 32 MiB, half of what an unprivileged user may have in pipes
+/// of full size.
+const MAX_PIPES: usize = 32;
 
 /// One kernel pipe, and the number of bytes in it.
 #[derive(Debug)]
@@ -63,15 +63,18 @@ impl KernelPipe {
 pub struct Pool {
     spare: Vec<KernelPipe>,
     share: Rc<()>,
+    /// The most pipes of this pool.
+    most: usize,
     reserve: DescriptorReserve,
     /// Whether the kernel last gave no pipe of a useful size. Tried again after [`Pool::close_spare`].
     refused: bool,
 }
 
 impl Pool {
-    /// A pool without pipes yet, which leaves the reserve alone.
-    pub fn new(reserve: DescriptorReserve) -> Self {
-        Self { spare: Vec::new(), share: Rc::new(()), reserve, refused: false }
+    /// One of `pools` pools, without pipes yet, which leaves the reserve alone.
+    pub fn new(reserve: DescriptorReserve, pools: usize) -> Self {
+        let most = (MAX_PIPES / pools).max(1);
+        Self { spare: Vec::new(), share: Rc::new(()), most, reserve, refused: false }
     }
 
     /// An empty pipe; `None` means that there is none, so copy. The pipe that was returned last goes first, since its
@@ -80,7 +83,7 @@ impl Pool {
         if let Some(pipe) = self.spare.pop() {
             return Some(pipe);
         }
-        if self.refused || Rc::strong_count(&self.share) > POOL_SIZE {
+        if self.refused || Rc::strong_count(&self.share) > self.most {
             return None;
         }
         let pipe = self.make();

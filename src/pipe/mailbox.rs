@@ -1,17 +1,16 @@
-//! How other threads reach the thread of a pipe: messages in a channel, and an eventfd(2) that wakes it from
+//! How other threads reach a thread of a pipe: messages in a channel, and an eventfd(2) that wakes it from
 //! epoll_wait(2).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::{Context, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::resolve::LookupId;
+use super::resolve::Resolution;
 use super::{PipeSettings, Route};
 
-/// A request or a report of another thread to the pipe's thread.
+/// A request or a report of another thread to a thread of a pipe.
 #[derive(Debug)]
 pub enum PipeMessage {
     /// Go on with other settings, and with this route for new connections.
@@ -20,11 +19,13 @@ pub enum PipeMessage {
     StopAccepting(Sender<()>),
     /// Close the listener and reset all connections.
     Close,
-    /// A lookup of the target's name has ended.
-    Resolved(LookupId, Result<Vec<SocketAddr>, String>),
+    /// A connection has ended, and others wait for its place or its descriptors.
+    PlaceFree,
+    /// A lookup has ended, of the name of the target of a route.
+    Resolved(Arc<Route>, Resolution),
 }
 
-/// Sends messages to the pipe's thread and wakes it.
+/// Sends messages to a thread of a pipe and wakes it.
 #[derive(Debug, Clone)]
 pub struct Mailbox {
     sender: Sender<PipeMessage>,
@@ -55,6 +56,11 @@ impl Mailbox {
         if self.sender.send(message).is_ok() {
             let _ = self.wakeup.write(1);
         }
+    }
+
+    /// Whether both reach the same thread.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.wakeup, &other.wakeup)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The TCP pipe: listens on a port, forwards every connection to a target, and counts the bytes that it delivers.
 //!
-//! One thread serves all connections of a pipe with epoll(7); a process can run many pipes. [`Pipe::bind`] starts one.
+//! A few threads serve all connections of a pipe with epoll(7), each its own; a process can run many pipes.
+//! [`Pipe::bind`] starts one.
 //! As a [`Source`] it reports the bytes delivered each way: *in* is from the clients to the target, *out* is from the
 //! target to the clients, as in the original program. They are payload bytes; the monitor's figures contain headers
 //! too.
@@ -8,7 +9,7 @@
 //! The life of one connection, and the file of each part:
 //!
 //! ```text
-//!  client                         the pipe's thread (event_loop.rs)                              target
+//!  client                     one of the pipe's threads (event_loop.rs)                          target
 //!
 //!  connect(2) ──▶ listener (socket.rs) ──▶ accept(2) ──▶ Connection (connection.rs), in the slab (slab.rs)
 //!                                           ├─ looks up the target's addresses (resolve.rs)
@@ -26,26 +27,32 @@
 //!
 //! Begin with `connection.rs`, the states of a connection, then `transfer.rs`, how its bytes move, and `event_loop.rs`,
 //! the thread that calls both. `shaping.rs` has the order of the turns and the limit, `mailbox.rs` the messages of
-//! other threads to that thread, `log.rs` the lines that it reports, `cpu.rs` the CPU that it runs on.
+//! other threads to that thread, `log.rs` the lines that it reports.
+//!
+//! # Several threads
+//!
+//! A connection stays in the thread that accepted it. All threads watch one listener, and the kernel wakes one that
+//! waits: a client never waits for a busy thread while another is free, and none is lost when a thread ends. They share
+//! `places.rs`, the number of connections in all and of each client, `shaping.rs`, the tokens of the limit, and the log.
 
 mod connection;
-mod cpu;
 mod crowd;
 mod event_loop;
 mod kernel_pipe;
 mod log;
 mod mailbox;
+mod places;
 mod resolve;
 mod shaping;
 mod slab;
 mod socket;
 mod transfer;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -54,9 +61,18 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::traffic::source::{Reading, Source};
 use crate::traffic::subject::Subject;
 use connection::Way;
-use event_loop::PipeThread;
+use event_loop::{PipeThread, Shared};
 use log::PipeLog;
-use mailbox::{Mailbox, PipeMessage};
+use mailbox::{Inbox, Mailbox, PipeMessage};
+use places::Places;
+use resolve::Target;
+use shaping::Limit;
+
+/// The most threads that a pipe has by default: they carry more than any network does.
+pub const MAX_DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// The most threads that a pipe may have.
+pub const MAX_THREADS: usize = 256;
 
 /// Where a pipe listens, where it forwards to, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +85,8 @@ pub struct PipeSettings {
     pub target_host: String,
     /// The port to forward to.
     pub target_port: u16,
+    /// The number of threads; `None` is [`default_threads`]. It stays when the settings of a running pipe change.
+    pub threads: Option<NonZeroUsize>,
     /// The most bytes per second that all connections together may move in each direction; `None` is no limit.
     pub limit_bytes_per_s: Option<NonZeroU64>,
     /// With this many connections open, further ones wait in the kernel's accept queue until one closes.
@@ -90,6 +108,7 @@ impl PipeSettings {
             port,
             target_host: target_host.into(),
             target_port,
+            threads: None,
             limit_bytes_per_s: None,
             max_connections: None,
             max_per_client: None,
@@ -108,23 +127,40 @@ impl PipeSettings {
     }
 }
 
-/// One name of a pipe, and the bytes that the connections under this name have delivered, each way. The pipe's thread
-/// writes them, other threads read them. When a pipe gets another target, new connections take a new route, and those
+/// The number of threads that a pipe has by default: one per CPU that this process may use (its affinity, and the quota of
+/// its cgroup), up to [`MAX_DEFAULT_THREADS`].
+pub fn default_threads() -> NonZeroUsize {
+    std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |cpus| cpus.min(MAX_DEFAULT_THREADS))
+}
+
+fn threads(settings: &PipeSettings) -> usize {
+    settings.threads.unwrap_or_else(default_threads).get().min(MAX_THREADS)
+}
+
+/// One name of a pipe, its target, and the bytes that the connections under this name have delivered, each way. The pipe's threads
+/// write them, other threads read them. When a pipe gets another target, new connections take a new route, and those
 /// that are open keep theirs.
 #[derive(Debug)]
 struct Route {
     subject: Arc<Subject>,
     bytes: [AtomicU64; 2],
+    target: Mutex<Target>,
 }
 
 impl Route {
     fn new(settings: &PipeSettings) -> Self {
         let subject = Arc::new(Subject::Named(settings.name().into_bytes().into()));
-        Self { subject, bytes: Default::default() }
+        let target = Mutex::new(Target::new(&settings.target_host, settings.target_port, Instant::now()));
+        Self { subject, bytes: Default::default(), target }
     }
 
     fn delivered(&self, way: Way) -> &AtomicU64 {
         &self.bytes[way as usize]
+    }
+
+    /// The target, which all threads share. Hold the lock for no longer than a statement.
+    fn target(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reading(&self) -> Reading {
@@ -144,58 +180,75 @@ pub struct Pipe {
     /// The routes of connections that were open when the pipe got another one.
     earlier_routes: Vec<Arc<Route>>,
     local_address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-    log: Arc<PipeLog>,
-    mailbox: Mailbox,
-    thread: Option<JoinHandle<Result<()>>>,
+    shared: Shared,
+    /// One per thread.
+    mailboxes: Arc<[Mailbox]>,
+    /// Those that have not been found to have ended.
+    threads: Vec<JoinHandle<Result<()>>>,
 }
 
 impl Pipe {
-    /// Opens the port and starts the thread that forwards its connections.
+    /// Opens the port and starts the threads that forward its connections.
     ///
     /// # Errors
     /// When the port is in use or not permitted, with the address in the message, or when the kernel gives no thread. A
-    /// failure of the running thread is an error of [`Source::read`].
+    /// failure of a running thread is an error of [`Source::read`].
     pub fn bind(settings: PipeSettings) -> Result<Self> {
         let name = settings.name();
         ensure!(!settings.target_host.is_empty(), "{name}: no host to forward to");
         let listener = socket::listener(settings.bind, settings.port)?;
         let local_address = listener.local_addr().context("cannot read the listener's address")?;
-        let connections = Arc::new(AtomicUsize::new(0));
-        let log = Arc::new(PipeLog::new(name.escape_debug().to_string()));
-        let route = Arc::new(Route::new(&settings));
-        let (mailbox, inbox) = Mailbox::new()?;
-        let thread = PipeThread {
-            listener,
-            settings: settings.clone(),
-            route: Arc::clone(&route),
-            connections: Arc::clone(&connections),
-            log: Arc::clone(&log),
-            mailbox: mailbox.clone(),
-            inbox,
+        let threads = threads(&settings);
+        let now = Instant::now();
+        let shared = Shared {
+            threads,
+            places: Arc::new(Places::default()),
+            limits: Way::ALL.map(|_| Arc::new(Limit::new(settings.limit_bytes_per_s, threads, now))),
+            log: Arc::new(PipeLog::new(name.escape_debug().to_string())),
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("pipe-{}", local_address.port()))
-            .spawn(move || thread.run())
-            .context("cannot start the pipe's thread")?;
-        let pipe = Self {
+        let route = Arc::new(Route::new(&settings));
+        let ends: Vec<(Mailbox, Inbox)> = (0..threads).map(|_| Mailbox::new()).collect::<Result<_>>()?;
+        let (mailboxes, inboxes): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+        let mut pipe = Self {
             settings,
             route,
             earlier_routes: Vec::new(),
             local_address,
-            connections,
-            log,
-            mailbox,
-            thread: Some(thread),
+            shared,
+            mailboxes: mailboxes.into(),
+            threads: Vec::new(),
         };
+        let listener = Arc::new(listener);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            // If one does not start, dropping the pipe ends the others.
+            pipe.start_thread(index, Arc::clone(&listener), inbox)?;
+        }
         pipe.report_listening();
         Ok(pipe)
+    }
+
+    fn start_thread(&mut self, index: usize, listener: Arc<TcpListener>, inbox: Inbox) -> Result<()> {
+        let thread = PipeThread {
+            index,
+            listener,
+            settings: self.settings.clone(),
+            route: Arc::clone(&self.route),
+            shared: self.shared.clone(),
+            mailboxes: Arc::clone(&self.mailboxes),
+            inbox,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("pipe-{}", self.local_address.port()))
+            .spawn(move || thread.run())
+            .context("cannot start a thread of the pipe")?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     fn report_listening(&self) {
         let PipeSettings { target_host, target_port, .. } = &self.settings;
         let (address, host) = (self.local_address, target_host.escape_debug());
-        self.log.line(&format!("listening on {address}, forwarding to {host}:{target_port}"));
+        self.shared.log.line(&format!("listening on {address}, forwarding to {host}:{target_port}"));
     }
 
     /// The settings of the connections that begin now.
@@ -217,19 +270,25 @@ impl Pipe {
             return;
         }
         let before = std::mem::replace(&mut self.settings, settings);
+        if threads(&self.settings) != self.shared.threads {
+            let now = self.shared.threads;
+            self.shared.log.line(&format!("goes on with {now} threads; another number holds from the next start on"));
+        }
         let route = Route::new(&self.settings);
         if route.subject != self.route.subject {
             // If an earlier route has this name, it is the same one: a name has one count.
             let known = self.earlier_routes.iter().position(|earlier| earlier.subject == route.subject);
             let route = known.map_or_else(|| Arc::new(route), |at| self.earlier_routes.swap_remove(at));
             self.earlier_routes.push(std::mem::replace(&mut self.route, route));
-            self.log.rename(self.settings.name().escape_debug().to_string());
+            self.shared.log.rename(self.settings.name().escape_debug().to_string());
         }
         if !before.has_target_of(&self.settings) {
             self.report_listening();
         }
-        let message = PipeMessage::Reconfigure(Box::new(self.settings.clone()), Arc::clone(&self.route));
-        self.mailbox.send(message);
+        for limit in &self.shared.limits {
+            limit.set(self.settings.limit_bytes_per_s, Instant::now());
+        }
+        self.send_all(|| PipeMessage::Reconfigure(Box::new(self.settings.clone()), Arc::clone(&self.route)));
     }
 
     /// The address that the pipe listens on, with the port that the kernel chose where the settings say 0.
@@ -239,33 +298,38 @@ impl Pipe {
 
     /// The number of open connections.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.shared.places.taken()
     }
 
     /// Takes the clients that have connected already, and closes the port; it is closed when this returns. Open
     /// connections go on; when the last of them ends, the pipe is [finished](Pipe::is_finished).
     pub fn stop_accepting(&self) {
         let (done, wait) = mpsc::channel();
-        self.mailbox.send(PipeMessage::StopAccepting(done));
-        // An error means that the thread has ended, and so has closed its listener.
+        self.send_all(|| PipeMessage::StopAccepting(done.clone()));
+        drop(done);
+        // An error means that each thread has dropped its end: it has closed its listener, or has ended.
         let _ = wait.recv();
     }
 
     /// Closes the port and resets all connections.
     pub fn close(&self) {
-        self.mailbox.send(PipeMessage::Close);
+        self.send_all(|| PipeMessage::Close);
+    }
+
+    fn send_all(&self, message: impl Fn() -> PipeMessage) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.send(message()));
     }
 
     /// Whether the pipe has stopped accepting and its last connection has ended.
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.threads.iter().all(JoinHandle::is_finished)
     }
 }
 
 impl Drop for Pipe {
     fn drop(&mut self) {
         self.close();
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -273,7 +337,7 @@ impl Drop for Pipe {
 
 impl Source for Pipe {
     fn read(&mut self, _now: Instant) -> Result<Vec<Reading>> {
-        if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
+        for thread in self.threads.extract_if(.., |thread| thread.is_finished()) {
             thread.join().map_err(|_| anyhow!("{}: its thread panicked", self.settings.name().escape_debug()))??;
         }
         let mut readings = vec![self.route.reading()];
@@ -287,10 +351,10 @@ impl Source for Pipe {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        self.log.take_lines(Instant::now())
+        self.shared.log.take_lines(Instant::now())
     }
 
     fn last_notes(&mut self) -> Vec<String> {
-        self.log.take_last_lines()
+        self.shared.log.take_last_lines()
     }
 }

@@ -18,7 +18,7 @@ const LIFETIME_OF_FAILED: Duration = Duration::from_secs(1);
 /// A lookup that takes longer than this may be lost, in a name server that does not answer: another one may start.
 const OVERDUE: Duration = Duration::from_secs(5);
 
-/// The most lookups of one pipe that may be at work.
+/// The most lookups of one target that may be at work.
 const MAX_AT_WORK: usize = 8;
 
 /// The most addresses of a name that are tried: a name server may return thousands.
@@ -45,7 +45,7 @@ pub struct Target {
     lookups: Lookups,
 }
 
-/// The lookups of a pipe, for this target and those before it.
+/// The lookups of a target.
 #[derive(Debug, Default)]
 struct Lookups {
     at_work: usize,
@@ -70,13 +70,6 @@ impl Target {
             preferred: None,
             lookups: Lookups::default(),
         }
-    }
-
-    /// Becomes another target. The answers of lookups that are at work no longer count.
-    pub fn change(&mut self, host: &str, port: u16, now: Instant) {
-        let Lookups { at_work, last, .. } = self.lookups;
-        *self = Self::new(host, port, now);
-        self.lookups = Lookups { at_work, last, answered: last, started_at: None };
     }
 
     /// The addresses to try, if there are any yet.
@@ -116,7 +109,7 @@ impl Target {
     }
 
     /// Stores the result of a lookup. If it failed, the addresses of the last successful one stay in use. Returns the
-    /// addresses in use now; `None` if a later lookup has answered already, or the target is another one now.
+    /// addresses in use now; `None` if a later lookup has answered already.
     pub fn store(&mut self, id: LookupId, result: Result<Vec<SocketAddr>, String>, now: Instant) -> Option<Resolution> {
         self.lookups.at_work = self.lookups.at_work.saturating_sub(1);
         if id <= self.lookups.answered {
@@ -251,9 +244,6 @@ mod tests {
         assert!(target.store(2, Ok(addresses(&["10.0.0.2"])), now).is_some());
         assert_eq!(target.store(1, Ok(addresses(&["10.0.0.1"])), now), None);
         assert_eq!(target.addresses().unwrap()[..], addresses(&["10.0.0.2"]));
-        target.change("other", 80, now);
-        assert_eq!(target.store(3, Ok(addresses(&["10.0.0.3"])), now), None);
-        assert_eq!(target.addresses(), None);
     }
 
     #[test]

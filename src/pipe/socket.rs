@@ -38,8 +38,12 @@ const KEEPALIVE_INTERVAL_S: u32 = 15;
 const KEEPALIVE_COUNT: u32 = 4;
 
 /// The sizes of the buffers of a bulk connection within this machine (the kernel doubles them for its own needs).
-const LOCAL_RCVBUF_BYTES: usize = 1 << 21;
+const LOCAL_RCVBUF_BYTES: usize = 1 << 22;
 const LOCAL_SNDBUF_BYTES: usize = 1 << 20;
+
+/// The most bytes that may wait in the receive buffer: a quarter of it. A peer that fills a buffer of a fixed size makes
+/// the kernel drop packets, and shrink the window to two of them (`tcp_clamp_window` in net/ipv4/tcp_input.c).
+const LOCAL_WINDOW_BYTES: u32 = 1 << 21;
 
 /// The most descriptors that are left to the rest of the program, and at most an eighth of all.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -271,8 +275,10 @@ pub fn tune_for_loopback(socket: &TcpStream) {
     // These options only add speed: the connection also works if one of them fails.
     use_reno(socket);
     // Without CAP_NET_ADMIN the kernel cuts the size down to a limit; its own choice is better than a smaller size.
-    if setsockopt(socket, RcvBufForce, &LOCAL_RCVBUF_BYTES).is_err() && is_allowed("rmem_max", LOCAL_RCVBUF_BYTES) {
-        let _ = setsockopt(socket, RcvBuf, &LOCAL_RCVBUF_BYTES);
+    if setsockopt(socket, RcvBufForce, &LOCAL_RCVBUF_BYTES).is_ok()
+        || is_allowed("rmem_max", LOCAL_RCVBUF_BYTES) && setsockopt(socket, RcvBuf, &LOCAL_RCVBUF_BYTES).is_ok()
+    {
+        let _ = setsockopt(socket, WindowClamp, &LOCAL_WINDOW_BYTES);
     }
     if setsockopt(socket, SndBufForce, &LOCAL_SNDBUF_BYTES).is_err() && is_allowed("wmem_max", LOCAL_SNDBUF_BYTES) {
         let _ = setsockopt(socket, SndBuf, &LOCAL_SNDBUF_BYTES);
@@ -282,15 +288,6 @@ pub fn tune_for_loopback(socket: &TcpStream) {
 fn is_local(socket: &TcpStream) -> bool {
     let (Ok(own), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return false };
     own.ip() == peer.ip() || peer.ip().to_canonical().is_loopback()
-}
-
-/// The CPU on which the kernel received the last packet (SO_INCOMING_CPU, socket(7)), if the peer is on this machine:
-/// the sender ran there.
-pub fn local_incoming_cpu(socket: &TcpStream) -> Option<usize> {
-    if !is_local(socket) {
-        return None;
-    }
-    usize::try_from(rustix::net::sockopt::socket_incoming_cpu(socket).ok()?).ok()
 }
 
 /// Makes Reno the congestion control: every kernel has it, and every user may choose it. Call it before the socket
@@ -304,6 +301,15 @@ pub fn flush_corked(socket: &TcpStream) {
     // Setting TCP_NODELAY again sends them (tcp(7)).
     let _ = setsockopt(socket, TcpNoDelay, &true);
 }
+
+sockopt_impl!(
+    /// TCP_WINDOW_CLAMP, tcp(7): the most bytes of the receive window.
+    WindowClamp,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_WINDOW_CLAMP,
+    u32
+);
 
 sockopt_impl!(
     /// SO_RCVLOWAT: the number of waiting bytes that makes a socket readable.

@@ -51,9 +51,9 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// A buffer, and a pool without pipes yet.
-    pub fn new(reserve: DescriptorReserve) -> Self {
-        Self { pool: Pool::new(reserve), buffer: vec![0; BUFFER_BYTES].into() }
+    /// A buffer, and a pool without pipes yet, for one of `threads` threads.
+    pub fn new(reserve: DescriptorReserve, threads: usize) -> Self {
+        Self { pool: Pool::new(reserve, threads), buffer: vec![0; BUFFER_BYTES].into() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Helpers of the tests that use real sockets on the loopback interface.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,16 @@ use bwmon::pipe::PipeSettings;
 /// A test fails if it waits for longer than this.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The threads of a pipe in the tests: PIPE_THREADS, by default 2.
+fn threads() -> Option<NonZeroUsize> {
+    std::env::var("PIPE_THREADS").map_or(NonZeroUsize::new(2), |text| Some(text.parse().unwrap()))
+}
+
 /// Settings of a pipe from a free port of 127.0.0.1 to `target`.
 pub fn settings(target: SocketAddr) -> PipeSettings {
     PipeSettings {
         bind: Some(Ipv4Addr::LOCALHOST.into()),
+        threads: threads(),
         ..PipeSettings::new(0, target.ip().to_string(), target.port())
     }
 }

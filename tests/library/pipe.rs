@@ -428,13 +428,18 @@ fn a_connection_that_waits_for_its_turn_within_the_limit_is_not_idle() {
     }
 }
 
-/// How often a thread of this process went to sleep.
-fn sleeps(thread_name: &str) -> u64 {
-    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
-    let mut status = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap_or_default());
-    let status = status.find(|status| status.starts_with(&format!("Name:\t{thread_name}\n"))).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    line.unwrap().trim().parse().unwrap()
+/// How often each thread of a pipe went to sleep.
+fn sleeps(pipe: &Pipe) -> Vec<u64> {
+    let name = format!("Name:\tpipe-{}\n", pipe.local_address().port());
+    let mut threads: Vec<_> =
+        fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path().join("status")).collect();
+    threads.sort();
+    let statuses = threads.iter().map(|status| fs::read_to_string(status).unwrap_or_default());
+    let count = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse().unwrap()
+    };
+    statuses.filter(|status| status.starts_with(&name)).map(count).collect()
 }
 
 #[test]
@@ -454,10 +459,9 @@ fn a_fast_transfer_that_is_blocked_wakes_nobody() {
         let now = Some(delivered(&mut pipe).0);
         std::mem::replace(&mut before, now) == now
     });
-    let name = format!("pipe-{}", pipe.local_address().port());
-    let before = sleeps(&name);
+    let before: u64 = sleeps(&pipe).iter().sum();
     thread::sleep(Duration::from_millis(500));
-    let wakeups = sleeps(&name) - before;
+    let wakeups = sleeps(&pipe).iter().sum::<u64>() - before;
     assert!(wakeups < 25, "{wakeups} in half a second");
     drop((target, pipe));
     writer.join().unwrap();
@@ -478,6 +482,71 @@ fn a_connection_beyond_max_connections_waits_until_another_ends() {
     listener.set_nonblocking(false).unwrap();
     drop((first, first_target));
     assert_eq!(read_exact(&accept(&listener), 6), b"me too");
+}
+
+#[test]
+fn all_threads_together_keep_to_max_connections() {
+    const MOST: usize = 3;
+    let (pipe, listener) = pipe_to(|settings| {
+        settings.threads = NonZeroUsize::new(4);
+        settings.max_connections = NonZeroUsize::new(MOST);
+    });
+    let mut clients: Vec<Option<TcpStream>> = (0..20).map(|_| Some(connect(&pipe))).collect();
+    for (number, client) in clients.iter().enumerate() {
+        { client.as_ref().unwrap() }.write_all(&[number as u8]).unwrap();
+    }
+    let accept_next = || {
+        let target = accept(&listener);
+        (usize::from(read_exact(&target, 1)[0]), target)
+    };
+    let mut open: Vec<_> = (0..MOST).map(|_| accept_next()).collect();
+    for _ in MOST..clients.len() {
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        listener.set_nonblocking(false).unwrap();
+        assert_eq!(pipe.connections(), MOST);
+        // The end of one gives its place to another one, whichever thread had it.
+        let (number, target) = open.remove(0);
+        drop((clients[number].take(), target));
+        open.push(accept_next());
+    }
+}
+
+#[test]
+fn clients_that_come_one_by_one_reach_every_thread() {
+    let (pipe, listener) = pipe_to(|settings| settings.threads = NonZeroUsize::new(4));
+    // The threads sleep when their epoll has nothing to report.
+    wait_until("the start of four threads", || sleeps(&pipe).len() == 4);
+    let before = sleeps(&pipe);
+    let connections: Vec<_> = (0..40).map(|_| (connect(&pipe), accept(&listener))).collect();
+    wait_until("a connection in each thread", || {
+        for (client, target) in &connections {
+            { client }.write_all(b"x").unwrap();
+            read_exact(target, 1);
+        }
+        sleeps(&pipe).iter().zip(&before).all(|(now, before)| *now >= before + 100)
+    });
+}
+
+#[test]
+fn all_threads_together_keep_to_the_limit() {
+    const LIMIT: u64 = 2 << 20;
+    let (mut pipe, listener) = pipe_to(|settings| {
+        settings.threads = NonZeroUsize::new(4);
+        settings.limit_bytes_per_s = NonZeroU64::new(LIMIT);
+    });
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            let (client, target) = (connect(&pipe), accept(&listener));
+            scope.spawn(move || (&client).write_all(&vec![1; 1 << 18]).unwrap());
+            scope.spawn(move || assert_eq!(read_to_end(&target).len(), 1 << 18));
+        }
+    });
+    // What the bucket holds at most is worth 60 ms.
+    let most = LIMIT as f64 * (start.elapsed().as_secs_f64() + 0.06);
+    wait_for_count(&mut pipe, (2 << 20, 0));
+    assert!((2 << 20) as f64 <= most, "{most}");
 }
 
 #[test]

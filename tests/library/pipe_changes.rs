@@ -152,6 +152,18 @@ fn a_hundred_changes_are_for_the_clients_that_come_after_them_and_refuse_none() 
     wait_until("the end of all connections", || pipe.connections() == 0);
 }
 
+#[test]
+fn another_number_of_threads_is_for_the_next_start() {
+    let (target, settings) = listener();
+    let threads = |count| PipeSettings { threads: NonZeroUsize::new(count), ..settings.clone() };
+    let mut pipe = Pipe::bind(threads(2)).unwrap();
+    pipe.notes();
+    pipe.reconfigure(threads(3));
+    let name = pipe.settings().name();
+    assert_eq!(pipe.notes(), [format!("{name}: goes on with 2 threads; another number holds from the next start on")]);
+    send(&client_of(&pipe), &accept(&target), b"as before");
+}
+
 /// A connection to the pipe from an address of our choice.
 fn client_from(ip: Ipv4Addr, pipe: &Pipe) -> TcpStream {
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();

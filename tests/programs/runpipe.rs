@@ -119,6 +119,7 @@ fn a_wrong_argument_has_a_message_that_says_what_would_be_right() {
         (&["99", ""], "'<REMOTE-HOST>': this names no host; for this host, write localhost"),
         (&["99", "h", "--limit=x"], "'--limit <KB_PER_S>': not a whole number"),
         (&["99", "h", "--limit", "-1"], "'--limit <KB_PER_S>': not between 0 and 4294967295"),
+        (&["99", "h", "--threads=0"], "'--threads <N>': not between 1 and 256"),
         (&["99", "h", "--max-connections=0"], "'--max-connections <N>': not between 1 and 4294967295"),
         (&["99", "h", "--connect-timeout=1.5"], "'--connect-timeout <S>': not a whole number"),
         (&["99", "h", "--idle-timeout=0"], "'--idle-timeout <S>': not between 1 and 4294967295"),
