@@ -127,10 +127,12 @@ impl PipeSettings {
     }
 }
 
-/// The number of threads that a pipe has by default: one per CPU that this process may use (its affinity, and the quota of
-/// its cgroup), up to [`MAX_DEFAULT_THREADS`].
+/// The number of threads that a pipe has by default: one per two CPUs that this process may use (its affinity, and the
+/// quota of its cgroup), up to [`MAX_DEFAULT_THREADS`]. The kernel's work for clients and targets needs CPUs, too: on two, a
+/// second thread carries no more.
 pub fn default_threads() -> NonZeroUsize {
-    std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |cpus| cpus.min(MAX_DEFAULT_THREADS))
+    let threads = std::thread::available_parallelism().ok().and_then(|cpus| NonZeroUsize::new(cpus.get() / 2));
+    threads.map_or(NonZeroUsize::MIN, |threads| threads.min(MAX_DEFAULT_THREADS))
 }
 
 fn threads(settings: &PipeSettings) -> usize {
