@@ -130,6 +130,12 @@ impl<'l> AttributingTick<'l> {
         let (mut later, mut again) = (Vec::new(), Vec::new());
         for pending in ledger.pending.extract_if(.., |pending| pending.due <= tick) {
             let Some((index, key, entry)) = ledger.flows.get_full(&pending.key) else { continue };
+            // If it moves something after its maker's end, it is looked up below.
+            if let (true, EndOwner::Owned { process, .. }) = (entry.is_made(), entry.owner(Side::Original))
+                && ledger.processes.is_gone(process, tick, processes)
+            {
+                continue;
+            }
             let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
             if entry.is_final(pending.tries) && !postponed {
                 continue;
