@@ -299,7 +299,8 @@ mod tests {
         let mut lookup = EventLookup::of_this_host(None, Reading::default()).unwrap();
         lookup.begin_tick(u32::MAX);
         assert!(lookup.look_up(&flow, true, &|| true)[1].is_none());
-        let found = lookup.look_up(&flow, true, &|| false)[1].take();
-        assert_eq!(found.unwrap().identity.pid, std::process::id());
+        // A child of another test has a copy of the socket until it starts its program, and may end meanwhile.
+        let holders = std::iter::repeat_with(|| lookup.look_up(&flow, true, &|| false)[1].take());
+        assert!(holders.take(100).flatten().any(|found| found.identity.pid == std::process::id()));
     }
 }
