@@ -66,7 +66,8 @@ pub const R6: Register = Register(6);
 pub const R7: Register = Register(7);
 pub const R8: Register = Register(8);
 pub const R9: Register = Register(9);
-pub const R10: Register = Register(10);
+/// r10: the end of the stack, from which it grows downwards.
+pub const STACK: Register = Register(10);
 
 /// The functions that the kernel offers to programs, enum bpf_func_id; bpf-helpers(7).
 #[derive(Debug, Clone, Copy)]
@@ -297,6 +298,14 @@ impl Assembler {
         self.push_jump(JMP | K | JLT, register, value, label);
     }
 
+    /// Copies `length` bytes, 8 at most, of the kernel's memory to the offset `to` from the end of the stack, before zeros: from `offset`
+    /// behind the address in `base` on. Zeros where there is no such memory. Overwrites r0 to r5.
+    pub fn read_kernel(&mut self, to: i16, base: Register, offset: i16, length: i32) {
+        use Instruction as I;
+        self.push([I::store_double_value(STACK, to, 0), I::copy(R3, base), I::add(R3, offset.into())]);
+        self.push([I::copy(R1, STACK), I::add(R1, to.into()), I::set(R2, length), I::call(Helper::ProbeReadKernel)]);
+    }
+
     fn push_jump(&mut self, code: u8, register: Register, value: i32, label: &'static str) {
         self.jumps.push((self.instructions.len(), (self.scope, label)));
         self.push([Instruction::new(code, register, R0, 0, value)]);
@@ -344,8 +353,8 @@ mod tests {
         assert_eq!(bytes(Instruction::load(R7, R6, 8)), [0x61, 0x67, 8, 0, 0, 0, 0, 0]);
         assert_eq!(bytes(Instruction::load_half(R7, R6, 8)), [0x69, 0x67, 8, 0, 0, 0, 0, 0]);
         assert_eq!(bytes(Instruction::subtract_register(R7, R6)), [0x1f, 0x67, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes(Instruction::store(R10, -4, R1)), [0x63, 0x1a, 0xfc, 0xff, 0, 0, 0, 0]);
-        assert_eq!(bytes(Instruction::store_value(R10, -4, 7)), [0x62, 0x0a, 0xfc, 0xff, 7, 0, 0, 0]);
+        assert_eq!(bytes(Instruction::store(STACK, -4, R1)), [0x63, 0x1a, 0xfc, 0xff, 0, 0, 0, 0]);
+        assert_eq!(bytes(Instruction::store_value(STACK, -4, 7)), [0x62, 0x0a, 0xfc, 0xff, 7, 0, 0, 0]);
         assert_eq!(Instruction::load_map(R1, 5).map(bytes), [[0x18, 0x11, 0, 0, 5, 0, 0, 0], [0; 8]]);
         assert_eq!(bytes(Instruction::call(Helper::GetCurrentPidTgid)), [0x85, 0, 0, 0, 14, 0, 0, 0]);
         assert_eq!(bytes(Instruction::exit()), [0x95, 0, 0, 0, 0, 0, 0, 0]);

@@ -329,6 +329,15 @@ fn mounted_cgroup_root() -> io::Result<OwnedFd> {
     Ok(root.into())
 }
 
+/// The numbers in a key or a value, which has them; 0 beyond its end.
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
 /// The argument of a bpf(2) call, union bpf_attr, built field by field; the fields not pushed are zero.
 #[derive(Default)]
 struct BpfAttr {

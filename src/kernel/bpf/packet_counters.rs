@@ -47,7 +47,10 @@ use super::packet_programs::{
 };
 use super::room::{Limits, Room};
 use super::time_wait::{self, Layout};
-use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run};
+use super::{
+    AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load, test_run, u32_at,
+    u64_at,
+};
 use crate::kernel::flow::{Endpoint, Protocol, Tuple};
 
 /// Connections in TIME_WAIT that may move bytes between two reads; 3 MB in the kernel for each of the two maps.
@@ -363,18 +366,10 @@ fn moved(value: &[u8]) -> (u64, u64) {
     (u64_at(value, value::BYTES_IN), u64_at(value, value::BYTES_OUT))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
-}
-
 /// An address of 16 bytes, IPv4 mapped into IPv6.
 fn address_at(bytes: &[u8], at: usize) -> IpAddr {
     let octets = bytes.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).unwrap_or_default();
     Ipv6Addr::from(octets).into()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
 /// An entry, less what was taken from it `before`.

@@ -7,7 +7,7 @@ use std::io;
 
 use nix::libc;
 
-use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register};
+use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, Register, STACK};
 use super::room::{self, Of};
 use super::time_wait::skip_answer;
 
@@ -146,8 +146,6 @@ const ENTRY: Register = R7;
 const TRANSPORT: Register = R8;
 /// The bytes that a packet counts.
 const BYTES: Register = R9;
-/// The end of the stack, from which it grows downwards.
-pub const STACK: Register = R10;
 /// The key, an entry and some bytes of the packet on the stack: their offsets from its end.
 pub const KEY: i16 = -(key::SIZE as i16);
 pub const VALUE: i16 = KEY - value::SIZE as i16;

@@ -24,9 +24,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::btf::{Btf, Function};
-use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register};
+use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R9, Register, STACK};
 use super::room::{self, Limits, Of, Room};
-use super::{AttachType, Map, MapType, ProgramType, attach_to_function, in_initial_pid_namespace, load_for};
+use super::{
+    AttachType, Map, MapType, ProgramType, attach_to_function, in_initial_pid_namespace, load_for, u32_at, u64_at,
+};
 use crate::kernel::process::Process;
 use crate::workload::cgroup::{Cgroup, host_root};
 
@@ -152,7 +154,7 @@ impl ProgramStarts {
     }
 
     fn parse(&self, key: &[u8; key::SIZE], note: &[u8; note::SIZE]) -> StartedProgram {
-        let word = |at: usize| note.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes);
+        let word = |at: usize| u32_at(note, at);
         let part = |at: usize, length: usize| note.get(at..at + word(length) as usize).unwrap_or_default();
         let mut command_line = part(note::ARGUMENTS, note::ARGUMENTS_LENGTH).to_vec();
         command_line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
@@ -167,24 +169,19 @@ impl ProgramStarts {
             cgroup => cgroup,
         };
         let cgroup = cgroup.and_then(|path| Cgroup::parse(&[b"0::", &*path].concat(), &self.host_root));
-        let start_time =
-            double_at(note, note::START_TIME).saturating_add_signed(self.boottime_offset) / NS_OF_CLOCK_TICK;
-        let pid = double_at(key, key::PID) as u32;
+        let start_time = u64_at(note, note::START_TIME).saturating_add_signed(self.boottime_offset) / NS_OF_CLOCK_TICK;
+        let pid = u64_at(key, key::PID) as u32;
         let uid = Some(word(note::USER));
         StartedProgram {
             process: Process { pid, start_time, command_line, nameless, uid, cgroup, executable },
             may_have_sockets: word(note::HAS_SOCKETS) != 0,
-            at: double_at(key, key::TIME),
+            at: u64_at(key, key::TIME),
         }
     }
 }
 
 /// The clock tick of proc_pid_stat(5): USER_HZ is 100 (include/asm-generic/param.h).
 const NS_OF_CLOCK_TICK: u64 = 10_000_000;
-
-fn double_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
-}
 
 /// Whether there are cgroups of version 1 that may tell a workload, from the texts of /proc/cgroups and /proc/PID/cgroup (cgroups(7)):
 /// a container has one of each controller. Memory does not count, whose cgroups stay for long after they were removed.
@@ -319,7 +316,6 @@ const NOTE: Register = R7;
 const LENGTH: Register = R8;
 /// What it has followed to.
 const AT: Register = R9;
-const STACK: Register = R10;
 // Offsets from the end of the stack.
 const KEY: i16 = -(key::SIZE as i16);
 /// 16 bytes for what is read of the kernel's memory.
@@ -341,7 +337,7 @@ fn note_program(layout: &Layout, fds: &Fds, of: Of) -> io::Result<Vec<Instructio
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::set(R4, 0), I::call(Helper::MapUpdateElem)]);
     code.push(I::load_map(R1, fds.notes));
     code.push([I::copy(R2, STACK), I::add(R2, KEY.into()), I::call(Helper::MapLookupElem)]);
-    code.jump_if_equal(R0, 0, "full");
+    code.jump_if_equal(R0, 0, "end");
     code.push([I::copy(NOTE, R0)]);
     note_field(&mut code, note::START_TIME, 8, TASK, layout.task.start_time);
     note_field(&mut code, note::COMM, COMM_SIZE as i32 - 1, TASK, layout.task.comm);
@@ -353,6 +349,7 @@ fn note_program(layout: &Layout, fds: &Fds, of: Of) -> io::Result<Vec<Instructio
     note_cgroup(&mut code, layout);
     code.scope(0);
     code.label("full");
+    code.label("end");
     code.push([I::set(R0, 0), I::exit()]);
     code.assemble()
 }
@@ -366,15 +363,8 @@ fn note_field(code: &mut Assembler, field: usize, length: i32, base: Register, o
 
 /// `AT` = the pointer that is `offset` behind the address in `base`; 0 where the kernel has no memory.
 fn follow(code: &mut Assembler, base: Register, offset: i16) {
-    read(code, READ, base, offset, 8);
+    code.read_kernel(READ, base, offset, 8);
     code.push([Instruction::load_double(AT, STACK, READ)]);
-}
-
-/// Copies `length` bytes, 8 at most, of the kernel's memory to the stack, before zeros.
-fn read(code: &mut Assembler, to: i16, base: Register, offset: i16, length: i32) {
-    use Instruction as I;
-    code.push([I::store_double_value(STACK, to, 0), I::copy(R3, base), I::add(R3, offset.into())]);
-    code.push([I::copy(R1, STACK), I::add(R1, to.into()), I::set(R2, length), I::call(Helper::ProbeReadKernel)]);
 }
 
 /// Notes whether the process has a socket among its first descriptors, or any descriptor of a higher number.
@@ -384,13 +374,13 @@ fn note_sockets(code: &mut Assembler, layout: &Layout) {
     let scratch = note::EXECUTABLE as i16;
     follow(code, TASK, layout.task.files);
     follow(code, AT, layout.table);
-    read(code, READ, AT, layout.most_descriptors, 4);
+    code.read_kernel(READ, AT, layout.most_descriptors, 4);
     code.push([I::load(LENGTH, STACK, READ)]);
     code.jump_if_less(LENGTH, FIRST_DESCRIPTORS + 1, "all");
     code.jump_if_less(LENGTH, DESCRIPTORS + 1, "bitmap");
     code.jump("sockets");
     code.label("bitmap");
-    read(code, READ, AT, layout.open_descriptors, 8);
+    code.read_kernel(READ, AT, layout.open_descriptors, 8);
     code.push([I::copy(R1, NOTE), I::add(R1, scratch.into()), I::load_double(R3, STACK, READ)]);
     code.push([I::copy(R2, LENGTH), I::shift_right(R2, 3), I::call(Helper::ProbeReadKernel), I::set(R1, 0)]);
     for word in FIRST_DESCRIPTORS / 64..DESCRIPTORS / 64 {
@@ -399,16 +389,16 @@ fn note_sockets(code: &mut Assembler, layout: &Layout) {
     code.jump_unless_equal(R1, 0, "sockets");
     code.push([I::set(LENGTH, FIRST_DESCRIPTORS)]);
     code.label("all");
-    read(code, READ, AT, layout.descriptors, 8);
+    code.read_kernel(READ, AT, layout.descriptors, 8);
     code.push([I::copy(R1, NOTE), I::add(R1, scratch.into()), I::load_double(R3, STACK, READ)]);
     code.push([I::copy(R2, LENGTH), I::shift_left(R2, 3), I::call(Helper::ProbeReadKernel)]);
     code.push([I::set(LENGTH, 0)]);
     code.label("file");
     code.push([I::copy(R1, NOTE), I::add_register(R1, LENGTH), I::load_double(R3, R1, scratch)]);
     code.jump_if_equal(R3, 0, "no socket");
-    read(code, READ, R3, layout.file_inode, 8);
+    code.read_kernel(READ, R3, layout.file_inode, 8);
     code.push([I::load_double(R3, STACK, READ)]);
-    read(code, READ, R3, layout.inode_mode, 2);
+    code.read_kernel(READ, R3, layout.inode_mode, 2);
     code.push([I::load_half(R1, STACK, READ), I::and(R1, FILE_TYPE)]);
     code.jump_if_equal(R1, SOCKET, "sockets");
     code.label("no socket");
@@ -423,8 +413,8 @@ fn note_sockets(code: &mut Assembler, layout: &Layout) {
 fn note_arguments(code: &mut Assembler, layout: &Layout) {
     use Instruction as I;
     follow(code, TASK, layout.task.mm);
-    read(code, READ, AT, layout.arg_start, 8);
-    read(code, READ + 8, AT, layout.arg_end, 8);
+    code.read_kernel(READ, AT, layout.arg_start, 8);
+    code.read_kernel(READ + 8, AT, layout.arg_end, 8);
     code.push([I::load_double(R3, STACK, READ), I::load_double(R2, STACK, READ + 8), I::subtract_register(R2, R3)]);
     code.jump_if_less(R2, ARGUMENTS_ROOM as i32, "not cut off");
     code.push([I::set(R2, ARGUMENTS_ROOM as i32)]);
@@ -441,29 +431,29 @@ fn note_executable(code: &mut Assembler, layout: &Layout) {
     use Instruction as I;
     follow(code, TASK, layout.task.mm);
     follow(code, AT, layout.exe_file);
-    read(code, MOUNT, AT, layout.file_mount, 8);
+    code.read_kernel(MOUNT, AT, layout.file_mount, 8);
     follow(code, AT, layout.file_dentry);
     code.push([I::set(LENGTH, 0)]);
     for step in 0..DEEPEST {
         code.scope(100 + step);
         code.push([I::load_double(R3, STACK, MOUNT)]);
-        read(code, READ, R3, layout.mount_root, 8);
+        code.read_kernel(READ, R3, layout.mount_root, 8);
         code.push([I::load_double(R1, STACK, READ), I::subtract_register(R1, AT)]);
         code.jump_unless_equal(R1, 0, "name");
         // The mount itself is mounted somewhere, unless it is its own parent.
         let parent = layout.mount_parent - layout.mount;
         code.push([I::load_double(R3, STACK, MOUNT)]);
-        read(code, READ + 8, R3, parent, 8);
+        code.read_kernel(READ + 8, R3, parent, 8);
         code.push([I::load_double(R1, STACK, READ + 8), I::add(R1, layout.mount.into())]);
         code.push([I::load_double(R2, STACK, MOUNT), I::store_double(STACK, MOUNT, R1), I::copy(R3, R2)]);
         code.push([I::subtract_register(R1, R2)]);
         code.jump_if_equal(R1, 0, "executable");
-        read(code, READ, R3, layout.mount_point - layout.mount, 8);
+        code.read_kernel(READ, R3, layout.mount_point - layout.mount, 8);
         code.push([I::load_double(AT, STACK, READ)]);
         code.jump("next");
         code.label("name");
         note_name(code, note::EXECUTABLE, layout.dentry_name, "cgroup");
-        read(code, READ, AT, layout.dentry_parent, 8);
+        code.read_kernel(READ, AT, layout.dentry_parent, 8);
         // What is on no mount: a file of memfd_create(2).
         code.push([I::load_double(R1, STACK, READ), I::copy(R2, AT), I::copy(AT, R1), I::subtract_register(R1, R2)]);
         code.jump_if_equal(R1, 0, "executable");
@@ -485,14 +475,14 @@ fn note_cgroup(code: &mut Assembler, layout: &Layout) {
     for step in 0..DEEPEST {
         code.scope(200 + step);
         // The root has no name.
-        read(code, READ + 8, AT, layout.node_parent, 8);
+        code.read_kernel(READ + 8, AT, layout.node_parent, 8);
         code.push([I::load_double(R1, STACK, READ + 8)]);
         code.jump_if_equal(R1, 0, "whole");
-        note_name(code, note::CGROUP, layout.node_name, "full");
+        note_name(code, note::CGROUP, layout.node_name, "end");
         code.push([I::load_double(AT, STACK, READ + 8)]);
     }
     code.scope(0);
-    code.jump("full");
+    code.jump("end");
     code.label("whole");
     code.push([I::store(NOTE, note::CGROUP_LENGTH as i16, LENGTH), I::store_value(NOTE, note::CGROUP_WHOLE as i16, 1)]);
 }
@@ -500,7 +490,7 @@ fn note_cgroup(code: &mut Assembler, layout: &Layout) {
 /// Appends the name that is `offset` behind `AT` to a path; jumps to `too_long` if there is no room for a further one.
 fn note_name(code: &mut Assembler, to: usize, offset: i16, too_long: &'static str) {
     use Instruction as I;
-    read(code, READ, AT, offset, 8);
+    code.read_kernel(READ, AT, offset, 8);
     code.push([I::copy(R1, NOTE), I::add_register(R1, LENGTH), I::add(R1, to as i32)]);
     code.push([I::set(R2, LONGEST_NAME), I::load_double(R3, STACK, READ), I::call(Helper::ProbeReadKernelStr)]);
     // An error is a number below 0, which is a large one without sign.

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R7, R8, R10, Register};
+use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R7, R8, Register, STACK};
 use super::{Map, MapType};
 
 /// Shares that are told apart.
@@ -20,8 +20,6 @@ const NOEXIST: i32 = 1;
 // share, or 0.
 const TOTAL: Register = R7;
 const OF_SHARE: Register = R8;
-/// The end of the stack.
-const STACK: Register = R10;
 
 /// How many entries a map has, and how many of them each share has.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
 
-use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, R10, Register};
+use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R6, R7, R8, Register, STACK};
 use super::{AttachType, Map, MapType, ProgramType, attach_to_cgroup_root, in_initial_pid_namespace, load};
 use crate::kernel::flow::{Endpoint, Tuple};
 
@@ -147,8 +147,6 @@ const LAST_ACK: i32 = 9;
 const CONTEXT: Register = R6;
 const OP: Register = R7;
 const CLOSED: Register = R8;
-/// The end of the stack, from which it grows downwards.
-const STACK: Register = R10;
 /// The key and the value on the stack: their offsets from its end.
 const KEY: i16 = -(key::SIZE as i16);
 const VALUE: i16 = KEY - value::SIZE as i16;

@@ -25,9 +25,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::libc;
 
 use super::btf::{Btf, Function};
-use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R6, R7, R8, R9, Register};
+use super::instruction::{Assembler, Helper, Instruction, R0, R1, R2, R3, R6, R7, R8, R9, Register, STACK};
 use super::packet_programs::{
-    Fds, KEY, LOOPBACK_IFINDEX, PACKET, SOCK_PROTOCOL, SOCK_TYPE, STACK, clear_value, insert, key, lookup, on_stack,
+    Fds, KEY, LOOPBACK_IFINDEX, PACKET, SOCK_PROTOCOL, SOCK_TYPE, clear_value, insert, key, lookup, on_stack,
     select_map, skb, value,
 };
 use super::{AttachType, ProgramType, attach_to_function, load_for};
@@ -240,17 +240,15 @@ fn conclude_result(code: &mut Assembler, layout: &Layout) {
         I::load_half(R1, SKB, skb.transport_header),
         I::add_register(R3, R1),
     ]);
-    read(code, PACKET, 13, 1);
+    code.read_kernel(PACKET, R3, 13, 1);
     code.push([I::load_byte(R1, STACK, PACKET), I::and(R1, RST_FLAG)]);
     code.jump_unless_equal(R1, 0, "concluded");
-    code.push([I::copy(R3, SKB)]);
-    read(code, PACKET, skb.sequence, 4);
-    code.push([I::copy(R3, SKB)]);
-    read(code, SEGMENTS, skb.end_sequence, 4);
+    code.read_kernel(PACKET, SKB, skb.sequence, 4);
+    code.read_kernel(SEGMENTS, SKB, skb.end_sequence, 4);
     code.push([I::load(HEADERS, STACK, SEGMENTS), I::load(R1, STACK, PACKET), I::subtract_register(R1, HEADERS)]);
     code.jump_if_equal(R1, 0, "concluded");
-    code.push([I::set(RESULT, TCP_TW_ACK), I::copy(R3, TIME_WAIT)]);
-    read(code, PACKET, layout.substate, 1);
+    code.push([I::set(RESULT, TCP_TW_ACK)]);
+    code.read_kernel(PACKET, TIME_WAIT, layout.substate, 1);
     code.push([I::load_byte(R1, STACK, PACKET)]);
     code.jump_unless_equal(R1, TCP_FIN_WAIT2, "concluded");
     // Data up to the next sequence number has come before. The difference has 32 bits and a sign.
@@ -270,7 +268,7 @@ fn count_received(code: &mut Assembler, layout: &Layout) {
     code.push([I::subtract_register(HEADERS, R1), I::load(R1, SKB, skb.len), I::add_register(R1, HEADERS)]);
     code.push([I::store_double(STACK, RECEIVED, R1)]);
     code.push([I::load_double(R3, SKB, skb.head), I::load(R1, SKB, skb.end), I::add_register(R3, R1)]);
-    read(code, SEGMENTS, layout.gso_segs, 2);
+    code.read_kernel(SEGMENTS, R3, layout.gso_segs, 2);
     code.push([I::load_half(R1, STACK, SEGMENTS)]);
     code.jump_if_less(R1, 2, "received");
     code.push([
@@ -279,7 +277,7 @@ fn count_received(code: &mut Assembler, layout: &Layout) {
         I::add_register(R3, R1),
     ]);
     // The upper half of its 13th byte is its length in words of 32 bits.
-    read(code, PACKET, 12, 1);
+    code.read_kernel(PACKET, R3, 12, 1);
     code.push([I::load_byte(R1, STACK, PACKET), I::shift_right(R1, 4), I::shift_left(R1, 2)]);
     code.push([I::add_register(HEADERS, R1), I::load_half(R1, STACK, SEGMENTS), I::add(R1, -1)]);
     code.push([I::multiply(R1, HEADERS), I::load_double(R2, STACK, RECEIVED), I::add_register(R1, R2)]);
@@ -295,8 +293,7 @@ fn count_sent(code: &mut Assembler, layout: &Layout, answering: Option<i32>) {
     code.jump_if_equal(RESULT, TCP_TW_ACK, "timestamps");
     code.jump_unless_equal(RESULT, TCP_TW_ACK_OOW, "answered");
     code.label("timestamps");
-    code.push([I::copy(R3, TIME_WAIT)]);
-    read(code, PACKET, layout.timestamp, 4);
+    code.read_kernel(PACKET, TIME_WAIT, layout.timestamp, 4);
     code.push([I::load(R1, STACK, PACKET)]);
     code.jump_if_equal(R1, 0, "answer");
     code.push([I::set(ANSWER, TIMESTAMPS)]);
@@ -311,14 +308,6 @@ fn count_sent(code: &mut Assembler, layout: &Layout, answering: Option<i32>) {
     }
     code.label("answered");
     code.push([I::store_double(STACK, SENT, ANSWER)]);
-}
-
-/// Copies `length` bytes of the kernel's memory, from `offset` behind r3 on, to the stack.
-fn read(code: &mut Assembler, to: i16, offset: i16, length: i32) {
-    use Instruction as I;
-    // Zeros where there is no such memory.
-    code.push([I::store_double_value(STACK, to, 0), I::add(R3, offset.into())]);
-    code.push([I::copy(R1, STACK), I::add(R1, to.into()), I::set(R2, length), I::call(Helper::ProbeReadKernel)]);
 }
 
 /// r0 = the address of this CPU's value in the map `answering`.
