@@ -1,5 +1,7 @@
 //! The first step of a tick: enters the flows.
 
+use std::collections::HashMap;
+
 use super::add_unowned;
 use super::attributing::{AttributingTick, EndRef};
 use super::entry::{EndOwner, FlowEntry, FlowKey, Side};
@@ -21,6 +23,9 @@ impl<'l> OpenTick<'l> {
 
     /// Enters a flow that began since the last tick.
     pub fn opened(&mut self, flow: &Flow) {
+        if let Some(ended) = &mut self.ledger.ended_since_pause {
+            ended.remove(&FlowKey::of(flow));
+        }
         self.ledger.enter(flow, Counters::default());
     }
 
@@ -50,6 +55,9 @@ impl<'l> OpenTick<'l> {
         if flow.socket.is_none() && !ledger.flows.contains_key(&FlowKey::of(flow)) {
             return;
         }
+        if let Some(ended) = &mut ledger.ended_since_pause {
+            ended.insert(FlowKey::of(flow), counters);
+        }
         let index = ledger.enter(flow, ledger.base(counters));
         ledger.flows[index as usize].end_now();
         ledger.any_over = true;
@@ -73,6 +81,12 @@ impl<'l> OpenTick<'l> {
     pub fn row(&mut self, flow: &Flow) {
         let ledger = &mut *self.ledger;
         let Some(counters) = flow.counters else { return };
+        // A row that is older than the end of its flow adds nothing.
+        if let Some(ended) = &ledger.ended_since_pause
+            && ended.get(&FlowKey::of(flow)).is_some_and(|last| last.since(counters).is_some())
+        {
+            return;
+        }
         let index = ledger.enter(flow, ledger.base(counters));
         let entry = &mut ledger.flows[index as usize];
         for side in Side::BOTH {
@@ -95,6 +109,7 @@ impl<'l> OpenTick<'l> {
     /// Takes note that the rows of this tick are not the whole table: the next tick has those that follow.
     pub fn table_continues(&mut self) {
         self.ledger.table_continues = true;
+        self.ledger.ended_since_pause = Some(HashMap::new());
     }
 
     /// Enters a socket that is older than the monitor: a flow with its inode, and what it carried so far, if that is known.

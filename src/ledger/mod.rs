@@ -81,6 +81,9 @@ pub struct Ledger {
     /// The tick that began to read the table as this one has it, and whether the next one goes on.
     table_began: u32,
     table_continues: bool,
+    /// The last counters of the flows that have ended since a tick left the table unfinished, while one has: the kernel may
+    /// have made the next rows before that.
+    ended_since_pause: Option<HashMap<FlowKey, Counters>>,
     /// Whether any flow is over.
     any_over: bool,
     /// The number of flows that another with the same key has replaced.
@@ -151,6 +154,7 @@ impl Ledger {
             seen_this_tick: 0,
             table_began: 0,
             table_continues: false,
+            ended_since_pause: None,
             any_over: false,
             replaced: 0,
             moved: Vec::new(),
@@ -193,6 +197,7 @@ impl Ledger {
         self.processes = Registry::default();
         (self.tick, self.lookback, self.sockets, self.swept) = (0, false, 0, 0);
         self.table_continues = false;
+        self.ended_since_pause = None;
     }
 
     /// Begins the next tick, which is at `now`.
@@ -202,6 +207,7 @@ impl Ledger {
         self.seen_this_tick = 0;
         if !std::mem::take(&mut self.table_continues) {
             self.table_began = self.tick;
+            self.ended_since_pause = None;
         }
         self.processes.unmark();
         self.notes.extend(self.accounts.begin_tick());

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
 use bwmon::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
-use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
+use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
-use bwmon::ledger::{Ledger, Selection};
+use bwmon::ledger::{Ledger, OpenTick, Selection};
 use bwmon::traffic::subject::Reason;
 use proptest::prelude::*;
 
@@ -127,7 +127,7 @@ proptest! {
                     }
                     Event::Overflows { bytes: (bytes_in, bytes_out) } => {
                         counted = (counted.0 + bytes_in, counted.1 + bytes_out);
-                        tick.without_owner(bwmon::kernel::flow::Counters { original: bytes_out, reply: bytes_in });
+                        tick.without_owner(Counters { original: bytes_out, reply: bytes_in });
                     }
                 }
             }
@@ -150,4 +150,39 @@ proptest! {
             prop_assert_eq!(sum, counted, "at tick {}", second);
         }
     }
+}
+
+/// The kernel makes some rows of a table before the program asks for them: what ends in between is in both.
+#[test]
+fn a_row_that_is_older_than_the_end_of_its_flow_counts_nothing_more() {
+    let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
+    let original = Tuple { protocol: Protocol::Udp, source: end(1000), destination: end(53) };
+    let counters = Some(Counters { original: 29, reply: 0 });
+    let flow = Flow { original, reply: original.reversed(), id: 7, zone: 0, counters, open: true, socket: None };
+    let start = Instant::now();
+    let mut host = Host { running: BTreeMap::new(), starts: 0 };
+    let mut ledger = Ledger::new(vec![Selection::default()], true, start);
+    let mut sum_after = |second: u64, enter: &mut dyn FnMut(&mut OpenTick<'_>, &mut Host)| {
+        let mut tick = ledger.open(start + Duration::from_secs(second));
+        enter(&mut tick, &mut host);
+        let mut tick = tick.attribute();
+        for end in tick.due(&mut host) {
+            tick.resolved(end, Answer::Unowned(Reason::NoProcess), &mut |_| Ok(None));
+        }
+        tick.close(&mut host);
+        ledger.unowned().iter().map(|reading| reading.bytes_out).sum::<u64>()
+    };
+    let first = sum_after(1, &mut |tick, host| {
+        tick.row(&flow);
+        tick.table_continues();
+        tick.ended(&flow, host);
+    });
+    assert_eq!(first, 29);
+    assert_eq!(sum_after(2, &mut |tick, _| tick.row(&flow)), 29);
+    // The kernel gives the next one the same number.
+    let next = sum_after(3, &mut |tick, _| {
+        tick.opened(&flow);
+        tick.row(&flow);
+    });
+    assert_eq!(next, 58);
 }

@@ -13,10 +13,11 @@ use bwmon::kernel::flow::{Endpoint, Tuple};
 use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrIn, sockopt};
+use serde_json::Value;
 
-use crate::common::program::wait_for;
+use crate::common::program::{DEADLINE, Running, wait_for};
 use crate::support::harness::{Outcome, needs_bpf, needs_command, stranger};
-use crate::support::monitor::{Figures, Monitor};
+use crate::support::monitor::{Figures, Monitor, RUNMONITOR};
 use crate::support::netns::{Namespace, address, host_and_remote};
 use crate::support::role::{start_role, stay, tag, tell, told};
 use crate::support::scene::{ANSWER, REQUEST, Scene, ask, less, serve, serve_once};
@@ -253,6 +254,51 @@ pub fn a_table_that_is_flushed_loses_no_byte_and_counts_none_twice() -> Outcome 
     ask(&mut stream);
     scene.wait_for_all("flushed", "server");
     Ok(())
+}
+
+/// The messages that the kernel has dropped because a netlink socket of netfilter was full (/proc/net/netlink).
+fn dropped(namespace: &Namespace) -> u64 {
+    let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
+    let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1] == "12").map(|row| row[8].parse::<u64>().unwrap()).sum()
+}
+
+/// The kernel drops events of conntrack while nobody reads them (ENOBUFS).
+pub fn events_that_the_kernel_drops_cost_no_byte() {
+    let host = &Namespace::here();
+    host.shell(ENABLE_COMMANDS);
+    let mut command = Command::new(RUNMONITOR);
+    let mut monitor = Running::start(command.args(["--source=conntrack", "--unowned", "--json"]));
+    let sender = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let to_all_ports = |last: u8| {
+        for port in 1..=u16::MAX {
+            sender.send_to(b"x", (Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
+        }
+    };
+    // Each of these connections has one packet of 29 bytes. Some have an owner and some are still to be looked up.
+    let wait_for = |monitor: &mut Running, addresses: u64| {
+        let (sent, give_up) = (addresses * u64::from(u16::MAX) * (20 + 8 + 1), Instant::now() + DEADLINE);
+        let mut shown = 0;
+        while shown != sent {
+            assert!(Instant::now() < give_up, "it shows {shown} bytes, not {sent}");
+            shown = 0;
+            loop {
+                let record: Value = serde_json::from_str(&monitor.stdout.line()).unwrap();
+                if record["kind"] == "tick" {
+                    break;
+                }
+                shown += record["out_bytes_total"].as_u64().unwrap_or(0);
+            }
+        }
+    };
+    to_all_ports(1);
+    wait_for(&mut monitor, 1);
+    monitor.signal(Signal::SIGSTOP);
+    let before = dropped(host);
+    to_all_ports(2);
+    assert!(dropped(host) > before, "the events of 65,535 connections fit into the socket's buffer");
+    monitor.signal(Signal::SIGCONT);
+    wait_for(&mut monitor, 2);
 }
 
 pub fn a_monitor_that_was_stopped_misses_nothing() {

@@ -69,6 +69,7 @@ const TESTS: &[Test] = tests! {
         counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
         counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
+        flows::events_that_the_kernel_drops_cost_no_byte,
         pipe::a_pipe_does_not_connect_to_itself_by_any_address_of_the_host,
         pipe::signals_end_runpipe_while_its_outputs_and_its_name_server_are_silent,
         pipe::while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first,
