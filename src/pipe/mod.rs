@@ -69,7 +69,7 @@ use resolve::Target;
 use shaping::Limit;
 
 /// The most threads that a pipe has by default: they carry more than any network does.
-pub(crate) const MAX_DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+pub const MAX_DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// The most threads that a pipe may have.
 pub const MAX_THREADS: usize = 256;
@@ -259,7 +259,7 @@ impl Pipe {
     }
 
     /// Whether the pipe listens where these settings say, so that it can [take them on](Self::reconfigure).
-    pub(crate) fn listens_as(&self, settings: &PipeSettings) -> bool {
+    pub fn listens_as(&self, settings: &PipeSettings) -> bool {
         self.settings.bind == settings.bind
             && (settings.port == self.settings.port || settings.port == self.local_address.port())
     }

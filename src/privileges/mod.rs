@@ -6,7 +6,7 @@
 //! 3. Opening::end      the loop keeps what it needs, and no thread can make the calls that none of them needs
 //! 4. the loop          takes the `Working` of step 3: it cannot begin before
 //! ```
-//! Capabilities and Landlock belong to a thread, which its children inherit them from; so a thread calls [`keep_for`] first of all.
+//! Capabilities and Landlock belong to a thread, which its children inherit them from; so a thread calls `keep_for` first of all.
 //! A step only ever takes away. Where this user has nothing to give up, or the kernel lacks a feature, that alone is missing.
 //!
 //! docs/privileges.md has the table of what is kept, with the reasons.
