@@ -80,50 +80,50 @@ impl TickLookup {
     }
 
     /// Reads the command lines of the processes that the ledger asks for next, all at once.
-    pub fn read_ahead(&self, pids: Vec<u32>) {
+    pub(crate) fn read_ahead(&self, pids: Vec<u32>) {
         self.view.processes.read_ahead(pids);
     }
 
     /// Whether any process could not be read for want of a descriptor or of memory, since the last call.
-    pub fn has_been_out_of_descriptors(&self) -> bool {
+    pub(crate) fn has_been_out_of_descriptors(&self) -> bool {
         self.view.processes.has_been_out_of_descriptors()
     }
 
     /// The processes whose command lines could not be read in time, since the last call.
-    pub fn take_given_up(&self) -> Vec<u32> {
+    pub(crate) fn take_given_up(&self) -> Vec<u32> {
         self.view.processes.take_given_up()
     }
 
     /// Adds a process that has started a program at a time of CLOCK_MONOTONIC in ns, and may end before a query leads to
     /// it.
-    pub fn add_program(&mut self, process: KnownProcess, at: u64) {
+    pub(crate) fn add_program(&mut self, process: KnownProcess, at: u64) {
         self.view.history.add_program(process.identity.clone(), at);
         self.view.cache.insert(process);
     }
 
     /// Adds what a process has done, which may end before it is read.
-    pub fn add_process_event(&mut self, event: ProcessEvent) {
+    pub(crate) fn add_process_event(&mut self, event: ProcessEvent) {
         self.view.history.add_event(event);
     }
 
     /// Takes note that such events are missing.
-    pub fn lost_process_events(&mut self) {
+    pub(crate) fn lost_process_events(&mut self) {
         self.view.history.forget_children();
     }
 
     /// Whether any process had descriptors that this user may not read.
-    pub fn some_unreadable(&self) -> bool {
+    pub(crate) fn some_unreadable(&self) -> bool {
         self.view.processes.some_unreadable()
     }
 
     /// The number of network namespaces that the last scan has left out, since there are too many.
-    pub fn namespaces_left_out(&self) -> usize {
+    pub(crate) fn namespaces_left_out(&self) -> usize {
         self.view.namespaces.as_ref().map_or(0, Namespaces::left_out)
     }
 
     /// Looks for network namespaces that have appeared or ended, unless it did so less than `interval` ago. Returns
     /// whether it has scanned.
-    pub fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
+    pub(crate) fn scan_namespaces(&mut self, now: Instant, interval: Duration) -> bool {
         let Some(namespaces) = &self.view.namespaces else { return false };
         let recently = self.scanned.is_some_and(|at| now.saturating_duration_since(at) < interval);
         // Our sockets keep a namespace alive after its last process has ended, so close them at once.
@@ -136,12 +136,12 @@ impl TickLookup {
     }
 
     /// The addresses of this host in the network namespaces that are known, each with the number of its namespace.
-    pub fn own_addresses(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = (u32, IpAddr)> {
         self.view.namespaces.iter().flat_map(Namespaces::addresses)
     }
 
     /// Whether any known network namespace has the address of a tuple's source.
-    pub fn is_local_address(&mut self, tuple: &Tuple) -> bool {
+    pub(crate) fn is_local_address(&mut self, tuple: &Tuple) -> bool {
         let namespaces = self.view.namespaces.as_mut();
         namespaces.is_some_and(|namespaces| namespaces.with_address(tuple.source.address()).next().is_some())
     }
@@ -196,20 +196,20 @@ impl TickLookup {
         let inodes = found.iter().filter_map(inode).collect();
         let holders = self.holder_search.holders(inodes, likely_owners, &mut self.view.processes);
         // What a socket without holder is taken for.
-        let not_all_read = holders.is_cut_short() || self.view.processes.is_out_of_descriptors();
-        let unheld = match (self.some_unreadable(), not_all_read) {
+        let unheld = |inode| match (self.some_unreadable(), holders.has_none(inode)) {
             (true, _) => Reason::NotPermitted,
-            (false, true) => Reason::NotSearched,
-            (false, false) => Reason::NoProcess,
+            (false, true) if !self.view.processes.is_out_of_descriptors() => Reason::NoProcess,
+            (false, _) => Reason::NotSearched,
         };
-        found.into_iter().map(|found| found.answer(|inode| holders.of(inode), unheld)).collect()
+        let holder = |inode| holders.of(inode).ok_or_else(|| unheld(inode));
+        found.into_iter().map(|found| found.answer(holder)).collect()
     }
 
     /// The sockets of the processes that have appeared since the last call, by inode: they may have inherited them.
     ///
     /// The first call only remembers which processes there are. If a new process is in a new network namespace, the
     /// next [scan](TickLookup::scan_namespaces) is due at once.
-    pub fn sockets_of_new_processes(&mut self) -> HashMap<u32, (u32, Handle)> {
+    pub(crate) fn sockets_of_new_processes(&mut self) -> HashMap<u32, (u32, Handle)> {
         let youngest_first = self.view.processes.youngest_first();
         let mut sorted = youngest_first.clone();
         sorted.sort_unstable();

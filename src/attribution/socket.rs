@@ -41,9 +41,9 @@ pub(super) enum Found {
 }
 
 impl Found {
-    /// The answer; `holder` returns the process and the descriptor that hold the socket with an inode, `unheld` is the reason
-    /// where there is none.
-    pub fn answer(self, holder: impl FnOnce(u32) -> Option<(u32, Handle)>, unheld: Reason) -> Answer {
+    /// The answer; `holder` returns the process and the descriptor that hold the socket with an inode, or the reason why there is
+    /// none.
+    pub fn answer(self, holder: impl FnOnce(u32) -> Result<(u32, Handle), Reason>) -> Answer {
         match self {
             Self::Closed(answer) => answer,
             Self::Elsewhere => Answer::Elsewhere,
@@ -52,8 +52,8 @@ impl Found {
             Self::Kernels => Answer::Unowned(Reason::NoProcess),
             Self::NoSocket | Self::Socket { inode: 0, .. } => Answer::Unowned(Reason::Gone),
             Self::Socket { inode, connected } => match holder(inode) {
-                Some((pid, handle)) => Answer::Held { pid, handle: Some(handle), connected },
-                None => Answer::Unowned(unheld),
+                Ok((pid, handle)) => Answer::Held { pid, handle: Some(handle), connected },
+                Err(reason) => Answer::Unowned(reason),
             },
         }
     }

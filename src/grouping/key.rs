@@ -14,7 +14,7 @@ use crate::traffic::subject::Subject;
 use crate::workload::names::Names;
 
 /// A property of a subject; `None` if it has none.
-pub fn property<'a>(by: GroupBy, subject: &'a Subject, names: &mut Names) -> Option<Cow<'a, [u8]>> {
+pub(crate) fn property<'a>(by: GroupBy, subject: &'a Subject, names: &mut Names) -> Option<Cow<'a, [u8]>> {
     let Subject::Processes { uid, cgroup, .. } = subject else {
         return match by {
             GroupBy::Command => Some(subject.label()),

@@ -71,7 +71,7 @@ impl GroupBy {
     }
 
     /// What a row is for, and several of them.
-    pub fn nouns(self) -> (&'static str, &'static str) {
+    pub(crate) fn nouns(self) -> (&'static str, &'static str) {
         match self {
             Self::Command => ("process", "processes"),
             Self::Program => ("program", "programs"),

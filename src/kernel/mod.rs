@@ -47,7 +47,7 @@ pub(crate) mod proc_net;
 pub mod process;
 pub mod process_events;
 pub(crate) mod scheduling;
-pub(crate) mod sock_diag;
+pub mod sock_diag;
 
 /// Whether an error is for want of a descriptor or of memory, of this program or of the host: what was asked for cannot be found out now.
 pub(crate) fn is_shortage(error: nix::errno::Errno) -> bool {

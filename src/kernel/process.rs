@@ -202,14 +202,14 @@ impl Processes {
     }
 
     /// Like [`each_socket`](Self::each_socket), for the descriptors from `first` on, in ascending order. Returns the number of
-    /// the descriptor at which the budget has ended.
+    /// the descriptor at which the budget has ended; `None` if there are no others.
     pub fn each_socket_from(
         &mut self,
         pid: u32,
         first: u32,
         budget: &mut u32,
         mut visit: impl FnMut(Handle) -> ControlFlow<()>,
-    ) -> u32 {
+    ) -> Option<u32> {
         let mut work = Work::begin(COST_OF_DIRECTORY, budget);
         let path = self.descriptors(pid);
         let mut descriptors =
@@ -218,7 +218,7 @@ impl Processes {
                 Err(error) => {
                     self.some_unreadable |= matches!(error, Errno::EACCES | Errno::EPERM);
                     self.note_want(error);
-                    return 0;
+                    return None;
                 }
             };
         // A second descriptor for readlinkat(2), since iterating borrows the first.
@@ -226,7 +226,7 @@ impl Processes {
             Ok(directory) => directory,
             Err(error) => {
                 self.note_want(errno(&error));
-                return 0;
+                return None;
             }
         };
         if first > 0 {
@@ -236,7 +236,7 @@ impl Processes {
         for entry in descriptors.iter().flatten() {
             let fd = number(entry.file_name());
             if *budget == 0 {
-                return fd.unwrap_or(first);
+                return fd.or(Some(first));
             }
             work.charge(budget);
             if let Some(fd) = fd
@@ -247,7 +247,7 @@ impl Processes {
             }
         }
         work.charge_time(budget);
-        0
+        None
     }
 
     /// The effective user id of a process; `None` if there is none.

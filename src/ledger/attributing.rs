@@ -137,7 +137,9 @@ impl<'l> AttributingTick<'l> {
                 continue;
             }
             let postponed = Side::BOTH.iter().any(|side| entry.owner(*side) == EndOwner::Unowned(Reason::NotSearched));
-            if entry.is_final(pending.tries) && !postponed {
+            // An end that was postponed and is no longer has been searched for since.
+            let tries = pending.tries + u8::from(pending.postponed > 0);
+            if entry.is_final(tries) && !postponed {
                 continue;
             }
             let unclear = Side::BOTH.into_iter().filter(|side| entry.is_unclear(*side));

@@ -6,7 +6,7 @@
 //! 3. Opening::end      the loop keeps what it needs, and no thread can make the calls that none of them needs
 //! 4. the loop          takes the `Working` of step 3: it cannot begin before
 //! ```
-//! Capabilities and Landlock belong to a thread, which its children inherit them from; so a thread calls [`keep_for`] first of all.
+//! Capabilities and Landlock belong to a thread, which its children inherit them from; so a thread calls `keep_for` first of all.
 //! A step only ever takes away. Where this user has nothing to give up, or the kernel lacks a feature, that alone is missing.
 //!
 //! docs/privileges.md has the table of what is kept, with the reasons.
@@ -33,7 +33,7 @@ const READ_PROCESSES: CapabilitySet = CapabilitySet::SYS_PTRACE.union(Capability
 
 /// What a monitor needs as long as it runs: also to enter network namespaces (setns(2)) and to load BPF programs, of which
 /// CAP_BPF and CAP_PERFMON are parts; to follow the kernel's events; and to follow them in time.
-pub const MONITOR: CapabilitySet =
+pub(crate) const MONITOR: CapabilitySet =
     READ_PROCESSES.union(CapabilitySet::SYS_ADMIN).union(CapabilitySet::NET_ADMIN).union(CapabilitySet::SYS_NICE);
 
 /// To listen on a port below 1024.
@@ -74,7 +74,7 @@ impl Needs {
     }
 
     /// The same for a program that does not monitor.
-    pub fn without_monitor(self) -> Self {
+    pub(crate) fn without_monitor(self) -> Self {
         Self { monitor: false, opens_sources: false, ..self }
     }
 
@@ -128,7 +128,7 @@ impl Opening {
     }
 
     /// Whether the program had rights of a monitor when it began.
-    pub fn could_monitor(&self) -> bool {
+    pub(crate) fn could_monitor(&self) -> bool {
         self.had.intersects(MONITOR)
     }
 
@@ -144,13 +144,13 @@ impl Opening {
 }
 
 /// Whether the calling thread has rights of a monitor: then to be root gives no more.
-pub fn may_monitor() -> bool {
+pub(crate) fn may_monitor() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.intersects(MONITOR))
 }
 
 /// What a thread does.
 #[derive(Debug, Clone, Copy)]
-pub enum Duty<'a> {
+pub(crate) enum Duty<'a> {
     /// Follows the kernel's events, and looks into processes and network namespaces.
     Watching,
     /// Reads command lines, on a host that may hide processes (`hidepid` in proc(5)).
@@ -172,7 +172,7 @@ pub enum Duty<'a> {
 }
 
 /// Keeps the rights that the calling thread, and those that it starts, need for a duty. Call it as the thread begins.
-pub fn keep_for(duty: Duty<'_>) {
+pub(crate) fn keep_for(duty: Duty<'_>) {
     let kept = match duty {
         Duty::Watching => READ_PROCESSES | CapabilitySet::SYS_ADMIN,
         Duty::ReadingCommandLines => CapabilitySet::SYS_PTRACE,
@@ -200,7 +200,7 @@ pub fn keep_for(duty: Duty<'_>) {
 ///
 /// # Errors
 /// EPERM where this thread may not become that user.
-pub fn become_user(user: Option<(Uid, Gid, &[Gid])>) -> io::Result<()> {
+pub(crate) fn become_user(user: Option<(Uid, Gid, &[Gid])>) -> io::Result<()> {
     if let Some((uid, gid, groups)) = user {
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid.as_raw()), rustix::fs::Gid::from_raw(gid.as_raw()));
         let groups: Vec<_> = groups.iter().map(|group| rustix::fs::Gid::from_raw(group.as_raw())).collect();

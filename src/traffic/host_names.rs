@@ -77,7 +77,7 @@ impl HostNames {
     }
 
     /// Begins a frame at `now`: takes the names that have been found.
-    pub fn begin_frame(&mut self, now: Instant) {
+    pub(crate) fn begin_frame(&mut self, now: Instant) {
         self.frame += 1;
         for (address, name) in std::mem::take(&mut lock(&self.shared).answers) {
             if let Some(known) = self.known.get_mut(&address) {
@@ -108,7 +108,7 @@ impl HostNames {
     }
 
     /// Ends a frame: starts as many threads as there is work for.
-    pub fn end_frame(&mut self, now: Instant) {
+    pub(crate) fn end_frame(&mut self, now: Instant) {
         let mut shared = lock(&self.shared);
         let is_lost = |&(_, since): &(IpAddr, Instant)| now.saturating_duration_since(since) > PATIENCE;
         let lost = shared.at_work.values().filter(|at_work| is_lost(at_work)).count();

@@ -31,12 +31,12 @@ impl Interest {
     }
 
     /// A frame is to have details of all rows, as soon as possible.
-    pub fn want_all(&self) {
+    pub(crate) fn want_all(&self) {
         self.all.store(true, Ordering::Relaxed);
     }
 
     /// What the present frame is to have. It stays the same until [`end_frame`](Self::end_frame).
-    pub fn of_this_frame(&self) -> Wanted {
+    pub(crate) fn of_this_frame(&self) -> Wanted {
         const ALL: [Wanted; 3] = [Wanted::Nothing, Wanted::Moved, Wanted::All];
         let decided = usize::from(self.decided.load(Ordering::Relaxed));
         if let Some(wanted) = decided.checked_sub(1).and_then(|at| ALL.get(at)) {
@@ -49,7 +49,7 @@ impl Interest {
     }
 
     /// The present frame is made.
-    pub fn end_frame(&self) {
+    pub(crate) fn end_frame(&self) {
         self.decided.store(0, Ordering::Relaxed);
         let _ = self.frames.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |frames| frames.checked_sub(1));
     }

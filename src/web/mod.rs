@@ -36,7 +36,7 @@ use past::Past;
 use site::Site;
 
 /// The number of remote ends that the page needs in the details of each row.
-pub const REMOTES: usize = 12;
+pub(crate) const REMOTES: usize = 12;
 
 /// What the loop sends to the server.
 enum Message {
@@ -96,7 +96,7 @@ impl Web {
     }
 
     /// What those who look at the page want of frames.
-    pub fn interest(&self) -> &Arc<Interest> {
+    pub(crate) fn interest(&self) -> &Arc<Interest> {
         &self.interest
     }
 

@@ -55,7 +55,7 @@ impl Names {
     }
 
     /// The same, for a thread that may give up the right to read the files: another one begins at once to do that.
-    pub fn read_by_another_thread() -> Self {
+    pub(crate) fn read_by_another_thread() -> Self {
         Self { thread: start(), ..Self::new() }
     }
 
@@ -90,7 +90,7 @@ impl Names {
     }
 
     /// Whether the name of the container that a cgroup tells may be known soon: a thread looks it up, or is about to.
-    pub fn is_looked_up(&mut self, cgroup: &Cgroup) -> bool {
+    pub(crate) fn is_looked_up(&mut self, cgroup: &Cgroup) -> bool {
         if cgroup.workload().container.is_none() || self.container_name(cgroup).is_some() {
             return false;
         }
@@ -101,7 +101,7 @@ impl Names {
     }
 
     /// What the engine's files call the container that a cgroup tells, as soon as they have been read.
-    pub fn container_name(&mut self, cgroup: &Cgroup) -> Option<&ContainerName> {
+    pub(crate) fn container_name(&mut self, cgroup: &Cgroup) -> Option<&ContainerName> {
         if !self.containers.contains_key(cgroup) && self.containers.len() >= MOST_CONTAINERS {
             let tick = self.tick;
             self.containers.retain(|_, known| known.asked + 1 >= tick);

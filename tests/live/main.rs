@@ -16,6 +16,7 @@ mod support;
 
 mod aggregator;
 mod counting;
+mod examples;
 mod flows;
 mod handing_over;
 mod hostile;
@@ -67,6 +68,12 @@ const TESTS: &[Test] = tests! {
         counting::traffic_of_a_container_is_shown_under_the_command_line_of_its_process,
         counting::where_conntrack_does_not_count_bytes_the_note_begins_as_the_originals,
         counting::with_source_conntrack_it_counts_from_the_moment_conntrack_is_enabled,
+        examples::conntrack_shows_each_connection_with_its_bytes,
+        examples::influx_writes_lines_until_a_signal_ends_it,
+        examples::interfaces_adds_the_counters_up_by_the_applications_of_a_file,
+        examples::owners_names_the_process_of_each_socket,
+        examples::pipe_counts_what_it_forwards,
+        examples::top_shows_what_moves,
         counting::with_source_sockets_payload_is_counted_even_where_conntrack_counts,
         counting::without_conntrack_payload_is_counted_and_a_note_says_how_to_enable_it,
         flows::events_that_the_kernel_drops_cost_no_byte,

@@ -84,12 +84,12 @@ impl Diagnostics {
     }
 
     /// The number of errors and of warnings that are beyond the limit, so that [`sorted`](Self::sorted) lacks them.
-    pub(crate) fn more(&self) -> (usize, usize) {
+    pub fn more(&self) -> (usize, usize) {
         self.more
     }
 
     /// File by file, each from the first line to the last.
-    pub(crate) fn sorted(mut self) -> Vec<Diagnostic> {
+    pub fn sorted(mut self) -> Vec<Diagnostic> {
         self.kept.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         self.kept
     }
