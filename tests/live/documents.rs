@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bwmon::monitor::advice::ENABLE_COMMANDS;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 use crate::common::documents::{Block, Document, root};
 use crate::common::program::{DEADLINE, Running};
 use crate::support::harness::{Outcome, needs_command};
+use crate::support::netns::Namespace;
 use crate::support::role::{end_with_test, role_command, stay, tell, told};
 
 /// The ports of the servers, which the documents ask for.
@@ -174,6 +176,8 @@ impl Host {
             fs::set_permissions(programs.join(name), Permissions::from_mode(0o755)).unwrap();
         }
         let path = format!("{}:{}:/usr/sbin:/sbin", programs.display(), std::env::var("PATH").unwrap());
+        // For users who may not count packets: the connections are counted from their beginning.
+        Namespace::here().shell(ENABLE_COMMANDS);
         let start = |(words, role): (&[&str], &str)| {
             let mut command = role_command("", role);
             let process = Running::start(command.arg0(words[0]).args(&words[1..]));
@@ -305,6 +309,8 @@ fn work(documents: &[Document]) -> Outcome {
     needs_command("curl", &["--version"])?;
     let host = Host::new();
     for document in documents {
+        // Again after a document that turns it off.
+        Namespace::here().shell(ENABLE_COMMANDS);
         let (mut running, mut section) = (Vec::new(), 0);
         for block in document.blocks() {
             if section != block.section {
