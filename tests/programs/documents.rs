@@ -64,32 +64,29 @@ fn switches(text: &str) -> BTreeSet<String> {
 }
 
 /// The switches that other programs in the documents have.
-const OF_OTHERS: [(&str, &[&str]); 8] = [
+const OF_OTHERS: [(&str, &[&str]); 9] = [
     (
         "cargo",
         &[
-            "--all-targets",
             "--bench",
-            "--check",
+            "--bins",
             "--ignored",
             "--library",
             "--locked",
-            "--no-deps",
             "--path",
             "--release",
+            "--remap-path-prefix",
             "--target",
             "--test",
-            "--root",
-            "--remap-path-prefix",
-            "--features",
         ],
     ),
+    ("rustup", &["--profile"]),
+    ("curl", &["--proto", "--tlsv1"]),
+    ("apt-get", &["--no-install-recommends"]),
     ("systemctl", &["--now"]),
-    ("useradd", &["--system"]),
     ("prettier", &["--print-width"]),
     ("jq", &["--arg", "--argjson"]),
-    ("man", &["--warnings"]),
-    ("apt", &["--no-install-recommends"]),
+    ("benches/compare", &["--quick"]),
     ("programs that are monitored", &["--one-file-system", "--storage"]),
 ];
 
