@@ -20,11 +20,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{Pid, gettid};
 
-use thread_priority::{
-    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
-    thread_native_id,
-};
-
 use super::Attribution;
 use super::per_event::EventLookup;
 use super::process_cache::KnownProcess;
@@ -35,6 +30,7 @@ use crate::kernel::conntrack::events::{Event, Events};
 use crate::kernel::flow::Flow;
 use crate::kernel::process::Processes;
 use crate::kernel::process_events::{ProcessEvent, ProcessEvents};
+use crate::kernel::scheduling::{Policy, set_policy};
 use crate::privileges::{Duty, keep_for};
 
 /// The most descriptors that are read from one tick to the next: some 0.2 s of a core.
@@ -312,8 +308,7 @@ fn run(mut events: Option<Events>, mut execs: Option<ProcessEvents>, mut lookup:
 /// lives for two milliseconds does not wait until a time slice ends. Without CAP_SYS_NICE the kernel refuses, and on a
 /// busy host the owners of short connections are found less often.
 fn raise_priority() {
-    let round_robin = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
-    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, round_robin);
+    let _ = set_policy(Policy::RealTime);
 }
 
 /// Waits for events, and with `shared` for a wake-up. Returns whether there is anything to do.

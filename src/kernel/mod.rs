@@ -17,8 +17,8 @@
 //! | `process_events.rs` | each program as it starts | the process events connector |
 //! | `bpf/` | the bytes of each socket; the process that made, connected or closed it | bpf(2): programs of ours |
 //!
-//! Two more files decide where a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs` on
-//! certain CPUs (sched_setaffinity(2)).
+//! Three more files decide where and how a thread runs: `inside.rs` in another network namespace (setns(2)), `affinity.rs`
+//! on certain CPUs (sched_setaffinity(2)), `scheduling.rs` with another policy (sched_setscheduler(2)).
 //!
 //! ```text
 //!   conntrack ────────> tuple + bytes
@@ -46,6 +46,7 @@ pub mod netlink;
 pub(crate) mod proc_net;
 pub mod process;
 pub mod process_events;
+pub(crate) mod scheduling;
 pub(crate) mod sock_diag;
 
 /// Whether an error is for want of a descriptor or of memory, of this program or of the host: what was asked for cannot be found out now.

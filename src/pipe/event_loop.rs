@@ -22,6 +22,7 @@ use super::slab::{ConnectionId, EpollSource, Slab};
 use super::socket::{Canonical, DescriptorReserve, SocketContext, reset};
 use super::transfer::{Coalescing, Mover, PAUSE};
 use super::{PipeSettings, Route};
+use crate::kernel::scheduling::{Policy, set_policy};
 use crate::privileges::{Duty, keep_for};
 
 /// The epoll tokens of the descriptors that belong to no connection.
@@ -116,6 +117,8 @@ struct EventLoop {
     freed: bool,
     /// Whether a source may have paused whose SO_RCVLOWAT is above 1.
     may_pause: bool,
+    /// The scheduling policy of this thread.
+    policy: Policy,
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
     mailbox: Mailbox,
@@ -157,6 +160,7 @@ impl EventLoop {
             starved: VecDeque::new(),
             freed: false,
             may_pause: false,
+            policy: Policy::Normal,
             sweep_at: None,
             mailbox,
             mailboxes,
@@ -476,6 +480,18 @@ impl EventLoop {
             self.may_pause |= coalescing == Coalescing::Waiting;
             coalescing != Coalescing::Over
         });
+        self.choose_policy();
+    }
+
+    /// Runs as a batch while there is a heavy transfer: then this thread does not interrupt the sender and the receiver that
+    /// it wakes up for, if they are of this machine, and finds more bytes when its turn comes. Other connections of the
+    /// thread wait for a time slice at most.
+    fn choose_policy(&mut self) {
+        let policy = if self.context.coalescing.is_empty() { Policy::Normal } else { Policy::Batch };
+        if std::mem::replace(&mut self.policy, policy) != policy {
+            // If the kernel refuses, it costs only time.
+            let _ = set_policy(policy);
+        }
     }
 
     fn check_timers(&mut self) {

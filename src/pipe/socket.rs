@@ -41,9 +41,9 @@ const KEEPALIVE_COUNT: u32 = 4;
 const LOCAL_RCVBUF_BYTES: usize = 1 << 22;
 const LOCAL_SNDBUF_BYTES: usize = 1 << 20;
 
-/// The most bytes that may wait in the receive buffer: a quarter of it. A peer that fills a buffer of a fixed size makes
+/// The most bytes that may wait in the receive buffer: three eighths of it. A peer that fills a buffer of a fixed size makes
 /// the kernel drop packets, and shrink the window to two of them (`tcp_clamp_window` in net/ipv4/tcp_input.c).
-const LOCAL_WINDOW_BYTES: u32 = 1 << 21;
+const LOCAL_WINDOW_BYTES: u32 = 3 << 20;
 
 /// The most descriptors that are left to the rest of the program, and at most an eighth of all.
 const RESERVED_DESCRIPTORS: u64 = 256;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -215,4 +215,40 @@ fn with_too_few_descriptors_runpipe_serves_open_connections_and_accepts_others_l
     runpipe.interrupt();
     runpipe.wait_for("Waiting for threads to finish...");
     runpipe.end();
+}
+
+/// The scheduling policies of the threads that forward (the 41st field of proc_pid_stat(5)).
+fn policies(pipe: &RunningPipe) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pipe.child.id())).unwrap();
+    let stats = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+    stats
+        .filter(|stat| stat.contains("(pipe-"))
+        .map(|stat| stat.rsplit_once(')').unwrap().1.split_whitespace().nth(41 - 3).unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_thread_is_a_batch_as_long_as_it_moves_many_bytes() {
+    const NORMAL: &str = "0";
+    const BATCH: &str = "3";
+    let mut command = Command::new(RUNPIPE);
+    command.arg("--threads=1");
+    let pipe = RunningPipe::start(command);
+    let (mut client, mut target) = (pipe.connect(), pipe.accept());
+    assert_eq!(policies(&pipe), [NORMAL]);
+    let flow = std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        while target.read(&mut buffer).unwrap() > 0 {}
+    });
+    let block = vec![0; 1 << 20];
+    let start = Instant::now();
+    while policies(&pipe) != [BATCH] {
+        client.write_all(&block).unwrap();
+        assert!(start.elapsed() < PATIENCE, "not within a minute");
+    }
+    while policies(&pipe) != [NORMAL] {
+        assert!(start.elapsed() < PATIENCE, "not within a minute");
+    }
+    drop(client);
+    flow.join().unwrap();
 }
