@@ -1,4 +1,4 @@
-//! Expected texts in files: those in tests/golden/, and the blocks of the README that show what a program prints.
+//! Expected texts in files: those in tests/golden/, and those in documents that show what a program prints.
 //!
 //! `BLESS=1 cargo test` writes what the programs print now in their place. `git diff` shows what has changed.
 
@@ -25,16 +25,6 @@ pub fn assert_golden(name: &str, actual: &str) {
 /// Compares `actual` with a file that a test writes.
 pub fn assert_file(path: &Path, actual: &str) {
     assert_same(path, &fs::read_to_string(path).unwrap_or_default(), actual);
-}
-
-/// Compares `actual` with the block of the README that contains `part`.
-pub fn assert_readme_block(part: &str, actual: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(&path).unwrap();
-    // A block ends before the newline of its closing fence.
-    let actual = actual.strip_suffix('\n').unwrap();
-    let block = readme.split("\n```\n").skip(1).step_by(2).find(|block| block.contains(part)).expect(part);
-    assert_same(&path, &readme, &readme.replace(block, actual));
 }
 
 fn assert_same(path: &Path, expected: &str, actual: &str) {

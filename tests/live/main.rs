@@ -6,6 +6,7 @@
 
 #[path = "../common"]
 mod common {
+    pub mod documents;
     pub mod http;
     pub mod program;
     pub mod runmonitor;
@@ -16,6 +17,7 @@ mod support;
 
 mod aggregator;
 mod counting;
+mod documents;
 mod examples;
 mod flows;
 mod handing_over;
@@ -25,6 +27,7 @@ mod packets;
 mod pipe;
 mod privileges;
 mod program_starts;
+mod samples;
 mod tcp_owners;
 mod web;
 mod workload;
@@ -39,6 +42,7 @@ const TESTS: &[Test] = tests! {
     Here {
         counting::an_ordinary_user_sees_only_their_own_processes_and_one_note_about_that,
         counting::where_the_kernel_refuses_its_table_the_conntrack_command_is_read,
+        documents::promtool_accepts_what_the_documents_show,
         ipv6_pipe::an_ipv6_target_may_be_in_brackets,
         ipv6_pipe::by_default_a_pipe_listens_on_the_ipv6_addresses_too,
         program_starts::a_flood_of_programs_takes_no_room_from_those_of_others,
@@ -82,6 +86,11 @@ const TESTS: &[Test] = tests! {
         pipe::while_an_address_does_not_answer_the_next_is_tried_and_what_worked_comes_first,
         pipe::while_the_name_server_is_silent_the_pipe_uses_the_addresses_that_it_knows,
         web::prometheus_finds_a_known_transfer_on_two_hosts,
+    }
+    MostRights {
+        documents::the_commands_of_the_other_documents_work,
+        documents::the_commands_of_the_readme_work,
+        documents::the_commands_of_the_recipes_work,
     }
     EachKind {
         flows::a_connection_of_the_host_with_its_own_address_is_local,
@@ -128,6 +137,7 @@ const TESTS: &[Test] = tests! {
         privileges::each_thread_keeps_what_the_document_says,
         privileges::with_file_capabilities_an_ordinary_user_counts_the_packets_of_all,
         packets::without_conntrack_every_kind_of_flow_is_counted_exactly,
+        samples::each_sample_groups_processes_as_its_comments_say,
         workload::an_application_is_what_its_units_containers_users_and_programs_use,
         workload::each_unit_container_user_and_program_has_its_bytes,
     }
@@ -155,11 +165,13 @@ fn play(role: &str) {
     let modules = [
         aggregator::play,
         counting::play,
+        documents::play,
         flows::play,
         handing_over::play,
         hostile::play,
         packets::play,
         program_starts::play,
+        samples::play,
         web::play,
         workload::play,
     ];

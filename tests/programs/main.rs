@@ -2,6 +2,7 @@
 
 #[path = "../common"]
 mod common {
+    pub mod documents;
     pub mod golden;
     pub mod http;
     pub mod program;
@@ -10,12 +11,11 @@ mod common {
     pub mod vectors;
 }
 
+mod documents;
 mod history;
 mod http;
 mod json;
 mod licences;
-mod readme;
-mod recipes;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;

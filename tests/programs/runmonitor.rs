@@ -30,7 +30,7 @@ enum Outcome {
     Runs,
 }
 
-/// How a recorded command line ended, or how it ends now in the two cases where the README says that this differs.
+/// How a recorded command line ended, or how it ends now in the two cases where docs/differences.md says that this differs.
 fn recorded(case: &Value) -> Outcome {
     let positional = |word: &Value| matches!(word.as_str(), Some("-" | "extra"));
     let arguments = case["argv"].as_array().unwrap();

@@ -112,6 +112,8 @@ pub enum Place {
     OwnProcess,
     /// In a network namespace of its own, of the first kind that the host allows.
     Namespace,
+    /// The same, but with root's rights where the host allows that.
+    MostRights,
     /// In a network namespace of its own, once in each kind.
     EachKind,
     /// In a network namespace of its own with root's rights, while no other test reads the kernel's table.
@@ -201,6 +203,7 @@ impl Test {
                 return Ok(self.in_own_process(None, stranger)?.map_or_else(Done::Nothing, |()| Done::All));
             }
             Place::Namespace | Place::EachKind => &[Kind::User, Kind::Root],
+            Place::MostRights => &[Kind::Root, Kind::User],
             Place::RootAlone => &[Kind::Root],
         };
         let (mut ran, mut lacks) = (false, None);
@@ -213,7 +216,7 @@ impl Test {
                 Err(lack) => Err(lack),
             };
             match outcome {
-                Ok(()) if matches!(self.place, Place::Namespace) => return Ok(Done::All),
+                Ok(()) if matches!(self.place, Place::Namespace | Place::MostRights) => return Ok(Done::All),
                 Ok(()) => ran = true,
                 Err(lack) => lacks = lacks.or(Some(lack)),
             }
