@@ -14,6 +14,7 @@ mod history;
 mod http;
 mod json;
 mod licences;
+mod packaging;
 mod readme;
 mod recipes;
 mod runaggregator;
