@@ -12,23 +12,32 @@ use bwmon::output::json::Named;
 use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, begin, check_files, output};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
 use bwmon::program::{Signals, cli, run};
-use clap::Parser;
+use clap::{Parser, ValueHint};
 
 /// Shows how much bandwidth each application uses, once a second.
+///
+/// Each line has the KiB per second that an application has received and sent, and its name. An application that moves no more than
+/// 1 KiB per second in either direction has no line.
 ///
 /// Three files say what to monitor, how to group it and when to notify; monitors.sample.cfg, group.sample.cfg and
 /// notifications.sample.cfg explain all their keys. On SIGHUP, runaggregator reads them again.
 #[derive(Parser)]
-#[command(name = "runaggregator", version, infer_long_args = true, args_override_self = true)]
+#[command(
+    name = "runaggregator",
+    version,
+    infer_long_args = true,
+    args_override_self = true,
+    after_long_help = include_str!("help/runaggregator.txt")
+)]
 struct Arguments {
     /// Which command lines belong to which application
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
     app_config: Option<OsString>,
     /// What to monitor and which pipes to open; without it, monitor everything and open none
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
     monitor_config: Option<OsString>,
     /// When to notify, and how
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
     notification_config: Option<OsString>,
     /// Group processes that belong to no application by their program, or by PROPERTY: program, user, unit or container
     #[arg(
@@ -112,4 +121,23 @@ fn start(arguments: Arguments) -> Result<()> {
     let mut output = arguments.details.served(output, top, web, arguments.unowned)?;
     let working = opening.end(program.needs())?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)
+}
+
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
+#[cfg(test)]
+#[path = "../../tests/common/pages.rs"]
+mod pages;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_manual_page_and_the_completions_are_those_of_this_command_line() {
+        crate::pages::assert_pages(Arguments::command());
+    }
 }

@@ -18,8 +18,18 @@ use bwmon::web::metrics::Label;
 use clap::Parser;
 
 /// Shows how many bytes each process has received and sent, once a second.
+///
+/// Each line has the bytes received, the bytes sent, and the command line of the processes that they belong to. The line with the
+/// most bytes comes last. On a terminal, the lines of each second take the place of those before, under a header and above
+/// their sum. Root sees all processes, any other user their own.
 #[derive(Parser)]
-#[command(name = "runmonitor", version, infer_long_args = true, args_override_self = true)]
+#[command(
+    name = "runmonitor",
+    version,
+    infer_long_args = true,
+    args_override_self = true,
+    after_long_help = include_str!("help/runmonitor.txt")
+)]
 struct Arguments {
     /// Show bytes per second instead of totals
     #[arg(long)]
@@ -113,6 +123,12 @@ fn start(arguments: Arguments) -> Result<()> {
     run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)
 }
 
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
+#[cfg(test)]
+#[path = "../../tests/common/pages.rs"]
+mod pages;
 #[cfg(test)]
 #[path = "../../tests/common/vectors.rs"]
 mod vectors;
@@ -223,5 +239,10 @@ mod tests {
         assert_eq!(source(&["runmonitor", "--source=sockets", "--source=conntrack"]).unwrap(), CountersFrom::Conntrack);
         assert_eq!(source(&["runmonitor", "--source=packets"]).unwrap(), CountersFrom::Packets);
         assert!(source(&["runmonitor", "--source=proc"]).is_err());
+    }
+
+    #[test]
+    fn the_manual_page_and_the_completions_are_those_of_this_command_line() {
+        crate::pages::assert_pages(Arguments::command());
     }
 }

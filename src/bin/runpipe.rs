@@ -14,17 +14,26 @@ use bwmon::privileges::{Needs, Opening};
 use bwmon::program::{self, Signals, cli};
 use bwmon::python2::int;
 use bwmon::traffic::rates::BYTES_PER_KB;
-use clap::Parser;
+use clap::{Parser, ValueHint};
 
-/// Forwards a TCP port to another host, and shows how many bytes went each way
+/// Forwards a TCP port to another host, and shows how many bytes went each way.
+///
+/// Once a second, a line has the bytes that went in, from the clients to REMOTE-HOST, the bytes that came out, and the name of the
+/// pipe. It counts what TCP carries, without headers, as soon as the kernel takes it for the receiver.
 #[derive(Parser)]
-#[command(name = "runpipe", version, infer_long_args = true, args_override_self = true)]
+#[command(
+    name = "runpipe",
+    version,
+    infer_long_args = true,
+    args_override_self = true,
+    after_long_help = include_str!("help/runpipe.txt")
+)]
 struct Args {
     /// Port to listen on
     #[arg(value_name = "PORT", value_parser = int::port, allow_negative_numbers = true)]
     port: u16,
     /// Name or address of the host to forward to
-    #[arg(value_name = "REMOTE-HOST", value_parser = cli::host)]
+    #[arg(value_name = "REMOTE-HOST", value_parser = cli::host, value_hint = ValueHint::Hostname)]
     host: String,
     /// Port to forward to [default: PORT]
     #[arg(value_name = "REMOTE-PORT", value_parser = cli::target_port, allow_negative_numbers = true)]
@@ -85,4 +94,23 @@ fn start(settings: PipeSettings, showing: &cli::Showing) -> Result<()> {
         false => Box::new(Text::new(Figures::Totals).of("pipe", "pipes").wide(showing.wide)),
     };
     program::pipe::run(settings, &mut *output, showing.schedule(), signals, opening)
+}
+
+#[cfg(test)]
+#[path = "../../tests/common/golden.rs"]
+mod golden;
+#[cfg(test)]
+#[path = "../../tests/common/pages.rs"]
+mod pages;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Args;
+
+    #[test]
+    fn the_manual_page_and_the_completions_are_those_of_this_command_line() {
+        crate::pages::assert_pages(Args::command());
+    }
 }

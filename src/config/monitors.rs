@@ -23,8 +23,9 @@ use crate::python2::ini::quoted;
 use crate::python2::pattern::Pattern;
 use crate::traffic::rates::BYTES_PER_KB;
 
-const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
-const PIPE_KEYS: [&str; 7] = ["type", "port", "newhost", "newport", "shape_threshold", "max_per_client", "threads"];
+pub(super) const MONITOR_KEYS: [&str; 4] = ["type", "include", "exclude", "ignorelocal"];
+pub(super) const PIPE_KEYS: [&str; 7] =
+    ["type", "port", "newhost", "newport", "shape_threshold", "max_per_client", "threads"];
 
 /// The sections of a monitors file, in file order.
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use crate::notify::{Account, Interval, Quota, Rule};
 use crate::python2::ini::quoted;
 
 const THRESHOLDS: [&str; 3] = ["in_threshold", "out_threshold", "notification_threshold"];
-const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 14] = [
     "process_filter",
     "in_threshold",
     "out_threshold",

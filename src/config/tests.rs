@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
@@ -428,4 +429,28 @@ fn the_threads_of_a_pipe_are_a_number_or_left_to_the_program() {
     let threads: Vec<_> = monitors.pipes.iter().map(|section| section.pipe.threads.map(NonZeroUsize::get)).collect();
     assert_eq!(threads[..2], [Some(3), None]);
     assert_eq!(lines(diagnostics), ["m.cfg:12: [C] threads: \"0\" is not between 1 and 256"]);
+}
+
+#[test]
+fn the_manual_page_describes_each_key() {
+    let page = include_str!("../../packaging/man/bwmon.cfg.5");
+    let lines: Vec<&str> = page.lines().collect();
+    let is_entry = |lines: &&[&str]| [".TP", ".TQ"].contains(&lines[0]);
+    let entries: BTreeSet<&str> =
+        lines.windows(2).filter(is_entry).filter_map(|lines| lines[1].strip_prefix(".B ")).collect();
+    let keys = monitors::MONITOR_KEYS.into_iter().chain(monitors::PIPE_KEYS).chain(notifications::KEYS);
+    assert_eq!(entries, keys.chain(["unit.", "container.", "user.", "program."]).collect());
+}
+
+#[test]
+fn the_examples_of_the_manual_page_have_no_mistake() {
+    let page = include_str!("../../packaging/man/bwmon.cfg.5").replace("\\-", "-").replace("\\e", "\\");
+    let examples: Vec<&str> = page.split("\n.EX\n").skip(1).map(|rest| rest.split("\n.EE\n").next().unwrap()).collect();
+    let mut diagnostics = Diagnostics::default();
+    assert_eq!(monitors::monitors("1", examples[0].as_bytes(), &mut diagnostics).selections.len(), 1);
+    assert_eq!(monitors::monitors("2", examples[1].as_bytes(), &mut diagnostics).pipes.len(), 1);
+    assert_eq!(applications("3", examples[2].as_bytes(), &mut diagnostics).len(), 2);
+    let rules = notifications("4", examples[3].as_bytes(), &mut diagnostics);
+    assert!(rules[0].quota.is_some() && rules[0].notification_command.is_some());
+    assert_eq!(lines(diagnostics), Vec::<String>::new());
 }

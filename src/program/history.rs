@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
-use clap::Parser;
+use clap::builder::PossibleValue;
+use clap::{Parser, ValueEnum, ValueHint};
 use jiff::tz::TimeZone;
 
 use super::Signals;
@@ -28,7 +29,7 @@ const TOP: usize = 10;
 #[derive(Debug, clap::Args)]
 pub struct HistoryArguments {
     /// Record what moves in minutes, hours, days and months, in an SQLite file that docs/history.md describes
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
     history: Option<OsString>,
     /// Record each remote address by itself
     #[arg(long, requires = "history")]
@@ -88,7 +89,8 @@ pub struct ReportArguments {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "day",
-        value_parser = period,
+        value_enum,
+        hide_possible_values = true,
         requires = "history"
     )]
     report: Option<Period>,
@@ -171,9 +173,15 @@ impl ReportArguments {
     }
 }
 
-fn period(text: &str) -> Result<Period, String> {
-    let known = [Period::Hour, Period::Day, Period::Week, Period::Month];
-    known.into_iter().find(|period| period.name() == text).ok_or_else(|| "not hour, day, week or month".to_owned())
+/// The periods of `--report`.
+impl ValueEnum for Period {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Hour, Self::Day, Self::Week, Self::Month]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
 }
 
 fn kept(text: &str) -> Result<Kept, String> {

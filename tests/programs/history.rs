@@ -228,7 +228,7 @@ fn what_cannot_be_done_is_said_with_the_argument_and_the_file() {
         (&["--history=h", "--report", "--top"], 2, "--top=10 is the number of its names"),
         (&["--top", "--json"], 2, "'--top' cannot be used with '--json'"),
         (&["--top", "--wide"], 2, "'--top' cannot be used with '--wide'"),
-        (&["--history=h", "--report=year"], 2, "not hour, day, week or month"),
+        (&["--history=h", "--report=year"], 2, "[possible values: hour, day, week, month]"),
         (&["--history=h", "--history-keep=1,2"], 2, "not three whole numbers such as 1440,744,731"),
         (&["--history=h", "--history-keep=60,24,30"], 2, "D from 31"),
         (&["--include=web"], 2, "--report"),

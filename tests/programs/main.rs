@@ -16,6 +16,7 @@ mod history;
 mod http;
 mod json;
 mod licences;
+mod packaging;
 mod runaggregator;
 mod runmonitor;
 mod runpipe;

@@ -8,8 +8,8 @@
 //!  / filter  g group  t totals  u unit  Space pause  ? help  q quit   1-21 of 313
 //! ```
 
-use ratatui::buffer::Buffer;
-use ratatui::style::Style;
+use ratatui_core::buffer::Buffer;
+use ratatui_core::style::Style;
 
 use super::columns::{Kind, columns};
 use super::history::{Rate, diagram};

@@ -3,7 +3,7 @@
 //! A role uses the terminal's own 16 colours, never the background, and none of those that are a background on some terminal
 //! (white, bright colours). Nothing is told by colour alone.
 
-use ratatui::style::{Color, Modifier, Style};
+use ratatui_core::style::{Color, Modifier, Style};
 
 /// What the terminal can show, and what its user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,9 @@
 //!                        └────────────────────────────────────┘
 //! ```
 //! The loop never waits for any of this. Where to read on: `model` is what the view shows; `keys` changes it; `draw` makes
-//! lines of it, with the `columns` of the list, in the `look` of the terminal; `screen` is the terminal itself.
+//! lines of it, with the `columns` of the list, in the `look` of the terminal; `cells` makes bytes of them; `screen` is the terminal itself.
 
+mod cells;
 mod columns;
 mod draw;
 mod history;
@@ -36,9 +37,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
-use ratatui::backend::{Backend, CrosstermBackend};
-use ratatui::buffer::Buffer;
-use ratatui::layout::Rect;
+use ratatui_core::buffer::Buffer;
+use ratatui_core::layout::Rect;
 
 use super::text::messages;
 use super::tty;
@@ -269,8 +269,7 @@ fn changes(model: &mut Model, drawn: &mut Buffer, is_known: bool) -> Vec<u8> {
     draw::draw(model, &mut next);
     let different = drawn.diff(&next);
     if !different.is_empty() {
-        // Writing to a Vec cannot fail.
-        let _ = CrosstermBackend::new(&mut bytes).draw(different.into_iter());
+        bytes.extend(cells::encode(&different));
     }
     *drawn = next;
     bytes

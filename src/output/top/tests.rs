@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ratatui::Terminal;
-use ratatui::backend::TestBackend;
-use ratatui::style::Modifier;
+use ratatui_core::backend::TestBackend;
+use ratatui_core::style::Modifier;
+use ratatui_core::terminal::Terminal;
 
 use super::input::Input;
 use super::keys::{Effect, press};
@@ -58,7 +58,7 @@ fn screen(model: &mut Model, size: Size) -> String {
     let mut terminal = Terminal::new(backend).unwrap();
     terminal.draw(|frame| super::draw::draw(model, frame.buffer_mut())).unwrap();
     let buffer = terminal.backend().buffer();
-    let line = |line: &[ratatui::buffer::Cell]| line.iter().map(|cell| cell.symbol()).collect::<String>();
+    let line = |line: &[ratatui_core::buffer::Cell]| line.iter().map(|cell| cell.symbol()).collect::<String>();
     let lines: Vec<String> = buffer.content().chunks(size.columns).map(line).collect();
     let clock = local_time(model.shown_at().wall_clock).split_off("2012-11-22 ".len());
     lines.iter().map(|line| line.trim_end().replace(&clock, "23:31:00") + "\n").collect()
@@ -215,7 +215,9 @@ fn who_exceeds_a_threshold_is_marked_without_colours_too() {
     terminal.draw(|frame| super::draw::draw(&mut model, frame.buffer_mut())).unwrap();
     let cells = terminal.backend().buffer().content();
     assert!(
-        cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset)
+        cells
+            .iter()
+            .all(|cell| cell.fg == ratatui_core::style::Color::Reset && cell.bg == ratatui_core::style::Color::Reset)
     );
     assert!(cells[2 * 80].modifier.contains(Modifier::BOLD));
 }
@@ -223,7 +225,7 @@ fn who_exceeds_a_threshold_is_marked_without_colours_too() {
 #[test]
 fn only_what_has_changed_is_sent() {
     let mut model = model(300);
-    let mut drawn = ratatui::buffer::Buffer::default();
+    let mut drawn = ratatui_core::buffer::Buffer::default();
     let all = super::changes(&mut model, &mut drawn, false).len();
     assert_eq!(super::changes(&mut model, &mut drawn, true), b"");
     pass(&mut model, 300, 71);
