@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::Signal;
 
 mod connections;
+mod packets;
 
 /// The first argument of a process with a role.
 pub const ROLE: &str = "role";
@@ -63,6 +64,9 @@ pub fn play(words: &[String]) -> Result<()> {
         ["repeat", program, ref arguments @ ..] => repeat(program, arguments),
         ["dump"] => dump(),
         ["spin"] => spin(),
+        ["packets", protocol, kind, for_ms] => {
+            packets::exchange(protocol, kind, Duration::from_millis(for_ms.parse()?))
+        }
         _ => bail!("no such role: {}", words.join(" ")),
     }
 }
