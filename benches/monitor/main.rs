@@ -5,13 +5,15 @@
 //! sudo cargo bench --bench monitor -- scale         CPU and memory with many open connections
 //! sudo cargo bench --bench monitor -- storm         thousands of short connections a second
 //! sudo cargo bench --bench monitor -- heavy         the throughput that a flow at full speed keeps
-//! sudo cargo bench --bench monitor -- soak          memory and punctuality over minutes
+//! sudo cargo bench --bench monitor -- churn         memory and punctuality while connections come and go
+//! sudo cargo bench --bench monitor -- soak          a month of a busy host in twenty minutes
 //! ```
 //! All traffic is in network namespaces that end with the program. It needs root, nft and ip, and leaves out the
 //! monitors that are not installed (nethogs, ss, conntrack). Figures depend on the machine and its load: compare only
 //! those of one run.
 
 mod accuracy;
+mod churn;
 mod heavy;
 mod namespace;
 mod peers;
@@ -51,6 +53,8 @@ enum Bench {
     /// The share of its throughput that a flow at full speed keeps
     Heavy(heavy::Options),
     /// Memory and punctuality of runmonitor over minutes, while connections come and go
+    Churn(churn::Options),
+    /// A month of a busy host in twenty minutes: memory, descriptors, threads and maps of runmonitor and runaggregator, and their totals
     Soak(soak::Options),
 }
 
@@ -93,6 +97,7 @@ fn main() -> Result<()> {
         Bench::Scale(options) => scale::run(options),
         Bench::Storm(options) => storm::run(options),
         Bench::Heavy(options) => heavy::run(options),
+        Bench::Churn(options) => churn::run(options),
         Bench::Soak(options) => soak::run(options),
     }
 }

@@ -7,6 +7,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use procfs::process::Process;
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -40,6 +41,11 @@ impl Program {
         let kept = Arc::clone(&printed);
         let reader = std::thread::spawn(move || read(stdout, &kept));
         Ok(Self { child, printed, reader: Some(reader) })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
     }
 
     fn process(&self) -> Result<Process> {
