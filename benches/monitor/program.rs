@@ -44,6 +44,11 @@ impl Program {
         Ok(Self { child, printed, reader: Some(reader) })
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     fn process(&self) -> Result<Process> {
         Process::new(self.child.id().cast_signed()).context("the program is gone")
     }
