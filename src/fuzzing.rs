@@ -7,6 +7,7 @@ use crate::config::{Diagnostics, applications, monitors, notifications};
 use crate::kernel::conntrack::{ctnetlink, text};
 use crate::kernel::flow::Protocol;
 use crate::kernel::{netlink, process, process_events, sock_diag};
+use crate::pipe::simulate;
 use crate::python2::pattern::Pattern;
 use crate::python2::{ini, int, shlex};
 use crate::web::request;
@@ -104,6 +105,11 @@ pub fn http(bytes: &[u8]) {
     }
 }
 
+/// What the two ends of a connection through a pipe do, and what the kernel reports when.
+pub fn pipe(bytes: &[u8]) {
+    simulate(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -156,6 +162,15 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic((target, _) in select(&SAMPLES[..]), bytes in vec(any::<u8>(), 0..400)) {
             target(&bytes);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn a_connection_is_whole_or_reset_whatever_its_ends_do(steps in vec(any::<u8>(), 1..100)) {
+            pipe(&steps);
         }
     }
 }

@@ -5,15 +5,19 @@
 //! sudo cargo bench --bench monitor -- scale         CPU and memory with many open connections
 //! sudo cargo bench --bench monitor -- storm         thousands of short connections a second
 //! sudo cargo bench --bench monitor -- heavy         the throughput that a flow at full speed keeps
-//! sudo cargo bench --bench monitor -- soak          memory and punctuality over minutes
+//! sudo cargo bench --bench monitor -- overhead      the CPU time that counting adds to each packet
+//! sudo cargo bench --bench monitor -- churn         memory and punctuality while connections come and go
+//! sudo cargo bench --bench monitor -- soak          a month of a busy host in twenty minutes
 //! ```
 //! All traffic is in network namespaces that end with the program. It needs root, nft and ip, and leaves out the
 //! monitors that are not installed (nethogs, ss, conntrack). Figures depend on the machine and its load: compare only
 //! those of one run.
 
 mod accuracy;
+mod churn;
 mod heavy;
 mod namespace;
+mod overhead;
 mod peers;
 mod program;
 mod punctuality;
@@ -50,7 +54,11 @@ enum Bench {
     Storm(storm::Options),
     /// The share of its throughput that a flow at full speed keeps
     Heavy(heavy::Options),
+    /// The CPU time that counting packets adds to a round trip and to a datagram, and what connection tracking adds
+    Overhead(overhead::Options),
     /// Memory and punctuality of runmonitor over minutes, while connections come and go
+    Churn(churn::Options),
+    /// A month of a busy host in twenty minutes: memory, descriptors, threads and maps of runmonitor and runaggregator, and their totals
     Soak(soak::Options),
 }
 
@@ -93,6 +101,8 @@ fn main() -> Result<()> {
         Bench::Scale(options) => scale::run(options),
         Bench::Storm(options) => storm::run(options),
         Bench::Heavy(options) => heavy::run(options),
+        Bench::Overhead(options) => overhead::run(options),
+        Bench::Churn(options) => churn::run(options),
         Bench::Soak(options) => soak::run(options),
     }
 }

@@ -41,10 +41,20 @@ impl Namespace {
     /// A new one, in which the kernel tracks connections and counts their bytes.
     pub fn tracked() -> Result<Self> {
         let namespace = Self::new()?;
-        namespace.nft(TRACK)?;
-        let acct = "/proc/sys/net/netfilter/nf_conntrack_acct";
-        namespace.inside(|| fs::write(acct, "1").with_context(|| format!("cannot write {acct}")))??;
+        namespace.track()?;
         Ok(namespace)
+    }
+
+    /// Makes the kernel track connections here, and count their bytes.
+    pub fn track(&self) -> Result<()> {
+        self.nft(TRACK)?;
+        let acct = "/proc/sys/net/netfilter/nf_conntrack_acct";
+        self.inside(|| fs::write(acct, "1").with_context(|| format!("cannot write {acct}")))?
+    }
+
+    /// Undoes [`track`](Self::track).
+    pub fn track_no_more(&self) -> Result<()> {
+        self.nft("delete table inet track")
     }
 
     /// Joins two by a veth pair, with the addresses 10.99.0.1 and fd99::1 here and 10.99.0.2 and fd99::2 in the other.

@@ -26,13 +26,16 @@ pub enum Peer {
     Nethogs,
     /// Our runmonitor
     Runmonitor,
+    /// The same, which counts by conntrack
+    RunmonitorConntrack,
 }
 
 impl Peer {
     /// All but `Asleep`.
-    pub const ALL: [Self; 5] = [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor];
+    pub const ALL: [Self; 6] =
+        [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor, Self::RunmonitorConntrack];
     /// Those that report bytes per process.
-    pub const ATTRIBUTING: [Self; 2] = [Self::Nethogs, Self::Runmonitor];
+    pub const ATTRIBUTING: [Self; 3] = [Self::Nethogs, Self::Runmonitor, Self::RunmonitorConntrack];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -42,6 +45,17 @@ impl Peer {
             Self::Ss => "ss -tunpi",
             Self::Nethogs => "nethogs",
             Self::Runmonitor => "runmonitor",
+            Self::RunmonitorConntrack => "runmonitor --source=conntrack",
+        }
+    }
+
+    /// The Debian package that has it; `None` if it is a part of this program.
+    fn package(self) -> Option<&'static str> {
+        match self {
+            Self::Asleep | Self::Floor | Self::Runmonitor | Self::RunmonitorConntrack => None,
+            Self::Conntrack => Some("conntrack"),
+            Self::Ss => Some("iproute2"),
+            Self::Nethogs => Some("nethogs"),
         }
     }
 
@@ -57,8 +71,11 @@ impl Peer {
                 let mut nethogs = Command::new("nethogs");
                 namespace.start(nethogs.args(["-t", "-v", "2", "-a", "-C"]).stderr(Stdio::null()))
             }
-            Self::Runmonitor => {
+            Self::Runmonitor | Self::RunmonitorConntrack => {
                 let mut runmonitor = Command::new(&ours.runmonitor);
+                if self == Self::RunmonitorConntrack {
+                    runmonitor.arg("--source=conntrack");
+                }
                 if let Some(file) = &ours.history {
                     runmonitor.arg("--history").arg(file).args(["--history-remotes", "--history-interval=10"]);
                 }
@@ -71,7 +88,7 @@ impl Peer {
     pub fn figures(self, printed: &str) -> HashMap<String, Bytes> {
         // By command line (runmonitor) or process (nethogs); later lines replace earlier ones.
         let lines: HashMap<&str, Bytes> = match self {
-            Self::Runmonitor => printed.lines().filter_map(runmonitor_line).collect(),
+            Self::Runmonitor | Self::RunmonitorConntrack => printed.lines().filter_map(runmonitor_line).collect(),
             Self::Nethogs => printed.lines().filter_map(nethogs_line).collect(),
             _ => HashMap::new(),
         };
@@ -98,7 +115,7 @@ impl Peer {
 
     fn is_installed(self) -> bool {
         let file = match self {
-            Self::Asleep | Self::Floor | Self::Runmonitor => return true,
+            Self::Asleep | Self::Floor | Self::Runmonitor | Self::RunmonitorConntrack => return true,
             Self::Conntrack => "conntrack",
             Self::Ss => "ss",
             Self::Nethogs => "nethogs",
@@ -119,7 +136,8 @@ pub fn present(peers: &[Peer], common: &Common) -> Vec<Peer> {
     let present = |peer: &&Peer| {
         let installed = peer.is_installed();
         if !installed {
-            eprintln!("{} is not installed, so it is left out", peer.name());
+            let package = peer.package().unwrap_or_default();
+            eprintln!("{} is not installed, so it is left out (Debian: {package})", peer.name());
         }
         installed
     };

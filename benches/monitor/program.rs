@@ -7,6 +7,8 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use procfs::process::Process;
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -40,6 +42,11 @@ impl Program {
         let kept = Arc::clone(&printed);
         let reader = std::thread::spawn(move || read(stdout, &kept));
         Ok(Self { child, printed, reader: Some(reader) })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
     }
 
     fn process(&self) -> Result<Process> {
@@ -97,9 +104,30 @@ impl Program {
         self.process()?.status()?.vmhwm.context("no VmHWM")
     }
 
+    /// The memory that its BPF maps may take in the kernel, in KiB: `memlock` of bpf(2) in proc_pid_fdinfo(5).
+    pub fn kernel_kib(&self) -> Result<u64> {
+        let of_map = |file: std::io::Result<std::fs::DirEntry>| {
+            // A descriptor may be closed meanwhile.
+            let text = std::fs::read_to_string(file.ok()?.path()).ok()?;
+            text.lines().any(|line| line.starts_with("map_id:")).then_some(())?;
+            text.lines().find_map(|line| line.strip_prefix("memlock:"))?.trim().parse::<u64>().ok()
+        };
+        let files = std::fs::read_dir(format!("/proc/{}/fdinfo", self.child.id())).context("the program is gone")?;
+        Ok(files.filter_map(of_map).sum::<u64>() / 1024)
+    }
+
     /// Its present resident memory, in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
         self.process()?.status()?.vmrss.context("no VmRSS")
+    }
+}
+
+impl Program {
+    /// Ends it by SIGINT, and waits until it has ended.
+    pub fn interrupt(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).context("cannot send a signal")?;
+        self.child.wait().context("cannot wait for a program")?;
+        Ok(())
     }
 }
 

@@ -16,6 +16,8 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::Signal;
 
 mod connections;
+mod guests;
+mod packets;
 
 /// The first argument of a process with a role.
 pub const ROLE: &str = "role";
@@ -56,6 +58,12 @@ pub fn play(words: &[String]) -> Result<()> {
         ["storm", to, held, rate, after_s, for_s] => {
             connections::storm(to.parse()?, held.parse()?, rate.parse()?, seconds(after_s)?, seconds(for_s)?)
         }
+        ["come-and-go", rate, for_s, cgroups] => guests::come_and_go(rate.parse()?, seconds(for_s)?, cgroups),
+        ["within", cgroup, ref role @ ..] => guests::within(cgroup, role),
+        ["visit", to, bytes, end, name, _] => guests::visit(to.parse()?, bytes.parse()?, end == "resets", name),
+        ["apart", bytes, _] => guests::apart(bytes.parse()?),
+        ["read-page", server, how] => guests::read_page(server.parse()?, how.parse()?),
+        ["become", program, ref arguments @ ..] => guests::become_program(program, arguments),
         ["one-by-one", count, name, ref role @ ..] => one_by_one(count.parse()?, name, &role.join(" ")),
         ["fork-storm", after_s, for_s, name, ref role @ ..] => {
             fork_storm(seconds(after_s)?, seconds(for_s)?, name, &role.join(" "))
@@ -63,6 +71,9 @@ pub fn play(words: &[String]) -> Result<()> {
         ["repeat", program, ref arguments @ ..] => repeat(program, arguments),
         ["dump"] => dump(),
         ["spin"] => spin(),
+        ["packets", protocol, kind, for_ms] => {
+            packets::exchange(protocol, kind, Duration::from_millis(for_ms.parse()?))
+        }
         _ => bail!("no such role: {}", words.join(" ")),
     }
 }

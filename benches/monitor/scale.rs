@@ -11,22 +11,25 @@ use crate::namespace::Namespace;
 use crate::peers::{self, Peer};
 use crate::program::Program;
 use crate::punctuality::refreshes;
-use crate::table::{self, median, most, number};
+use crate::table::{self, median, most, number, spread};
 
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     common: Common,
     /// How many connections are open, over loopback: each has two sockets and one entry in conntrack's table
-    #[arg(long, value_delimiter = ',', default_values_t = [20_000, 60_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 20_000, 100_000])]
     flows: Vec<usize>,
+    /// At least how many processes hold the clients' ends
+    #[arg(long, default_value_t = 1)]
+    processes: usize,
     /// For how many seconds to measure each monitor
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 }
 
-/// The time for a monitor to start and read all connections.
-const SETTLE: Duration = Duration::from_secs(3);
+/// The time for a monitor to start, read all connections and find their owners.
+const SETTLE: Duration = Duration::from_secs(12);
 /// The most connections that one process holds, to its own loopback address.
 const HELD_BY_ONE: usize = 10_000;
 
@@ -34,15 +37,18 @@ const PORT: u16 = 7001;
 
 /// The CPU time and memory of one monitor.
 struct Usage {
+    /// Until it has settled.
+    first_cpu_s: f64,
     cpu_s_per_refresh: f64,
     peak_mib: f64,
+    kernel_mib: f64,
     refreshes: usize,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     for &flows in &options.flows {
         let namespace = Namespace::tracked()?;
-        let _holders = hold(&namespace, PORT, flows, 1)?;
+        let _holders = hold(&namespace, PORT, flows, options.processes)?;
         println!("{flows} connections held, {} tracked", namespace.tracked_connections()?);
         let peers = peers::present(&Peer::ALL, &options.common);
         let mut used: Vec<Vec<Usage>> = peers.iter().map(|_| Vec::new()).collect();
@@ -82,10 +88,12 @@ pub fn hold(namespace: &Namespace, port: u16, flows: usize, clients: usize) -> R
 fn measure(peer: Peer, namespace: &Namespace, options: &Options) -> Result<Usage> {
     let program = peer.start(namespace, &options.common.ours)?;
     sleep(SETTLE);
-    let (cpu_s, before) = (program.cpu_s()?, refreshes(&program.chunks()).len());
+    let (first_cpu_s, before) = (program.cpu_s()?, refreshes(&program.chunks()).len());
     sleep(Duration::from_secs(options.seconds));
-    let (cpu_s, refreshes) = (program.cpu_s()? - cpu_s, refreshes(&program.chunks()).len() - before);
-    Ok(Usage { cpu_s_per_refresh: cpu_s / refreshes as f64, peak_mib: peer.peak_mib(&program)?, refreshes })
+    let (cpu_s, refreshes) = (program.cpu_s()? - first_cpu_s, refreshes(&program.chunks()).len() - before);
+    let kernel_mib = program.kernel_kib()? as f64 / 1024.0;
+    let peak_mib = peer.peak_mib(&program)?;
+    Ok(Usage { first_cpu_s, cpu_s_per_refresh: cpu_s / refreshes as f64, peak_mib, kernel_mib, refreshes })
 }
 
 fn show(peers: &[Peer], used: &[Vec<Usage>]) {
@@ -94,12 +102,16 @@ fn show(peers: &[Peer], used: &[Vec<Usage>]) {
     let row = |(peer, used): (&Peer, &Vec<Usage>)| {
         [
             peer.name().into(),
-            number(cpu_s(used), 4),
+            spread(used.iter().map(|used| used.cpu_s_per_refresh), 4),
             number(cpu_s(used) / floor, 2),
+            number(median(used.iter().map(|used| used.first_cpu_s)), 2),
             number(most(used.iter().map(|used| used.peak_mib)), 1),
+            number(most(used.iter().map(|used| used.kernel_mib)), 1),
             number(median(used.iter().map(|used| used.refreshes as f64)), 0),
         ]
     };
     let rows: Vec<_> = peers.iter().zip(used).map(row).collect();
-    table::print(["monitor", "CPU s per refresh", "of bare dump", "peak MiB", "refreshes"], &rows);
+    let headings =
+        ["monitor", "CPU s per refresh", "of bare dump", "CPU s to settle", "peak MiB", "kernel MiB", "refreshes"];
+    table::print(headings, &rows);
 }

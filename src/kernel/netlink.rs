@@ -167,9 +167,12 @@ impl Netlink {
     /// Sends a request and calls `visit` with the message of the reply.
     ///
     /// # Errors
-    /// The kernel's error for the request (ENOENT: there is no such object; EPERM), that of send(2) or recv(2), or ETIMEDOUT
-    /// where no reply comes.
+    /// EBUSY while a dump has not been read to its end, since its messages may come before the reply; the kernel's error for the
+    /// request (ENOENT: there is no such object; EPERM), that of send(2) or recv(2), or ETIMEDOUT where no reply comes.
     pub fn request(&mut self, kind: u16, payload: &[u8], mut visit: impl FnMut(Message<'_>)) -> nix::Result<()> {
+        if self.is_dumping() {
+            return Err(Errno::EBUSY);
+        }
         self.sequence = self.sequence.wrapping_add(1);
         self.send(kind, REQUEST, payload)?;
         loop {

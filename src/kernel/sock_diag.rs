@@ -59,7 +59,10 @@ impl Socket {
 #[derive(Debug)]
 pub struct SockDiag {
     queries: Netlink,
-    /// A second netlink socket, so that events do not come between the replies to a query.
+    /// A second netlink socket: a dump that its deadline has interrupted goes on when the next one begins, and what waits of it is not
+    /// to come between a query and its reply.
+    dumps: Netlink,
+    /// A third one, for the same reason.
     destroy_events: Option<Netlink>,
 }
 
@@ -69,7 +72,8 @@ impl SockDiag {
     /// # Errors
     /// Where the kernel lacks sock_diag (CONFIG_INET_DIAG).
     pub fn open() -> nix::Result<Self> {
-        Ok(Self { queries: Netlink::open(protocol::SOCK_DIAG, 0)?, destroy_events: None })
+        let open = || Netlink::open(protocol::SOCK_DIAG, 0);
+        Ok(Self { queries: open()?, dumps: open()?, destroy_events: None })
     }
 
     /// Opens one that also receives every TCP socket that the kernel destroys, with its final counters; see
@@ -172,15 +176,15 @@ impl SockDiag {
         mut visit: impl FnMut(DiagMessage),
     ) -> nix::Result<()> {
         // One for which the time was too short, or that ended in an error.
-        let mut complete = self.queries.read_dump(deadline, |_| {})?;
+        let mut complete = self.dumps.read_dump(deadline, |_| {})?;
         for family in [AF_INET, AF_INET6] {
             if !complete {
                 return Err(Errno::ETIME);
             }
             let mut request = request(protocol, None, states, extensions);
             request[0] = family as u8;
-            self.queries.begin_dump(BY_FAMILY, &request)?;
-            complete = self.queries.read_dump(deadline, |message| {
+            self.dumps.begin_dump(BY_FAMILY, &request)?;
+            complete = self.dumps.read_dump(deadline, |message| {
                 if message.kind == BY_FAMILY
                     && let Some(diag) = parse(protocol, message.payload)
                 {
@@ -266,4 +270,29 @@ pub(crate) fn parse(protocol: Protocol, payload: &[u8]) -> Option<DiagMessage> {
         state: message[1],
         counters,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn queries_take_nothing_of_a_dump_that_is_not_complete() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let local = Endpoint::new(address.ip(), address.port());
+        let mut diag = SockDiag::open().unwrap();
+        assert_eq!(diag.dump_listeners(Instant::now(), |_| {}), Err(Errno::ETIME));
+        // As many as there are messages of that dump, and more.
+        for _ in 0..20 {
+            assert!(diag.find(Protocol::Tcp, local, Endpoint::new(local.address(), 1)).unwrap().is_some());
+        }
+        let mut found = false;
+        let listed =
+            diag.dump_listeners(Instant::now() + Duration::from_secs(60), |socket| found |= socket.local == local);
+        assert_eq!((listed, found), (Ok(()), true));
+    }
 }

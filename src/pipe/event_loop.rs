@@ -1,5 +1,8 @@
 //! A thread of a pipe: waits for events with epoll(7) and hands each to the connection it belongs to.
 
+#[cfg(any(test, fuzzing))]
+pub mod simulation;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -179,30 +182,35 @@ impl EventLoop {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno).context("cannot wait for events"),
             };
-            self.context.now = Instant::now();
-            for event in &events[..got] {
-                match event.data() {
-                    LISTENER => self.accept_some(),
-                    MAILBOX => {
-                        self.inbox.clear_wakeup();
-                        self.read_inbox();
-                    }
-                    token => {
-                        let (id, socket) = ConnectionId::from_token(token);
-                        self.with_connection(id, |connection, context| match socket {
-                            EpollSource::Leg(leg) => connection.on_event(leg, event.events(), context),
-                            EpollSource::Attempt => connection.on_attempt_event(context),
-                        });
-                    }
-                }
-            }
-            self.closing = None;
-            self.give_turns();
-            self.check_pauses();
-            self.check_timers();
-            self.use_freed();
+            self.handle(&events[..got], Instant::now());
         }
         Ok(())
+    }
+
+    /// Handles the events that epoll has returned `now`, and does what is due.
+    fn handle(&mut self, events: &[EpollEvent], now: Instant) {
+        self.context.now = now;
+        for event in events {
+            match event.data() {
+                LISTENER => self.accept_some(),
+                MAILBOX => {
+                    self.inbox.clear_wakeup();
+                    self.read_inbox();
+                }
+                token => {
+                    let (id, socket) = ConnectionId::from_token(token);
+                    self.with_connection(id, |connection, context| match socket {
+                        EpollSource::Leg(leg) => connection.on_event(leg, event.events(), context),
+                        EpollSource::Attempt => connection.on_attempt_event(context),
+                    });
+                }
+            }
+        }
+        self.closing = None;
+        self.give_turns();
+        self.check_pauses();
+        self.check_timers();
+        self.use_freed();
     }
 
     /// How long epoll may wait: until the earliest time at which there is something to do without an event.

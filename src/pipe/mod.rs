@@ -61,6 +61,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::traffic::source::{Reading, Source};
 use crate::traffic::subject::Subject;
 use connection::Way;
+#[cfg(any(test, fuzzing))]
+pub(crate) use event_loop::simulation::simulate;
 use event_loop::{PipeThread, Shared};
 use log::PipeLog;
 use mailbox::{Inbox, Mailbox, PipeMessage};

@@ -177,6 +177,12 @@ impl DescriptorReserve {
         Self { from: limit - (limit / 8).min(RESERVED_DESCRIPTORS) }
     }
 
+    /// All numbers: there is no descriptor left for a pipe.
+    #[cfg(any(test, fuzzing))]
+    pub fn of_all() -> Self {
+        Self { from: 0 }
+    }
+
     /// Whether a descriptor that the kernel has just given is one of them.
     pub fn includes(self, descriptor: &impl AsRawFd) -> bool {
         u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number >= self.from)

@@ -25,6 +25,8 @@
 //! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod btf;
+#[doc(hidden)]
+pub mod census;
 mod instruction;
 pub mod packet_counters;
 mod packet_programs;
@@ -53,8 +55,11 @@ const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
+const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_PROG_TEST_RUN: i64 = 10;
+const BPF_MAP_GET_FD_BY_ID: i64 = 14;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: i64 = 25;
@@ -363,7 +368,9 @@ impl BpfAttr {
         self.bytes.resize(Self::SIZE, 0);
         // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them, and
         // all of them outlive the call: those to a program and its licence, pushed by `load`; those to keys, values and
-        // the place of a batch, pushed by the methods of `Map`; those to a frame and its context, pushed by `test_run`. A
+        // the place of a batch, pushed by the methods of `Map`; those to a frame and its context, pushed by `test_run`; those to
+        // keys of the size that the kernel gives for the map, and to as many bytes of that answer as it is asked for, pushed by
+        // `census`. A
         // program, a frame and a context have the lengths pushed with them, the licence ends in NUL, and keys and values
         // have the sizes that the map was created with, as both are parameters of its type; batches have room for as many
         // as is pushed with them.
@@ -376,8 +383,8 @@ impl BpfAttr {
     fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
         let fd = self.call(command)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_PROG_LOAD, BPF_LINK_CREATE or BPF_RAW_TRACEPOINT_OPEN. Each returns a
-        // new descriptor that nothing else owns.
+        // SAFETY: all callers pass BPF_MAP_CREATE, BPF_MAP_GET_FD_BY_ID, BPF_PROG_LOAD, BPF_LINK_CREATE or
+        // BPF_RAW_TRACEPOINT_OPEN. Each returns a new descriptor that nothing else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

@@ -54,19 +54,23 @@ mod attribute {
 /// include/uapi/linux/netfilter/nf_conntrack_tcp.h). The next one, 9, is SYN_SENT2: both sides open at once.
 const TCP_CLOSED: std::ops::RangeInclusive<u8> = 6..=8;
 
-/// A netlink socket for the conntrack table.
+/// Netlink sockets for the conntrack table.
 #[derive(Debug)]
 pub struct Ctnetlink {
-    socket: Netlink,
+    /// For the whole table: a dump may go on over several ticks.
+    table: Netlink,
+    /// For single entries, meanwhile.
+    entries: Netlink,
 }
 
 impl Ctnetlink {
-    /// Opens one for the network namespace of the calling thread.
+    /// Opens them for the network namespace of the calling thread.
     ///
     /// # Errors
     /// Where the kernel lacks NETLINK_NETFILTER. It checks permission only when a dump is requested.
     pub(super) fn open() -> nix::Result<Self> {
-        Ok(Self { socket: Netlink::open(netlink::protocol::NETFILTER, 0)? })
+        let open = || Netlink::open(netlink::protocol::NETFILTER, 0);
+        Ok(Self { table: open()?, entries: open()? })
     }
 
     /// Calls `visit` with the flows of the table, IPv4 and IPv6, until all of them or the time of `deadline` has come. Returns
@@ -75,10 +79,10 @@ impl Ctnetlink {
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
     pub(super) fn dump(&mut self, deadline: Instant, mut visit: impl FnMut(&Flow)) -> nix::Result<bool> {
-        if !self.socket.is_dumping() {
-            self.socket.begin_dump(GET, &NFGENMSG)?;
+        if !self.table.is_dumping() {
+            self.table.begin_dump(GET, &NFGENMSG)?;
         }
-        self.socket.read_dump(deadline, |message| {
+        self.table.read_dump(deadline, |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {
@@ -92,7 +96,7 @@ impl Ctnetlink {
     /// # Errors
     /// EPERM without CAP_NET_ADMIN.
     pub(super) fn get(&mut self, original: &Tuple, mut visit: impl FnMut(&Flow)) -> nix::Result<()> {
-        let result = self.socket.request(GET, &request(original), |message| {
+        let result = self.entries.request(GET, &request(original), |message| {
             if message.kind == NEW
                 && let Some(flow) = parse(message.payload)
             {
@@ -223,4 +227,29 @@ fn parse_tcp_state(value: &[u8]) -> Option<u8> {
     let (_, tcp) = attributes(value).find(|(kind, _)| *kind == attribute::PROTOINFO_TCP)?;
     let (_, state) = attributes(tcp).find(|(kind, _)| *kind == attribute::PROTOINFO_TCP_STATE)?;
     state.first().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kernel::flow::Endpoint;
+
+    #[test]
+    fn a_look_at_an_entry_takes_nothing_of_a_table_that_is_not_complete() {
+        // The kernel may lack conntrack, or refuse it to this user.
+        let Ok(mut table) = Ctnetlink::open() else { return };
+        let end = Endpoint::new(Ipv4Addr::LOCALHOST, 1);
+        let tuple = Tuple { protocol: Protocol::Tcp, source: end, destination: end };
+        if table.get(&tuple, |_| {}).is_err() {
+            return;
+        }
+        assert_eq!(table.dump(Instant::now(), |_| {}), Ok(false));
+        for _ in 0..20 {
+            assert_eq!(table.get(&tuple, |_| {}), Ok(()));
+        }
+        assert_eq!(table.dump(Instant::now() + Duration::from_secs(60), |_| {}), Ok(true));
+    }
 }
