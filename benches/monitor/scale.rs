@@ -69,17 +69,19 @@ pub fn hold(namespace: &Namespace, port: u16, flows: usize, clients: usize) -> R
     let servers = flows.div_ceil(HELD_BY_ONE).max(2);
     let clients = clients.div_ceil(servers);
     let part = |of: usize, parts: usize, at: usize| of * (at + 1) / parts - of * at / parts;
-    let mut programs = Vec::new();
+    let (mut programs, mut servers_started) = (Vec::new(), Vec::new());
     for server in 0..servers {
         let port = port + u16::try_from(server)?;
         let flows = part(flows, servers, server);
-        programs.push(namespace.play("held-server", &format!("echo {port}"))?.ready()?);
+        servers_started.push(namespace.play("held-server", &format!("echo {port}"))?.ready()?);
         for client in 0..clients {
             let role = format!("hold 127.0.0.{}:{port} {}", server + 1, part(flows, clients, client));
             programs.push(namespace.play(&format!("held-client-{client}"), &role)?);
         }
     }
-    let programs = programs.into_iter().map(Program::ready).collect::<Result<Vec<_>>>()?;
+    let mut programs = programs.into_iter().map(Program::ready).collect::<Result<Vec<_>>>()?;
+    // Behind the clients, which would complain if these ended first.
+    programs.append(&mut servers_started);
     let tracked = namespace.tracked_connections()? - before;
     ensure!(tracked >= flows, "of {flows} connections only {tracked} are tracked: raise nf_conntrack_max");
     Ok(programs)
