@@ -1,18 +1,15 @@
 //! Bandwidth per application, over several monitors and pipes, with notifications.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bwmon::config::Files;
 use bwmon::grouping::GroupBy;
 use bwmon::monitor::CountersFrom;
 use bwmon::output::json::Named;
 use bwmon::program::aggregate::{AggregatorProgram, AggregatorSettings, begin, check_files, output};
 use bwmon::program::history::{HistoryArguments, ReportArguments};
 use bwmon::program::{Signals, cli, run};
-use clap::{Parser, ValueHint};
+use clap::Parser;
 
 /// Shows how much bandwidth each application uses, once a second.
 ///
@@ -30,15 +27,8 @@ use clap::{Parser, ValueHint};
     after_long_help = include_str!("help/runaggregator.txt")
 )]
 struct Arguments {
-    /// Which command lines belong to which application
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
-    app_config: Option<OsString>,
-    /// What to monitor and which pipes to open; without it, monitor everything and open none
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
-    monitor_config: Option<OsString>,
-    /// When to notify, and how
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
-    notification_config: Option<OsString>,
+    #[command(flatten)]
+    files: cli::FileArguments,
     /// Group processes that belong to no application by their program, or by PROPERTY: program, user, unit or container
     #[arg(
         long,
@@ -90,13 +80,7 @@ fn start(arguments: Arguments) -> Result<()> {
     if arguments.report.print(&arguments.history, &arguments.showing)? {
         return Ok(());
     }
-    let files = Files {
-        monitors: arguments.monitor_config.map(PathBuf::from),
-        applications: arguments.app_config.map(PathBuf::from),
-        notifications: arguments.notification_config.map(PathBuf::from),
-        strict: arguments.strict,
-        has_history: arguments.history.is_kept(),
-    };
+    let files = arguments.files.files(arguments.strict, arguments.history.is_kept());
     if arguments.check {
         return check_files(&files);
     }

@@ -104,20 +104,15 @@ fn start(arguments: Arguments) -> Result<()> {
     };
     let monitor = Monitor::of_this_host(settings)?;
     let working = opening.end(Needs::of_monitor(monitor.may_open_sources()))?;
-    let source: Box<dyn Source> = match group_by {
-        GroupBy::Command => Box::new(monitor),
-        // It groups them itself.
-        _ if arguments.top => Box::new(monitor),
-        _ => Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor])),
+    // The interactive view groups them itself.
+    let source: Box<dyn Source> = if arguments.top || group_by == GroupBy::Command {
+        Box::new(monitor)
+    } else {
+        Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor]))
     };
-    let mut program = OneSource::new(source).with_recording(recording);
-    if arguments.unowned || arguments.top || web.is_some() {
-        program = program.with_unowned();
-    }
+    let unowned = arguments.unowned || arguments.top || web.is_some();
     let details = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth, web.as_ref());
-    if let Some(details) = details {
-        program = program.with_details(details);
-    }
+    let mut program = OneSource::new(source).with_recording(recording).with_unowned(unowned).with_details(details);
     let output = output(&arguments.showing, arguments.top, arguments.bandwidth, group_by, is_filtered)?;
     let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)

@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgGroup, Command, Error, Parser};
+use clap::{ArgGroup, Command, Error, Parser, ValueHint};
 
 use super::Schedule;
-use crate::config::nearest;
+use crate::config::{Files, nearest};
 use crate::ledger::Keep;
 use crate::output::json::Named;
 use crate::output::top::REMOTES;
@@ -85,6 +85,29 @@ pub fn expand(words: impl IntoIterator<Item = OsString>, command: &mut Command) 
         }
     };
     words.into_iter().map(expand).collect()
+}
+
+/// The files that runaggregator reads.
+#[derive(Debug, clap::Args)]
+pub struct FileArguments {
+    /// Which command lines belong to which application
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
+    app_config: Option<OsString>,
+    /// What to monitor and which pipes to open; without it, monitor everything and open none
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
+    monitor_config: Option<OsString>,
+    /// When to notify, and how
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true)]
+    notification_config: Option<OsString>,
+}
+
+impl FileArguments {
+    /// Which files to read; `strict`: a warning about them is an error.
+    pub fn files(self, strict: bool, has_history: bool) -> Files {
+        let [monitors, applications, notifications] =
+            [self.monitor_config, self.app_config, self.notification_config].map(|file| file.map(PathBuf::from));
+        Files { monitors, applications, notifications, strict, has_history }
+    }
 }
 
 /// How the figures are shown: the arguments that all three programs have.

@@ -56,14 +56,14 @@ impl<S: Source> OneSource<S> {
         Self { source, rates: Rates::new(), unowned: None, details: None, recording: None }
     }
 
-    /// Also shows the bytes without an owner, by reason.
-    pub fn with_unowned(self) -> Self {
-        Self { unowned: Some(Rates::new()), ..self }
+    /// Also shows the bytes without an owner, by reason, if they are `shown`.
+    pub fn with_unowned(self, shown: bool) -> Self {
+        Self { unowned: shown.then(Rates::new), ..self }
     }
 
-    /// Also shows what else is known of each subject.
-    pub fn with_details(self, details: Details) -> Self {
-        Self { details: Some(details), ..self }
+    /// Also shows what else is known of each subject, if that is shown.
+    pub fn with_details(self, details: Option<Details>) -> Self {
+        Self { details, ..self }
     }
 
     /// Also records what moves, if there is a history.
