@@ -89,8 +89,7 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<()> {
     let mut signals = Signals::take()?;
     let opening = Opening::begin(Needs::of_monitor(true).to_open(arguments.history.is_kept()))?;
-    let group_by = arguments.group_by;
-    let named = Named::Group(group_by.name());
+    let named = Named::Group(arguments.group_by.name());
     let Some(recording) = arguments.history.open(arguments.unowned, &mut signals)? else { return Ok(()) };
     let web = arguments.serving.start(named, arguments.metrics_labels, Vec::new(), arguments.history.file())?;
     let is_filtered = !arguments.include.is_empty() || !arguments.exclude.is_empty();
@@ -105,15 +104,15 @@ fn start(arguments: Arguments) -> Result<()> {
     let monitor = Monitor::of_this_host(settings)?;
     let working = opening.end(Needs::of_monitor(monitor.may_open_sources()))?;
     // The interactive view groups them itself.
-    let source: Box<dyn Source> = if arguments.top || group_by == GroupBy::Command {
+    let source: Box<dyn Source> = if arguments.top || arguments.group_by == GroupBy::Command {
         Box::new(monitor)
     } else {
-        Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by }, vec![monitor]))
+        Box::new(Aggregator::new(Grouping { applications: Vec::new(), group_by: arguments.group_by }, vec![monitor]))
     };
     let unowned = arguments.unowned || arguments.top || web.is_some();
     let details = arguments.details.shown(&arguments.showing, arguments.top, arguments.bandwidth, web.as_ref());
     let mut program = OneSource::new(source).with_recording(recording).with_unowned(unowned).with_details(details);
-    let output = output(&arguments.showing, arguments.top, arguments.bandwidth, group_by, is_filtered)?;
+    let output = output(&arguments.showing, arguments.top, arguments.bandwidth, arguments.group_by, is_filtered)?;
     let mut output = arguments.details.served(output, arguments.top, web, arguments.unowned)?;
     run(&mut program, &mut *output, arguments.showing.schedule(), signals, working)
 }
