@@ -165,7 +165,8 @@ impl Net {
         Self { name: "loopback", clients: None, target: None, namespaces: Vec::new(), target_ip: ip, forwarder_ip: ip }
     }
 
-    /// Three namespaces, with a veth pair from the forwarder's to each of the others; `None` without root.
+    /// Three namespaces, with a veth pair from the forwarder's to each of the others, between which it routes; `None` without
+    /// root.
     fn veth() -> Option<Self> {
         let names = ["f", "c", "t"].map(|role| format!("bench{}{role}", std::process::id()));
         let mut net = Self::loopback();
@@ -183,7 +184,10 @@ impl Net {
                 ip(&format!("-n {name} addr add 10.91.{subnet}.{host}/24 dev v{subnet}"))?;
                 ip(&format!("-n {name} link set v{subnet} up"))?;
             }
+            // For direct connections.
+            ip(&format!("-n {outer} route add default via 10.91.{subnet}.1"))?;
         }
+        ip(&format!("netns exec {forwarder} sysctl -qw net.ipv4.ip_forward=1"))?;
         let open = |name: &str| fs::File::open(format!("/run/netns/{name}")).ok();
         (net.clients, net.target) = (Some(open(clients)?), Some(open(target)?));
         Some(net)
