@@ -180,6 +180,11 @@ impl Walk {
 
     /// Searches the processes `pids` as far as the budget goes. Returns whether it has been once round, or has found everything.
     fn go_on(&mut self, pids: &[u32], budget: &mut u32, holders: &mut Holders, processes: &mut Processes) -> bool {
+        // Few of those that have ended are remembered: another process may get the pid.
+        if self.read.len() > 2 * pids.len() {
+            let running: HashSet<u32> = pids.iter().copied().collect();
+            self.read.retain(|pid| running.contains(pid));
+        }
         let (pid, mut first) = self.next;
         let begin = pids.iter().position(|known| *known == pid).unwrap_or_else(|| {
             first = 0;
@@ -353,6 +358,17 @@ mod tests {
             }
         };
         assert_eq!(holder(&mut search, &mut processes, late.socket, appear), Some(late.pid()));
+    }
+
+    #[test]
+    fn a_walk_does_not_remember_processes_without_end() {
+        let holders = start(3);
+        let pids: Vec<u32> = holders.iter().map(Holder::pid).collect();
+        let mut processes = Part::of(pids.iter().copied()).processes();
+        let mut sought = Holders::of_inodes(vec![NOBODYS]);
+        let mut walk = Walk { read: (u32::MAX - 100..u32::MAX).chain([pids[0]]).collect(), ..Walk::default() };
+        assert!(!walk.go_on(&pids, &mut 0, &mut sought, &mut processes));
+        assert_eq!(walk.read, HashSet::from([pids[0]]));
     }
 
     #[test]

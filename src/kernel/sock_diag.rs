@@ -286,7 +286,7 @@ mod tests {
         let local = Endpoint::new(address.ip(), address.port());
         let mut diag = SockDiag::open().unwrap();
         assert_eq!(diag.dump_listeners(Instant::now(), |_| {}), Err(Errno::ETIME));
-        // As many as there are messages of that dump, and more.
+        // More queries than the interrupted dump has messages.
         for _ in 0..20 {
             assert!(diag.find(Protocol::Tcp, local, Endpoint::new(local.address(), 1)).unwrap().is_some());
         }

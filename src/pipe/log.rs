@@ -20,9 +20,9 @@ pub enum Failure {
     Lost,
     /// Nothing moved in a connection for the idle timeout.
     Idle,
-    /// As many connections are open as the settings allow.
+    /// The number of open connections has reached `max_connections`.
     Full,
-    /// As many connections of one client are open as the settings allow.
+    /// The number of open connections of one client has reached `max_per_client`.
     FullForClient,
 }
 

@@ -266,7 +266,8 @@ fn dropped(namespace: &Namespace) -> u64 {
 /// The kernel drops events of conntrack while nobody reads them (ENOBUFS).
 pub fn events_that_the_kernel_drops_cost_no_byte() {
     let host = &Namespace::here();
-    host.shell(ENABLE_COMMANDS);
+    // None ends before it was seen, however slow the machine is.
+    host.shell(&format!("{ENABLE_COMMANDS} && sysctl -w net.netfilter.nf_conntrack_udp_timeout=3600"));
     let mut command = Command::new(RUNMONITOR);
     let mut monitor = Running::start(command.args(["--source=conntrack", "--unowned", "--json"]));
     let sender = UdpSocket::bind("0.0.0.0:0").unwrap();

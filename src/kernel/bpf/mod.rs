@@ -369,11 +369,10 @@ impl BpfAttr {
         // SAFETY: the kernel reads SIZE bytes, which are there. It follows pointers only where `command` has them, and
         // all of them outlive the call: those to a program and its licence, pushed by `load`; those to keys, values and
         // the place of a batch, pushed by the methods of `Map`; those to a frame and its context, pushed by `test_run`; those to
-        // keys of the size that the kernel gives for the map, and to as many bytes of that answer as it is asked for, pushed by
-        // `census`. A
-        // program, a frame and a context have the lengths pushed with them, the licence ends in NUL, and keys and values
-        // have the sizes that the map was created with, as both are parameters of its type; batches have room for as many
-        // as is pushed with them.
+        // two keys and to the description of a map, pushed by `census`. A program, a frame, a context and the description have
+        // the lengths pushed with them, and the licence ends in NUL. Keys and values have the sizes that the map was created
+        // with, which are parameters of its type, or in `census` what the kernel has described; batches have room for the number
+        // of elements that is pushed with them.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, self.bytes.as_mut_ptr(), self.bytes.len()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }

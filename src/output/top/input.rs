@@ -47,7 +47,7 @@ pub(super) struct Parser {
 
 /// What the bytes so far are the beginning of.
 enum Step {
-    /// So many bytes are an input, or nothing that we know.
+    /// The first bytes, of which this is the number, are an input, or a sequence that is not known.
     Done(usize, Option<Input>),
     /// It has not ended yet.
     Incomplete,
