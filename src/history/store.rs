@@ -21,7 +21,7 @@ use crate::calendar::Period;
 /// The largest applications of an hour, day or month that stay when the file is too large.
 const KEPT_OF_LARGE_FILE: usize = 100;
 /// The most names whose numbers are remembered between two writes.
-const MOST_IDS: usize = 50_000;
+const MOST_IDS: usize = 10_000;
 /// The number of writers that the file remembers: one for each run of the program.
 const WRITERS: usize = 100;
 /// How often rows beyond those to keep are looked for, in batches.

@@ -51,6 +51,8 @@ pub struct PipeContext {
     pub turns: [Turns; 2],
     /// The transfers whose sources have an SO_RCVLOWAT above 1.
     pub coalescing: Vec<(ConnectionId, Way)>,
+    /// The bytes that the transfers of the thread have read lately: [`HEAVY_WITHIN`](super::transfer::HEAVY_WITHIN).
+    pub moved: usize,
     /// When connections are to try their next address, in this order.
     pub next_attempts: VecDeque<(Instant, ConnectionId)>,
     pub log: Arc<PipeLog>,
@@ -543,6 +545,7 @@ impl Connection {
             context.coalescing.push((self.id, way));
         }
         context.turns[way as usize].charge(taken);
+        context.moved += taken;
         let watched = if transfer.is_blocked() {
             destination.watch(&context.epoll, EpollFlags::EPOLLOUT)
         } else {

@@ -23,7 +23,7 @@ use super::places::{NoClient, Places};
 use super::shaping::{Limit, Turns};
 use super::slab::{ConnectionId, EpollSource, Slab};
 use super::socket::{Canonical, DescriptorReserve, SocketContext, reset};
-use super::transfer::{Coalescing, Mover, PAUSE};
+use super::transfer::{Coalescing, HEAVY_BYTES, HEAVY_WITHIN, Mover, PAUSE};
 use super::{PipeSettings, Route};
 use crate::kernel::scheduling::{Policy, set_policy};
 use crate::privileges::{Duty, keep_for};
@@ -122,6 +122,8 @@ struct EventLoop {
     may_pause: bool,
     /// The scheduling policy of this thread.
     policy: Policy,
+    /// Since when the context's `moved` counts.
+    moved_since: Instant,
     /// When to check for timeouts next, if any connection can run into one.
     sweep_at: Option<Instant>,
     mailbox: Mailbox,
@@ -147,6 +149,7 @@ impl EventLoop {
                 mover: Mover::new(reserve, threads),
                 turns: limits.map(|limit| Turns::new(limit, index)),
                 coalescing: Vec::new(),
+                moved: 0,
                 next_attempts: VecDeque::new(),
                 settings,
                 route,
@@ -164,6 +167,7 @@ impl EventLoop {
             freed: false,
             may_pause: false,
             policy: Policy::Normal,
+            moved_since: now,
             sweep_at: None,
             mailbox,
             mailboxes,
@@ -224,6 +228,7 @@ impl EventLoop {
         };
         let times = [self.sweep_at, shortage_until, next_attempt].into_iter().flatten();
         let waits = turns.iter_mut().filter_map(|turns| turns.wait(now)).chain(self.may_pause.then_some(PAUSE));
+        let waits = waits.chain((self.policy == Policy::Batch).then_some(HEAVY_WITHIN));
         let wait = times.map(|time| time.saturating_duration_since(now)).chain(waits).min();
         // Rounded up: rounded down, the loop would spin through the last millisecond.
         wait.map_or(EpollTimeout::NONE, |wait| {
@@ -300,9 +305,10 @@ impl EventLoop {
             return self.accept(ACCEPTS_PER_EVENT);
         }
         self.accept(1);
-        // The kernel wakes the waiting thread that has watched the listener for the longest time. Those that have more
-        // connections than the others let them go first.
-        if self.connections.len() * self.threads > self.places.taken()
+        // The kernel wakes the waiting thread that has watched the listener for the longest time. Those that have more than
+        // one connection above their share let the others go first; a short connection after the other stays in a thread
+        // whose CPU is awake.
+        if self.connections.len() * self.threads > self.places.taken() + self.threads
             && let Accepting::Open(listener) = &self.accepting
             && let Err(errno) = self.context.epoll.delete(listener).and_then(|()| self.watch(listener))
         {
@@ -491,11 +497,17 @@ impl EventLoop {
         self.choose_policy();
     }
 
-    /// Runs as a batch while there is a heavy transfer: then this thread does not interrupt the sender and the receiver that
-    /// it wakes up for, if they are of this machine, and finds more bytes when its turn comes. Other connections of the
-    /// thread wait for a time slice at most.
+    /// Runs as a batch while many bytes move: then this thread does not interrupt the senders and the receivers that it
+    /// wakes up for, if they are of this machine, and finds more bytes when its turn comes. Connections of few bytes that
+    /// the thread has as well wait for a time slice at most.
     fn choose_policy(&mut self) {
-        let policy = if self.context.coalescing.is_empty() { Policy::Normal } else { Policy::Batch };
+        let PipeContext { moved, now, .. } = &mut self.context;
+        let is_heavy = *moved >= HEAVY_BYTES;
+        if !is_heavy && now.saturating_duration_since(self.moved_since) < HEAVY_WITHIN {
+            return;
+        }
+        (*moved, self.moved_since) = (0, *now);
+        let policy = if is_heavy { Policy::Batch } else { Policy::Normal };
         if std::mem::replace(&mut self.policy, policy) != policy {
             // If the kernel refuses, it costs only time.
             let _ = set_policy(policy);

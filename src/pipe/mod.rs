@@ -129,12 +129,12 @@ impl PipeSettings {
     }
 }
 
-/// The number of threads that a pipe has by default: one per two CPUs that this process may use (its affinity, and the
-/// quota of its cgroup), up to [`MAX_DEFAULT_THREADS`]. The kernel's work for clients and targets needs CPUs, too: on two, a
-/// second thread carries no more.
+/// The number of threads that a pipe has by default: half as many as CPUs that this process may use (its affinity, and the
+/// quota of its cgroup), but two on two, up to [`MAX_DEFAULT_THREADS`]. The kernel's work for clients and targets needs
+/// CPUs, too.
 pub fn default_threads() -> NonZeroUsize {
-    let threads = std::thread::available_parallelism().ok().and_then(|cpus| NonZeroUsize::new(cpus.get() / 2));
-    threads.map_or(NonZeroUsize::MIN, |threads| threads.min(MAX_DEFAULT_THREADS))
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cpus.min(2).max(cpus / 2)).map_or(NonZeroUsize::MIN, |threads| threads.min(MAX_DEFAULT_THREADS))
 }
 
 fn threads(settings: &PipeSettings) -> usize {

@@ -30,8 +30,8 @@ const SMALL_BYTES: usize = 1 << 14;
 const FEW_BYTES: usize = 1 << 12;
 
 /// A transfer that moves this many bytes within this time, and is bulk throughout, becomes heavy.
-const HEAVY_BYTES: usize = 1 << 24;
-const HEAVY_WITHIN: Duration = Duration::from_millis(100);
+pub const HEAVY_BYTES: usize = 1 << 24;
+pub const HEAVY_WITHIN: Duration = Duration::from_millis(100);
 
 /// The SO_RCVLOWAT of a heavy transfer's source is the number of bytes that arrive in this time, at most half of the
 /// source's receive buffer.

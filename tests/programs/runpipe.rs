@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -194,7 +195,8 @@ fn the_second_interrupt_resets_open_connections() {
 #[test]
 fn with_too_few_descriptors_runpipe_serves_open_connections_and_accepts_others_later() {
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\"", RUNPIPE]);
+    // Several threads would connect to the target in another order.
+    limited.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\"", RUNPIPE, "--threads=1"]);
     let mut runpipe = RunningPipe::start(limited);
     // Each connection takes two descriptors, and the program itself needs some: there is room for about 15.
     let clients: Vec<TcpStream> = (0..30).map(|_| runpipe.connect()).collect();
@@ -227,28 +229,65 @@ fn policies(pipe: &RunningPipe) -> Vec<String> {
         .collect()
 }
 
-#[test]
-fn a_thread_is_a_batch_as_long_as_it_moves_many_bytes() {
+/// Writes to the clients in turn until the pipe's only thread is a batch, and then waits until it is none any more. Their
+/// targets read whatever comes.
+fn assert_batch(pipe: &RunningPipe, clients: Vec<TcpStream>, targets: Vec<TcpStream>) {
     const NORMAL: &str = "0";
     const BATCH: &str = "3";
+    assert_eq!(policies(pipe), [NORMAL]);
+    let readers = targets.into_iter().map(|mut target| {
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 20];
+            while target.read(&mut buffer).unwrap() > 0 {}
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    let block = vec![0; 1 << 20];
+    let start = Instant::now();
+    while policies(pipe) != [BATCH] {
+        for mut client in &clients {
+            client.write_all(&block).unwrap();
+        }
+        assert!(start.elapsed() < PATIENCE, "not within a minute");
+    }
+    while policies(pipe) != [NORMAL] {
+        assert!(start.elapsed() < PATIENCE, "not within a minute");
+    }
+    drop(clients);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+}
+
+#[test]
+fn a_thread_is_a_batch_as_long_as_it_moves_many_bytes() {
     let mut command = Command::new(RUNPIPE);
     command.arg("--threads=1");
     let pipe = RunningPipe::start(command);
-    let (mut client, mut target) = (pipe.connect(), pipe.accept());
-    assert_eq!(policies(&pipe), [NORMAL]);
-    let flow = std::thread::spawn(move || {
-        let mut buffer = vec![0; 1 << 20];
-        while target.read(&mut buffer).unwrap() > 0 {}
-    });
-    let block = vec![0; 1 << 20];
-    let start = Instant::now();
-    while policies(&pipe) != [BATCH] {
-        client.write_all(&block).unwrap();
-        assert!(start.elapsed() < PATIENCE, "not within a minute");
+    let (client, target) = (pipe.connect(), pipe.accept());
+    assert_batch(&pipe, vec![client], vec![target]);
+}
+
+#[test]
+fn a_thread_is_a_batch_also_where_each_of_many_connections_moves_few_of_them() {
+    let mut command = Command::new(RUNPIPE);
+    command.arg("--threads=1");
+    let pipe = RunningPipe::start(command);
+    let (clients, targets) = (0..64).map(|_| (pipe.connect(), pipe.accept())).unzip();
+    assert_batch(&pipe, clients, targets);
+}
+
+#[test]
+fn a_pipe_has_one_thread_on_one_cpu_and_two_on_two() {
+    let affinity = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    let cpus: Vec<String> =
+        (0..CpuSet::count()).filter(|cpu| affinity.is_set(*cpu).unwrap()).map(|cpu| cpu.to_string()).collect();
+    for threads in 1..=std::thread::available_parallelism().unwrap().get().min(2) {
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", &cpus[..threads].join(","), RUNPIPE]);
+        let pipe = RunningPipe::start(command);
+        let start = Instant::now();
+        // A thread that has just started has no name yet.
+        while policies(&pipe).len() != threads {
+            assert!(start.elapsed() < PATIENCE, "{} threads on {threads} CPUs", policies(&pipe).len());
+        }
     }
-    while policies(&pipe) != [NORMAL] {
-        assert!(start.elapsed() < PATIENCE, "not within a minute");
-    }
-    drop(client);
-    flow.join().unwrap();
 }

@@ -9,19 +9,18 @@
 //! The programs are written here as instructions, so that neither a compiler nor a loader is needed to build or run
 //! them. `Map::create` makes the map that a program writes to, `load` hands the program to the kernel's verifier, and
 //! `attach_to_cgroup_root` makes the kernel run it for the processes of the whole host, `attach_to_function` at each return
-//! of a function of the kernel. Map, program and link live as
-//! long as our descriptors for them: when this process ends, in whatever way, the kernel detaches the program and frees
-//! the map.
+//! of a function of the kernel. Map, program and link live as long as our descriptors for them: when this process ends, in
+//! whatever way, the kernel detaches the program and frees the map.
 //!
 //! They need CAP_BPF, CAP_NET_ADMIN and, for the mount of cgroup2, CAP_SYS_ADMIN, all in the initial user namespace;
 //! and Linux 5.10 with CONFIG_CGROUP_BPF.
 //!
-//! This folder holds all the `unsafe` code of the crate: one bpf(2) system call, and taking the descriptor it returns.
+//! `unsafe` are here one bpf(2) system call, and taking the descriptor that it returns.
 //!
 //! Where to read on: [`packet_counters`] counts packets per socket, by the programs in `packet_programs` and `time_wait`;
 //! [`tcp_owners`] records the owners of TCP connections; [`program_starts`] notes what programs are called; `room` shares
-//! the room of their maps; `instruction` is the language in which they are written, and `btf`
-//! tells them where the kernel keeps what they read.
+//! the room of their maps; `instruction` is the language in which they are written, and `btf` tells them where the kernel keeps
+//! what they read.
 //! See bpf(2) and, for all names and numbers, include/uapi/linux/bpf.h; the kernel's side is kernel/bpf/syscall.c.
 
 mod btf;
