@@ -2,13 +2,13 @@
 //! of forwarders, of networks (`loopback`, `veth`) and of figures (`up`, `down`, `connections`, `requests`, `held`,
 //! `limit`).
 //!
-//! Measures the forwarders one after the other, in rounds, and prints medians with the lowest and the highest: throughput
-//! each way and CPU seconds per GB with 1, 4, 8 and 64 streams, connections per second with 1 and 16 clients, and requests
-//! and answers of 1 KB in 16 connections, with the 99th percentile of their time. Over `veth`, the clients and the target
-//! are in network namespaces of their own, which needs root. Then, once, the memory of 8,000 open connections, and how
-//! close runpipe comes to a limit. The bytes go from threads of this program to other threads of it; `direct` is without
-//! a forwarder. HAProxy and nginx have as many threads and processes as runpipe has threads. It leaves out what is not
-//! installed.
+//! Measures the forwarders one after the other, in three rounds or in `--rounds=N`, and prints medians with the lowest and
+//! the highest: throughput each way and CPU seconds per GB with 1, 4, 8 and 64 streams, connections per second with 1 and
+//! 16 clients, and requests and answers of 1 KB in 16 connections, with the 99th percentile of their time. Over `veth`, the
+//! clients and the target are in network namespaces of their own, which needs root. Then, once, the memory of 8,000 open
+//! connections, and how close runpipe comes to a limit. The bytes go from threads of this program to other threads of it;
+//! `direct` is without a forwarder. HAProxy and nginx have as many threads and processes as runpipe has threads. It leaves
+//! out what is not installed.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -28,7 +28,6 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-const ROUNDS: usize = 3;
 const SECONDS: f64 = 1.0;
 const HELD: usize = 8000;
 const LIMIT_KB_PER_S: u64 = 10 * 1024;
@@ -176,6 +175,8 @@ impl Net {
         for name in &names {
             ip(&format!("netns add {name}"))?;
             ip(&format!("-n {name} link set lo up"))?;
+            // As on loopback: the ports of connections that are over would run out.
+            ip(&format!("netns exec {name} sysctl -qw net.ipv4.tcp_tw_reuse=1"))?;
         }
         let [forwarder, clients, target] = &names;
         for (outer, subnet) in [(clients, 1), (target, 2)] {
@@ -450,10 +451,10 @@ fn measure(net: &Net, peer: Option<&Peer>, targets: &Targets, is_wanted: &dyn Fn
     figures
 }
 
-fn compare(net: &Net, peers: &[Option<&Peer>], is_wanted: &dyn Fn(&str) -> bool) {
+fn compare(rounds: usize, net: &Net, peers: &[Option<&Peer>], is_wanted: &dyn Fn(&str) -> bool) {
     let targets = Targets::start(net);
     let mut figures = vec![Vec::new(); peers.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (peer, figures) in peers.iter().zip(&mut figures) {
             figures.extend(measure(net, *peer, &targets, is_wanted));
         }
@@ -462,7 +463,7 @@ fn compare(net: &Net, peers: &[Option<&Peer>], is_wanted: &dyn Fn(&str) -> bool)
     peers.iter().for_each(|peer| print!(" {:>23}", peer.map_or("direct", |peer| peer.name)));
     println!();
     // Direct connections have all figures, once in each round.
-    for (name, digits, _) in &figures[0][..figures[0].len() / ROUNDS] {
+    for (name, digits, _) in &figures[0][..figures[0].len() / rounds] {
         print!("{name:26}");
         for figures in &figures {
             let values = figures.iter().filter(|(other, ..)| other == name).map(|(.., value)| *value);
@@ -496,15 +497,16 @@ fn main() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    println!("{} threads, {ROUNDS} rounds of {SECONDS} s, medians (lowest-highest)", default_threads());
+    let rounds = std::env::args().find_map(|argument| argument.strip_prefix("--rounds=")?.parse().ok()).unwrap_or(3);
+    println!("{} threads, {rounds} rounds of {SECONDS} s, medians (lowest-highest)", default_threads());
     let peers: Vec<Option<&Peer>> = std::iter::once(None).chain(wanted_peers.iter().copied().map(Some)).collect();
     let loopback = Net::loopback();
     if is_net("loopback") {
-        compare(&loopback, &peers, &is_figure);
+        compare(rounds, &loopback, &peers, &is_figure);
     }
     if is_net("veth") {
         match Net::veth() {
-            Some(net) => compare(&net, &peers, &is_figure),
+            Some(net) => compare(rounds, &net, &peers, &is_figure),
             None => println!("veth: left out, it needs root and ip(8)"),
         }
     }

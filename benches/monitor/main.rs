@@ -7,7 +7,7 @@
 //! sudo cargo bench --bench monitor -- heavy         the throughput that a flow at full speed keeps
 //! sudo cargo bench --bench monitor -- overhead      the CPU time that counting adds to each packet
 //! sudo cargo bench --bench monitor -- churn         memory and punctuality while connections come and go
-//! sudo cargo bench --bench monitor -- soak          a month of a busy host in twenty minutes
+//! sudo cargo bench --bench monitor -- soak          ninety days of a busy host in twenty minutes
 //! ```
 //! All traffic is in network namespaces that end with the program. It needs root, nft and ip, and leaves out the
 //! monitors that are not installed (nethogs, ss, conntrack). Figures depend on the machine and its load: compare only
@@ -58,7 +58,7 @@ enum Bench {
     Overhead(overhead::Options),
     /// Memory and punctuality of runmonitor over minutes, while connections come and go
     Churn(churn::Options),
-    /// A month of a busy host in twenty minutes: memory, descriptors, threads and maps of runmonitor and runaggregator, and their totals
+    /// Ninety days of a busy host in twenty minutes: memory, descriptors, threads and maps of runmonitor and runaggregator, and their totals
     Soak(soak::Options),
 }
 

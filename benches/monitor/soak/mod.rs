@@ -1,4 +1,4 @@
-//! A month of a busy host in minutes: what runmonitor and runaggregator take of memory, descriptors, threads and room in the
+//! Ninety days of a busy host in minutes: what runmonitor and runaggregator take of memory, descriptors, threads and room in the
 //! kernel while processes, connections, network namespaces, cgroups, page clients and settings come and go; and whether their
 //! totals are the truth in the end.
 //!
@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long, default_value_t = 20.0)]
     minutes: f64,
     /// How many days pass in that time on the clock of the programs
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, default_value_t = 90.0)]
     days: f64,
     /// How many processes come and go each second
     #[arg(long, default_value_t = 84.0)]
