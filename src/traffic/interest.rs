@@ -51,7 +51,9 @@ impl Interest {
     /// The present frame is made.
     pub(crate) fn end_frame(&self) {
         self.decided.store(0, Ordering::Relaxed);
-        let _ = self.frames.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |frames| frames.checked_sub(1));
+        let frames = self.frames.load(Ordering::Relaxed);
+        // This fails if there is a new wish, which is for the frames from now on.
+        let _ = self.frames.compare_exchange(frames, frames.saturating_sub(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
