@@ -13,6 +13,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -497,7 +498,10 @@ fn main() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    let rounds = std::env::args().find_map(|argument| argument.strip_prefix("--rounds=")?.parse().ok()).unwrap_or(3);
+    let rounds = std::env::args().find_map(|argument| {
+        Some(argument.strip_prefix("--rounds=")?.parse::<NonZeroUsize>().expect("--rounds=N: a number from 1 on"))
+    });
+    let rounds = rounds.map_or(3, NonZeroUsize::get);
     println!("{} threads, {rounds} rounds of {SECONDS} s, medians (lowest-highest)", default_threads());
     let peers: Vec<Option<&Peer>> = std::iter::once(None).chain(wanted_peers.iter().copied().map(Some)).collect();
     let loopback = Net::loopback();

@@ -41,8 +41,8 @@ struct Args {
     /// Listen on this address only [default: all, IPv4 and IPv6]
     #[arg(long, value_name = "ADDRESS", value_parser = cli::address)]
     bind: Option<IpAddr>,
-    /// Serve the connections with this many threads [default: half as many as CPUs that this program may use, but two on
-    /// two; at most 8]
+    /// Serve the connections with this many threads [default: half the number of CPUs that this program may use, from 2
+    /// to 8; 1 on a single CPU]
     #[arg(long, value_name = "N", value_parser = cli::number(1..=pipe::MAX_THREADS as u32), allow_negative_numbers = true)]
     threads: Option<u32>,
     /// Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit

@@ -51,7 +51,7 @@ pub struct PipeContext {
     pub turns: [Turns; 2],
     /// The transfers whose sources have an SO_RCVLOWAT above 1.
     pub coalescing: Vec<(ConnectionId, Way)>,
-    /// The bytes that the transfers of the thread have read lately: [`HEAVY_WITHIN`](super::transfer::HEAVY_WITHIN).
+    /// The bytes that the thread's transfers have read since it last chose its scheduling policy.
     pub moved: usize,
     /// When connections are to try their next address, in this order.
     pub next_attempts: VecDeque<(Instant, ConnectionId)>,

@@ -71,7 +71,7 @@ use resolve::Target;
 use shaping::Limit;
 
 /// The most threads that a pipe has by default: they carry more than any network does.
-pub const MAX_DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+pub const MAX_DEFAULT_THREADS: usize = 8;
 
 /// The most threads that a pipe may have.
 pub const MAX_THREADS: usize = 256;
@@ -129,12 +129,15 @@ impl PipeSettings {
     }
 }
 
-/// The number of threads that a pipe has by default: half as many as CPUs that this process may use (its affinity, and the
-/// quota of its cgroup), but two on two, up to [`MAX_DEFAULT_THREADS`]. The kernel's work for clients and targets needs
-/// CPUs, too.
+/// The number of threads that a pipe has by default: half the number of CPUs that this process may use (its affinity, and
+/// the quota of its cgroup), at least two and at most [`MAX_DEFAULT_THREADS`]; one on a single CPU. The kernel's work for
+/// clients and targets needs CPUs, too.
 pub fn default_threads() -> NonZeroUsize {
-    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    NonZeroUsize::new(cpus.min(2).max(cpus / 2)).map_or(NonZeroUsize::MIN, |threads| threads.min(MAX_DEFAULT_THREADS))
+    let threads = match std::thread::available_parallelism().map_or(1, NonZeroUsize::get) {
+        1 => 1,
+        cpus => (cpus / 2).clamp(2, MAX_DEFAULT_THREADS),
+    };
+    NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn threads(settings: &PipeSettings) -> usize {

@@ -29,7 +29,8 @@ const SMALL_BYTES: usize = 1 << 14;
 /// Two splices in a row of fewer bytes than this end bulk: copies are cheaper then.
 const FEW_BYTES: usize = 1 << 12;
 
-/// A transfer that moves this many bytes within this time, and is bulk throughout, becomes heavy.
+/// A transfer that moves this many bytes within this time, and is bulk throughout, becomes heavy. A thread whose transfers
+/// do so together is a batch.
 pub const HEAVY_BYTES: usize = 1 << 24;
 pub const HEAVY_WITHIN: Duration = Duration::from_millis(100);
 

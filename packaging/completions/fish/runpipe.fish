@@ -1,5 +1,5 @@
 complete -c runpipe -l bind -d 'Listen on this address only [default: all, IPv4 and IPv6]' -r
-complete -c runpipe -l threads -d 'Serve the connections with this many threads [default: half as many as CPUs that this program may use, but two on two; at most 8]' -r
+complete -c runpipe -l threads -d 'Serve the connections with this many threads [default: half the number of CPUs that this program may use, from 2 to 8; 1 on a single CPU]' -r
 complete -c runpipe -l limit -d 'Move at most this many kB (of 1024 bytes) per second in each direction; 0 is no limit' -r
 complete -c runpipe -l max-connections -d 'Keep at most this many connections open; further clients wait' -r
 complete -c runpipe -l max-per-client -d 'Keep at most this many connections of one client open, and refuse its further ones. A client is an IPv4 address, or an IPv6 network of 64 bits' -r
