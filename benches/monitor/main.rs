@@ -10,7 +10,7 @@
 //! sudo cargo bench --bench monitor -- soak          ninety days of a busy host in twenty minutes
 //! ```
 //! All traffic is in network namespaces that end with the program. It needs root, nft and ip, and leaves out the
-//! monitors that are not installed (nethogs, ss, conntrack). Figures depend on the machine and its load: compare only
+//! monitors that are not installed (nethogs, bandwhich, rustnet, ss, conntrack). Figures depend on the machine and its load: compare only
 //! those of one run.
 
 mod accuracy;

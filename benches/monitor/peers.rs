@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use clap::ValueEnum;
+use serde_json::Value;
 
 use crate::namespace::{Bytes, Namespace};
 use crate::program::Program;
@@ -24,6 +25,10 @@ pub enum Peer {
     Ss,
     /// nethogs, TCP and UDP, on all devices
     Nethogs,
+    /// `bandwhich --raw --no-resolve --processes --total-utilization`
+    Bandwhich,
+    /// `rustnet --headless --output jsonl --interface any --show-localhost --no-resolve-dns --refresh-interval 1000`
+    Rustnet,
     /// Our runmonitor
     Runmonitor,
     /// The same, which counts by conntrack
@@ -32,10 +37,19 @@ pub enum Peer {
 
 impl Peer {
     /// All but `Asleep`.
-    pub const ALL: [Self; 6] =
-        [Self::Floor, Self::Conntrack, Self::Ss, Self::Nethogs, Self::Runmonitor, Self::RunmonitorConntrack];
+    pub const ALL: [Self; 8] = [
+        Self::Floor,
+        Self::Conntrack,
+        Self::Ss,
+        Self::Nethogs,
+        Self::Bandwhich,
+        Self::Rustnet,
+        Self::Runmonitor,
+        Self::RunmonitorConntrack,
+    ];
     /// Those that report bytes per process.
-    pub const ATTRIBUTING: [Self; 3] = [Self::Nethogs, Self::Runmonitor, Self::RunmonitorConntrack];
+    pub const ATTRIBUTING: [Self; 5] =
+        [Self::Nethogs, Self::Bandwhich, Self::Rustnet, Self::Runmonitor, Self::RunmonitorConntrack];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -44,18 +58,22 @@ impl Peer {
             Self::Conntrack => "conntrack -L",
             Self::Ss => "ss -tunpi",
             Self::Nethogs => "nethogs",
+            Self::Bandwhich => "bandwhich",
+            Self::Rustnet => "rustnet",
             Self::Runmonitor => "runmonitor",
             Self::RunmonitorConntrack => "runmonitor --source=conntrack",
         }
     }
 
-    /// The Debian package that has it; `None` if it is a part of this program.
-    fn package(self) -> Option<&'static str> {
+    /// Its program, and where that is from; `None` if it is a part of this one or ours.
+    fn program(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Asleep | Self::Floor | Self::Runmonitor | Self::RunmonitorConntrack => None,
-            Self::Conntrack => Some("conntrack"),
-            Self::Ss => Some("iproute2"),
-            Self::Nethogs => Some("nethogs"),
+            Self::Conntrack => Some(("conntrack", "Debian: conntrack")),
+            Self::Ss => Some(("ss", "Debian: iproute2")),
+            Self::Nethogs => Some(("nethogs", "Debian: nethogs")),
+            Self::Bandwhich => Some(("bandwhich", "cargo install bandwhich")),
+            Self::Rustnet => Some(("rustnet", "cargo install rustnet-monitor")),
         }
     }
 
@@ -70,6 +88,18 @@ impl Peer {
                 // Trace mode, totals in bytes, all devices, UDP too.
                 let mut nethogs = Command::new("nethogs");
                 namespace.start(nethogs.args(["-t", "-v", "2", "-a", "-C"]).stderr(Stdio::null()))
+            }
+            Self::Bandwhich => {
+                let mut bandwhich = Command::new("bandwhich");
+                bandwhich.args(["--raw", "--no-resolve", "--processes", "--total-utilization"]);
+                // It asks terminfo even so.
+                namespace.start(bandwhich.env("TERM", "xterm").stderr(Stdio::null()))
+            }
+            Self::Rustnet => {
+                let mut rustnet = Command::new("rustnet");
+                rustnet.args(["--headless", "--output", "jsonl", "--interface", "any"]);
+                rustnet.args(["--show-localhost", "--no-resolve-dns", "--refresh-interval", "1000"]);
+                namespace.start(rustnet.stderr(Stdio::null()))
             }
             Self::Runmonitor | Self::RunmonitorConntrack => {
                 let mut runmonitor = Command::new(&ours.runmonitor);
@@ -86,20 +116,24 @@ impl Peer {
 
     /// The figures that it last reported for each process, by the process's name (argv[0]).
     pub fn figures(self, printed: &str) -> HashMap<String, Bytes> {
-        // By command line (runmonitor) or process (nethogs); later lines replace earlier ones.
-        let lines: HashMap<&str, Bytes> = match self {
-            Self::Runmonitor | Self::RunmonitorConntrack => printed.lines().filter_map(runmonitor_line).collect(),
-            Self::Nethogs => printed.lines().filter_map(nethogs_line).collect(),
-            _ => HashMap::new(),
+        // By command line (runmonitor) or process (nethogs); later lines replace earlier ones. bandwhich names processes alike that
+        // it counts apart, so all lines of its last refresh count.
+        let lines: Vec<(&str, Bytes)> = match self {
+            Self::Runmonitor | Self::RunmonitorConntrack => latest(printed.lines().filter_map(runmonitor_line)),
+            Self::Nethogs => latest(printed.lines().filter_map(nethogs_line)),
+            Self::Bandwhich => {
+                let refreshes = printed.rsplit("Refreshing:");
+                let mut refreshes = refreshes.map(|refresh| refresh.lines().filter_map(bandwhich_line).collect());
+                refreshes.find(|lines: &Vec<_>| !lines.is_empty()).unwrap_or_default()
+            }
+            Self::Rustnet => {
+                // It forgets what has ended: the last figures of each connection count.
+                let connections = printed.lines().flat_map(rustnet_connections).collect::<HashMap<_, _>>();
+                return sums(connections.values().map(|(name, bytes)| (name.as_str(), *bytes)));
+            }
+            _ => Vec::new(),
         };
-        let mut figures: HashMap<String, Bytes> = HashMap::new();
-        for (line, bytes) in lines {
-            let name = line.split([' ', '/']).next().unwrap_or_default();
-            let sum = figures.entry(name.into()).or_default();
-            sum.bytes_in += bytes.bytes_in;
-            sum.bytes_out += bytes.bytes_out;
-        }
-        figures
+        sums(lines.into_iter().map(|(line, bytes)| (line.split([' ', '/']).next().unwrap_or_default(), bytes)))
     }
 
     /// Its peak resident memory, in MiB; for a program that runs once a second, that of the largest run.
@@ -112,16 +146,6 @@ impl Peer {
         };
         Ok(kib as f64 / 1024.0)
     }
-
-    fn is_installed(self) -> bool {
-        let file = match self {
-            Self::Asleep | Self::Floor | Self::Runmonitor | Self::RunmonitorConntrack => return true,
-            Self::Conntrack => "conntrack",
-            Self::Ss => "ss",
-            Self::Nethogs => "nethogs",
-        };
-        is_installed(file)
-    }
 }
 
 /// Whether there is a program of this name.
@@ -133,15 +157,29 @@ pub fn is_installed(program: &str) -> bool {
 /// Those of `peers` that the options ask for and that are installed. Reports those that are not installed.
 pub fn present(peers: &[Peer], common: &Common) -> Vec<Peer> {
     let wanted = peers.iter().filter(|peer| common.only.is_empty() || common.only.contains(peer));
-    let present = |peer: &&Peer| {
-        let installed = peer.is_installed();
-        if !installed {
-            let package = peer.package().unwrap_or_default();
-            eprintln!("{} is not installed, so it is left out (Debian: {package})", peer.name());
+    let present = |peer: &&Peer| match peer.program() {
+        Some((program, from)) if !is_installed(program) => {
+            eprintln!("{program} is not installed, so it is left out ({from})");
+            false
         }
-        installed
+        _ => true,
     };
     wanted.copied().filter(|peer| present(&peer)).collect()
+}
+
+/// The last figures under each name.
+fn latest<'a>(lines: impl Iterator<Item = (&'a str, Bytes)>) -> Vec<(&'a str, Bytes)> {
+    lines.collect::<HashMap<_, _>>().into_iter().collect()
+}
+
+fn sums<'a>(lines: impl Iterator<Item = (&'a str, Bytes)>) -> HashMap<String, Bytes> {
+    let mut sums: HashMap<String, Bytes> = HashMap::new();
+    for (name, bytes) in lines {
+        let sum = sums.entry(name.into()).or_default();
+        sum.bytes_in += bytes.bytes_in;
+        sum.bytes_out += bytes.bytes_out;
+    }
+    sums
 }
 
 /// `     15500 /       2500 -- name and arguments`
@@ -157,4 +195,24 @@ fn nethogs_line(line: &str) -> Option<(&str, Bytes)> {
     let bytes_in = columns.next()?.trim().parse::<f64>().ok()? as u64;
     let bytes_out = columns.next()?.trim().parse::<f64>().ok()? as u64;
     Some((columns.next()?, Bytes { bytes_in, bytes_out }))
+}
+
+/// `process: <time> "name" up/down Bps: sent/received connections: 1`
+fn bandwhich_line(line: &str) -> Option<(&str, Bytes)> {
+    let (name, figures) = line.strip_prefix("process: ")?.split_once('"')?.1.split_once("\" up/down Bps: ")?;
+    let (bytes_out, bytes_in) = figures.split_once(' ')?.0.split_once('/')?;
+    Some((name, Bytes { bytes_in: bytes_in.parse().ok()?, bytes_out: bytes_out.parse().ok()? }))
+}
+
+/// The connections of a snapshot of rustnet that have a process: what identifies each, the process's name and the bytes.
+fn rustnet_connections(snapshot: &str) -> Vec<(String, (String, Bytes))> {
+    let snapshot: Value = serde_json::from_str(snapshot).unwrap_or_default();
+    let connection = |connection: &Value| {
+        let traffic = &connection["traffic"];
+        let bytes_in = traffic["bytes_received"].as_u64()?;
+        let bytes = Bytes { bytes_in, bytes_out: traffic["bytes_sent"].as_u64()? };
+        let key = format!("{} {}", connection["id"], connection["created_at"]);
+        Some((key, (connection["process"]["name"].as_str()?.into(), bytes)))
+    };
+    snapshot["connections"].as_array().into_iter().flatten().filter_map(connection).collect()
 }

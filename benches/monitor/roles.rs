@@ -2,6 +2,7 @@
 //!
 //! A role prints "ready" when it is ready, and its result at the end. It ends with the program that started it.
 
+use std::ffi::CString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bwmon::kernel::netlink::{Netlink, protocol};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::Signal;
 
@@ -40,6 +41,8 @@ pub fn command(name: &str, role: &str) -> Result<Command> {
 /// Plays a role to its end.
 pub fn play(words: &[String]) -> Result<()> {
     set_pdeathsig(Signal::SIGKILL).context("cannot tie a role to its parent")?;
+    // bandwhich shows processes by this name.
+    set_name(&CString::new(std::env::args().next().unwrap_or_default())?).context("cannot name a process")?;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

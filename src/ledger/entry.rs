@@ -363,6 +363,11 @@ impl FlowEntry {
         })
     }
 
+    /// The process of a side whose remote end is known.
+    pub fn process_with_remote(&self, key: &FlowKey, side: Side) -> Option<u32> {
+        self.owner(side).process().filter(|_| self.remote(key, side).is_some())
+    }
+
     /// Whether another lookup, after this number of `lookups`, would find nothing new. One lookup is worth while for a
     /// connection that conntrack has closed: it may find the process that closed it, or the listener that it was
     /// accepted from.

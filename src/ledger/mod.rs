@@ -231,8 +231,8 @@ impl Ledger {
         let mut connections = vec![0; self.processes.len()];
         for (key, entry) in self.flows.iter().filter(|(_, entry)| entry.open) {
             for side in Side::BOTH {
-                if let Some(process) = entry.owner(side).process()
-                    && entry.remote(key, side).is_some()
+                if let Some(process) = entry.process_with_remote(key, side)
+                    && !self.is_counted_as_sibling(key, process)
                 {
                     connections[process as usize] += 1;
                 }
@@ -245,6 +245,15 @@ impl Ledger {
             }
         }
         self.accounts.each_detail(&of_subjects, visit);
+    }
+
+    /// Whether this flow has the loopback packets of a socket of `process` whose other packets are the open flow that counts as the
+    /// connection.
+    fn is_counted_as_sibling(&self, key: &FlowKey, process: u32) -> bool {
+        let &FlowKey::Socket { cookie, loopback: true } = key else { return false };
+        let sibling = FlowKey::Socket { cookie, loopback: false };
+        let entry = self.flows.get(&sibling).filter(|entry| entry.open);
+        entry.and_then(|entry| entry.process_with_remote(&sibling, Side::Original)) == Some(process)
     }
 
     /// The bytes without an owner, by reason: of the flows that are over and of those that go on.

@@ -130,6 +130,6 @@ pub(super) fn on_change(probe: &Probe, required: bool) -> Option<String> {
 
 /// The message about a table that cannot be read.
 pub(super) fn on_refusal(error: &Error) -> String {
-    let why = if geteuid().is_root() { format!("{error:#}") } else { "only root can read conntrack".to_owned() };
+    let why = if geteuid().is_root() { format!("{error:#}") } else { "only root can count packets".to_owned() };
     format!("{why}, so {PAYLOAD_ONLY}. For full counting {}", remedy(false))
 }

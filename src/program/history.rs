@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum, ValueHint};
 use jiff::tz::TimeZone;
@@ -95,11 +95,11 @@ pub struct ReportArguments {
     )]
     report: Option<Period>,
     /// Begin the report then: 2026-11-25, "2026-11-25 14:00", today, yesterday, "3 days" [default: the present period]
-    #[arg(long, value_name = "TIME", requires = "report")]
-    since: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "report")]
+    since: Option<i64>,
     /// End the report before the period that begins then
-    #[arg(long, value_name = "TIME", requires = "report")]
-    until: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "report")]
+    until: Option<i64>,
     /// Report only names that match; may be given several times
     #[arg(long, value_name = "REGEX", value_parser = pattern(), allow_hyphen_values = true, requires = "report")]
     include: Vec<Pattern>,
@@ -122,16 +122,19 @@ pub struct ReportArguments {
 }
 
 impl ReportArguments {
-    /// Checks `--top`, which alone is the interactive view, and with a number belongs to a report.
+    /// Checks `--top`, which alone is the interactive view and with a number belongs to a report, and the order of the times.
     ///
     /// # Errors
-    /// The exit code, after a message on stderr, if it is said in a way that is neither.
+    /// The exit code, after a message on stderr, if `--top` is said in a way that is neither, or the times are the wrong way round.
     pub fn check<Arguments: Parser>(&self, showing: &Showing) -> Result<(), ExitCode> {
         let wrong = match (self.top, self.report.is_some()) {
             (Some(None), true) => "a --report has no interactive view; --top=10 is the number of its names",
             (Some(Some(_)), false) => "--top has a number only with --report; alone it is the interactive view",
             (Some(None), false) if showing.json => "the argument '--top' cannot be used with '--json'",
             (Some(None), false) if showing.wide => "the argument '--top' cannot be used with '--wide'",
+            _ if self.since.zip(self.until).is_some_and(|(since, until)| since >= until) => {
+                "the report would end before it begins: --until has to be later than --since"
+            }
             _ => return Ok(()),
         };
         Err(usage_error::<Arguments>(wrong))
@@ -149,11 +152,7 @@ impl ReportArguments {
     pub fn print(&self, history: &HistoryArguments, showing: &Showing) -> Result<bool> {
         let (Some(period), Some(file)) = (self.report, &history.history) else { return Ok(false) };
         let (now, zone) = (calendar::seconds(SystemTime::now()), TimeZone::system());
-        let time = |argument: &str, text: &Option<String>| {
-            let time = text.as_ref().map(|text| calendar::parse(text, now, &zone)).transpose();
-            time.map_err(|error| anyhow!("{argument}: {error}"))
-        };
-        let (since, until) = (time("--since", &self.since)?, time("--until", &self.until)?);
+        let (since, until) = (self.since, self.until);
         let top = self.top.flatten().map(|top| top as usize).or((!showing.json && !self.csv).then_some(TOP));
         let query = Query { file: PathBuf::from(file), period, since, until, top, now, zone };
         let filter = Filter::new(self.include.clone(), self.exclude.clone());
@@ -182,6 +181,11 @@ impl ValueEnum for Period {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name()))
     }
+}
+
+/// Seconds since 1970.
+fn time(text: &str) -> Result<i64, String> {
+    calendar::parse(text, calendar::seconds(SystemTime::now()), &TimeZone::system())
 }
 
 fn kept(text: &str) -> Result<Kept, String> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bwmon::attribution::{Answer, Identity, ProcessLookup};
 use bwmon::kernel::bpf::packet_counters::{ClosedSocket, SocketBytes};
-use bwmon::kernel::flow::{Endpoint, Protocol, Tuple};
+use bwmon::kernel::flow::{Counters, Endpoint, Flow, Protocol, Tuple};
 use bwmon::kernel::process::{Handle, Process, Unreadable};
 use bwmon::ledger::{Ledger, Selection};
 use bwmon::traffic::source::Reading;
@@ -63,12 +63,19 @@ impl ProcessLookup for Host {
     }
 }
 
+fn tuple() -> Tuple {
+    let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
+    Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) }
+}
+
 /// One socket of a host, tick by tick.
 struct Socket {
     cookie: u64,
     host: Host,
     ledger: Ledger,
     maker: Option<(u32, u64)>,
+    /// Whether its packets pass the loopback interface.
+    loopback: bool,
     /// Whether the other side has not closed the connection when a process closes the socket.
     lingers: bool,
     now: Instant,
@@ -79,7 +86,7 @@ impl Socket {
         let now = Instant::now();
         let ledger = Ledger::new(vec![Selection::default()], true, now);
         let host = Host { running: running.iter().copied().collect(), holder, ..Host::default() };
-        Self { cookie: 1, host, ledger, maker: maker.map(|pid| (pid, 0)), lingers: false, now }
+        Self { cookie: 1, host, ledger, maker: maker.map(|pid| (pid, 0)), loopback: false, lingers: false, now }
     }
 
     /// A tick in which the socket sends `bytes_out`, and may be closed.
@@ -94,12 +101,10 @@ impl Socket {
 
     fn tick_of(&mut self, bytes_out: u64, closer: Option<u32>, time_wait: bool) {
         self.now += Duration::from_secs(1);
-        let end = |port| Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), port);
-        let tuple = Tuple { protocol: Protocol::Tcp, source: end(9), destination: end(80) };
-        let tuple = Some(tuple).filter(|_| !time_wait);
+        let tuple = Some(tuple()).filter(|_| !time_wait);
         let maker = self.maker.filter(|_| !time_wait);
-        let socket =
-            SocketBytes { cookie: self.cookie, loopback: false, tuple, bytes_in: 0, bytes_out, time_wait, maker };
+        let Self { cookie, loopback, .. } = *self;
+        let socket = SocketBytes { cookie, loopback, tuple, bytes_in: 0, bytes_out, time_wait, maker };
         let mut tick = self.ledger.open(self.now);
         if let Some(pid) = closer {
             tick.closed(ClosedSocket { cookie: self.cookie, pid, lingers: self.lingers });
@@ -121,6 +126,15 @@ impl Socket {
         let figure = |reading: &Reading| (String::from_utf8_lossy(&reading.subject.label()).into(), reading.bytes_out);
         self.ledger.readings().iter().map(figure).collect()
     }
+}
+
+/// The number of open connections of each process, by its pid.
+fn connections(socket: &Socket) -> BTreeMap<String, u64> {
+    let mut connections = BTreeMap::new();
+    socket.ledger.each_detail(&mut |subject, detail, _| {
+        connections.insert(String::from_utf8_lossy(&subject.label()).into(), detail.connections);
+    });
+    connections
 }
 
 fn figures<const N: usize>(expected: [(&str, u64); N]) -> BTreeMap<String, u64> {
@@ -233,4 +247,25 @@ fn a_socket_that_no_search_gets_to_is_searched_for_less_and_less_often_and_never
     socket.host.has_too_many = false;
     (0..32).for_each(|_| socket.tick(1, None));
     assert_eq!(socket.figures(), figures([("2", 232)]));
+}
+
+#[test]
+fn a_connection_within_the_host_that_is_older_than_the_monitor_counts_once() {
+    let mut socket = Socket::new(&[(2, 1000)], None, 2);
+    let existing = Flow {
+        original: tuple(),
+        reply: tuple().reversed(),
+        zone: 0,
+        id: socket.cookie,
+        counters: Some(Counters { original: 1000, reply: 0 }),
+        open: true,
+        socket: Some(10),
+    };
+    socket.ledger.open(socket.now).existing_socket(&existing);
+    for loopback in [false, true] {
+        socket.loopback = loopback;
+        socket.tick(100, None);
+        assert_eq!(connections(&socket), figures([("2", 1)]));
+    }
+    assert_eq!(socket.figures(), figures([("2", 1200)]));
 }
