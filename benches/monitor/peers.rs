@@ -27,7 +27,7 @@ pub enum Peer {
     Nethogs,
     /// `bandwhich --raw --no-resolve --processes --total-utilization`
     Bandwhich,
-    /// `rustnet --headless --output jsonl --interface any --show-localhost --no-resolve-dns --refresh-interval 1000`
+    /// `rustnet --headless` with all of its interfaces, and owners also where its BPF programs cannot be loaded
     Rustnet,
     /// Our runmonitor
     Runmonitor,
@@ -99,6 +99,8 @@ impl Peer {
                 let mut rustnet = Command::new("rustnet");
                 rustnet.args(["--headless", "--output", "jsonl", "--interface", "any"]);
                 rustnet.args(["--show-localhost", "--no-resolve-dns", "--refresh-interval", "1000"]);
+                // Without BPF programs, it looks into processes, which these would keep it from.
+                rustnet.args(["--no-uid-drop", "--no-sandbox"]);
                 namespace.start(rustnet.stderr(Stdio::null()))
             }
             Self::Runmonitor | Self::RunmonitorConntrack => {
