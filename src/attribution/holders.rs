@@ -2,7 +2,8 @@
 //!
 //! A user may have processes with millions of descriptors, so a tick reads a bounded number of them, and each user has a share:
 //! nobody's descriptors keep the search from those of others. Where a tick has ended, the next one goes on, until it has been once
-//! round: a socket that was sought all the way then has no holder in /proc.
+//! round: a socket that was sought all the way then has no holder in /proc. Where that takes several ticks, the search remembers what
+//! it has read of sockets that are sought only later: otherwise each of these would wait until the walk comes to its holder again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -17,6 +18,9 @@ const OF_LIKELY: u32 = 30_000;
 const OF_THREADS: u32 = 20_000;
 /// A share is not less than this, as long as there are any left.
 const LEAST_SHARE: u32 = 2_000;
+
+/// The most sockets that are remembered: 5 MB.
+const REMEMBERED: usize = 1 << 18;
 
 /// Which process holds which socket.
 #[derive(Debug, Default)]
@@ -39,13 +43,39 @@ impl Holders {
 
     /// Enters that `pid` holds a socket, if it is one that is sought and has no holder yet. Breaks when none is left.
     fn enter(&mut self, pid: u32, handle: Handle) -> ControlFlow<()> {
-        if let Ok(at) = self.inodes.binary_search(&handle.inode)
-            && let Some(holder @ None) = self.holders.get_mut(at)
-        {
-            *holder = Some((pid, handle));
-            self.left -= 1;
+        self.enter_or(pid, handle, |_| {})
+    }
+
+    /// The same; calls `remember` with one that is not sought.
+    fn enter_or(&mut self, pid: u32, handle: Handle, remember: impl FnOnce(Handle)) -> ControlFlow<()> {
+        match self.inodes.binary_search(&handle.inode) {
+            Ok(at) => {
+                if let Some(holder @ None) = self.holders.get_mut(at) {
+                    *holder = Some((pid, handle));
+                    self.left -= 1;
+                }
+            }
+            Err(_) => remember(handle),
         }
         if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Enters those of the `remembered` holders that still hold what is sought, as far as the budget goes.
+    fn enter_remembered(&mut self, remembered: &mut Remembered, budget: &mut u32, processes: &Processes) {
+        for (inode, holder) in self.inodes.iter().zip(&mut self.holders) {
+            if *budget == 0 || remembered.is_empty() {
+                return;
+            }
+            if holder.is_none()
+                && let Some((pid, fd)) = remembered.remove(inode)
+            {
+                let handle = Handle { inode: *inode, fd };
+                if processes.holds_within(pid, handle, budget) {
+                    *holder = Some((pid, handle));
+                    self.left -= 1;
+                }
+            }
+        }
     }
 
     pub fn of(&self, inode: u32) -> Option<(u32, Handle)> {
@@ -59,6 +89,9 @@ impl Holders {
     }
 }
 
+/// The process that held a socket when the walk read it, and its descriptor, by inode.
+type Remembered = HashMap<u32, (u32, u32)>;
+
 /// How far the search has come, if one tick cannot read all descriptors.
 #[derive(Debug, Default)]
 pub(super) struct HolderSearch {
@@ -66,6 +99,8 @@ pub(super) struct HolderSearch {
     walks: HashMap<Option<u32>, Walk>,
     /// The sockets that each search since the walks began has sought and not found, in ascending order.
     sought: Vec<u32>,
+    /// What the walks have read that was not sought; empty where one tick reads all.
+    remembered: Remembered,
     /// The place among the processes at which the search in threads goes on.
     threads_from: usize,
 }
@@ -100,6 +135,7 @@ impl HolderSearch {
     ) -> Holders {
         let mut holders = Holders::of_inodes(inodes);
         if holders.left == 0 {
+            self.remembered = Remembered::new();
             return holders;
         }
         let mut left = OF_LIKELY;
@@ -109,14 +145,19 @@ impl HolderSearch {
         if holders.left == 0 {
             return holders;
         }
+        let mut left = budget;
+        holders.enter_remembered(&mut self.remembered, &mut left, processes);
+        if holders.left == 0 {
+            return holders;
+        }
         self.sought.retain(|inode| holders.inodes.binary_search(inode).is_ok());
-        if self.sought.is_empty() {
+        let begins = self.sought.is_empty();
+        if begins {
             self.sought.clone_from(&holders.inodes);
             self.walks.values_mut().for_each(Walk::begin);
         }
         let users = users(processes);
         self.walks.retain(|user, _| users.contains_key(user));
-        let mut left = budget;
         // A round in which each user has his share, and one for what that has left over.
         let share = (budget / u32::try_from(users.len()).unwrap_or(u32::MAX).max(1)).max(LEAST_SHARE);
         let mut unfinished: Vec<_> = users.iter().collect();
@@ -124,10 +165,14 @@ impl HolderSearch {
             unfinished.retain(|(user, pids)| {
                 let most = share.min(left);
                 let mut unread = most;
-                let is_round = self.walks.entry(**user).or_default().go_on(pids, &mut unread, &mut holders, processes);
+                let walk = self.walks.entry(**user).or_default();
+                let is_round = walk.go_on(pids, &mut unread, &mut holders, &mut self.remembered, processes);
                 left -= most - unread;
                 !is_round
             });
+        }
+        if begins && unfinished.is_empty() {
+            self.remembered = Remembered::new();
         }
         self.sought.retain(|inode| holders.of(*inode).is_none());
         if holders.left == 0 {
@@ -179,7 +224,14 @@ impl Walk {
     }
 
     /// Searches the processes `pids` as far as the budget goes. Returns whether it has been once round, or has found everything.
-    fn go_on(&mut self, pids: &[u32], budget: &mut u32, holders: &mut Holders, processes: &mut Processes) -> bool {
+    fn go_on(
+        &mut self,
+        pids: &[u32],
+        budget: &mut u32,
+        holders: &mut Holders,
+        remembered: &mut Remembered,
+        processes: &mut Processes,
+    ) -> bool {
         // Few of those that have ended are remembered: another process may get the pid.
         if self.read.len() > 2 * pids.len() {
             let running: HashSet<u32> = pids.iter().copied().collect();
@@ -202,7 +254,13 @@ impl Walk {
                 self.next = (pid, first);
                 return false;
             }
-            if let Some(unread) = processes.each_socket_from(pid, first, budget, |handle| holders.enter(pid, handle)) {
+            let mut remember = |Handle { inode, fd }| {
+                if remembered.len() < REMEMBERED {
+                    remembered.insert(inode, (pid, fd));
+                }
+            };
+            let visit = |handle| holders.enter_or(pid, handle, &mut remember);
+            if let Some(unread) = processes.each_socket_from(pid, first, budget, visit) {
                 self.next = (pid, unread);
                 return false;
             }
@@ -367,7 +425,7 @@ mod tests {
         let mut processes = Part::of(pids.iter().copied()).processes();
         let mut sought = Holders::of_inodes(vec![NOBODYS]);
         let mut walk = Walk { read: (u32::MAX - 100..u32::MAX).chain([pids[0]]).collect(), ..Walk::default() };
-        assert!(!walk.go_on(&pids, &mut 0, &mut sought, &mut processes));
+        assert!(!walk.go_on(&pids, &mut 0, &mut sought, &mut Remembered::new(), &mut processes));
         assert_eq!(walk.read, HashSet::from([pids[0]]));
     }
 
@@ -381,6 +439,24 @@ mod tests {
         let known = (0..MANY).map(|_| seek(&[NOBODYS, 2])).find(|holders| holders.has_none(NOBODYS)).unwrap();
         assert!(!known.has_none(2));
         assert!((0..MANY).any(|_| seek(&[NOBODYS, 2]).has_none(2)));
+    }
+
+    #[test]
+    fn what_is_sought_after_the_walk_has_read_it_is_found_at_once() {
+        let holders = start(10);
+        let part = Part::of(holders.iter().map(Holder::pid));
+        let (mut search, mut processes) = (HolderSearch::default(), part.processes());
+        let mut seek = |inode| search.holders_within(BUDGET, vec![NOBODYS, inode], Vec::new(), &mut processes);
+        // Round them all once, with another socket to seek, as long as it takes.
+        while !seek(2).has_none(NOBODYS) {}
+        for holder in &holders {
+            assert_eq!(seek(holder.socket).of(holder.socket).map(|(pid, _)| pid), Some(holder.pid()));
+        }
+        // A holder that no longer has it is not believed.
+        seek(2);
+        assert!(search.remembered.insert(NOBODYS, (holders[0].pid(), 0)).is_none());
+        let sought = vec![NOBODYS, holders[0].socket];
+        assert_eq!(search.holders_within(BUDGET, sought, Vec::new(), &mut processes).of(NOBODYS), None);
     }
 
     #[test]

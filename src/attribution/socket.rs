@@ -69,14 +69,14 @@ pub(super) fn find_all(namespaces: &mut Namespaces, tuples: &[Tuple], deadline: 
     let of_tcp = |at: &u32| tuples[*at as usize].protocol == Protocol::Tcp;
     let order: Vec<u32> = (0..).take(tuples.len()).filter(of_tcp).collect();
     if order.len() >= BULK {
-        // The sockets that this dump misses are requested one by one below.
-        find_listed(namespaces, Protocol::Tcp, tuples, order, &mut found, deadline);
+        // The sockets that this dump misses are requested one by one below. There may be so many that it is not done in time, and it
+        // begins with the same ones in each tick, so the others get as much.
+        let half_time = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        find_listed(namespaces, Protocol::Tcp, tuples, order, &mut found, half_time);
     }
     for (tuple, found) in tuples.iter().zip(&mut found) {
-        if Instant::now() >= deadline {
-            *found = Found::NotSearched;
-        } else if !matches!(found, Found::Socket { inode: 1.., .. }) {
-            *found = find(namespaces, tuple);
+        if !matches!(found, Found::Socket { inode: 1.., .. }) {
+            *found = if Instant::now() < deadline { find(namespaces, tuple) } else { Found::NotSearched };
         }
     }
     found

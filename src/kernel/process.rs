@@ -263,6 +263,14 @@ impl Processes {
         link.is_ok_and(|target| parse_socket_link(target.as_os_str().as_encoded_bytes()) == Some(handle.inode))
     }
 
+    /// The same, for at least one descriptor of a `budget`.
+    pub fn holds_within(&self, pid: u32, handle: Handle, budget: &mut u32) -> bool {
+        let mut work = Work::begin(1, budget);
+        let holds = self.holds(pid, handle);
+        work.charge_time(budget);
+        holds
+    }
+
     /// Whether the process that started at `start_time` still runs under `pid` and has any socket open, or may have one that a
     /// search of `budget` descriptors did not get to.
     pub fn has_sockets(&mut self, pid: u32, start_time: u64, budget: &mut u32) -> bool {
