@@ -23,13 +23,14 @@ pub struct Options {
     /// At least how many processes hold the clients' ends
     #[arg(long, default_value_t = 1)]
     processes: usize,
+    /// How many seconds a monitor has to start, read all connections and find their owners: with 100,000 it needs 60
+    #[arg(long, default_value_t = 12)]
+    settle: u64,
     /// For how many seconds to measure each monitor
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 }
 
-/// The time for a monitor to start, read all connections and find their owners.
-const SETTLE: Duration = Duration::from_secs(12);
 /// The most connections that one process holds, to its own loopback address.
 const HELD_BY_ONE: usize = 10_000;
 
@@ -89,7 +90,7 @@ pub fn hold(namespace: &Namespace, port: u16, flows: usize, clients: usize) -> R
 
 fn measure(peer: Peer, namespace: &Namespace, options: &Options) -> Result<Usage> {
     let program = peer.start(namespace, &options.common.ours)?;
-    sleep(SETTLE);
+    sleep(Duration::from_secs(options.settle));
     let (first_cpu_s, before) = (program.cpu_s()?, refreshes(&program.chunks()).len());
     sleep(Duration::from_secs(options.seconds));
     let (cpu_s, refreshes) = (program.cpu_s()? - first_cpu_s, refreshes(&program.chunks()).len() - before);
